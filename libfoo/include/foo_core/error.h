@@ -1,0 +1,27 @@
+// What foo_core throws.
+#pragma once
+
+#include <stdexcept>
+
+#include "foo_core/export.h"
+
+namespace foo_core {
+
+/// An argument is not what the function takes. what() is one sentence that
+/// names the operator, the argument, what was expected and what came, such as
+/// "rms_norm: weight has 4095 elements, but x's last dimension is 4096".
+/// Nothing has been written when it is thrown.
+class FOO_CORE_EXPORT InvalidArgument : public std::invalid_argument {
+ public:
+  explicit InvalidArgument(const char* message);
+  ~InvalidArgument() override;
+};
+
+/// This build cannot do what was asked, such as run on a CUDA device.
+class FOO_CORE_EXPORT Unavailable : public std::runtime_error {
+ public:
+  explicit Unavailable(const char* message);
+  ~Unavailable() override;
+};
+
+}  // namespace foo_core

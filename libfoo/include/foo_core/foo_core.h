@@ -1,0 +1,11 @@
+// All of foo_core.
+#pragma once
+
+#include "foo_core/build_info.h"
+#include "foo_core/elementwise.h"
+#include "foo_core/error.h"
+#include "foo_core/export.h"
+#include "foo_core/parallel.h"
+#include "foo_core/rms_norm.h"
+#include "foo_core/tensor.h"
+#include "foo_core/version.h"

@@ -1,0 +1,47 @@
+// How a caller describes its memory to foo_core.
+#pragma once
+
+#include <cstdint>
+
+#include "foo_core/export.h"
+
+namespace foo_core {
+
+/// Element type. The numbers are part of the ABI.
+enum class DType : std::int32_t {
+  kFloat32 = 0,
+  kFloat64 = 1,
+  kFloat16 = 2,   ///< IEEE 754 binary16
+  kBFloat16 = 3,  ///< the upper half of a binary32
+};
+
+/// Bytes per element; 0 for a value that is no DType.
+FOO_CORE_EXPORT std::int64_t item_size(DType dtype) noexcept;
+
+/// "float32", "float64", "float16" or "bfloat16"; "invalid" for other values.
+FOO_CORE_EXPORT const char* name(DType dtype) noexcept;
+
+/// Read-only memory of the caller's: any number of dimensions, any strides.
+/// A stride of 0 repeats an element, a negative one walks backwards.
+struct ConstTensorView {
+  const void* data;  ///< the element at index (0, ..., 0); unused if empty
+  DType dtype;
+  std::int64_t ndim;            ///< 0 is one element
+  const std::int64_t* sizes;    ///< [ndim], elements, each >= 0
+  const std::int64_t* strides;  ///< [ndim], in elements, not bytes
+};
+
+/// Writable memory of the caller's. No two indices may share an element.
+struct TensorView {
+  void* data;
+  DType dtype;
+  std::int64_t ndim;
+  const std::int64_t* sizes;
+  const std::int64_t* strides;
+
+  operator ConstTensorView() const noexcept {
+    return {data, dtype, ndim, sizes, strides};
+  }
+};
+
+}  // namespace foo_core
