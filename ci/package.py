@@ -1,0 +1,167 @@
+"""Build and test the conda packages into dist/conda, an indexed channel.
+
+Each package is built by rattler-build from its recipe and tested in new
+environments that hold the built package. dist/conda changes only when all of
+that went well. Full logs are in build/rattler-build/PACKAGE.log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from conda_tools import DIST, PACKAGES, ROOT, channel_url, forget, index
+from rattler import Version
+from rattler_build import (
+    PlatformConfig,
+    RattlerBuildError,
+    RenderConfig,
+    RenderedVariant,
+    Stage0Recipe,
+    ToolConfiguration,
+    VariantConfig,
+)
+
+PLATFORM = "linux-64"
+RECIPES = ROOT / "recipe"
+OUTPUT = ROOT / "build" / "rattler-build"
+TAIL = 60  # lines of the log that a failure prints
+
+
+class Progress:
+    """Writes everything to a log, and what people wait for to the terminal."""
+
+    def __init__(self, log: TextIO) -> None:
+        self.log = log
+
+    def on_download_start(self, event) -> None: ...
+    def on_download_progress(self, event) -> None: ...
+    def on_download_complete(self, event) -> None: ...
+
+    def on_build_step(self, event) -> None:
+        self.log.write(f"[{event.step_name}] {event.message}\n")
+        print(f"  {event.step_name}: {event.message}", flush=True)
+
+    def on_log(self, event) -> None:
+        self.log.write(f"{event.message}\n")
+        if event.level == "error":
+            print(f"  error: {event.message}", flush=True)
+
+
+def local_variants(channel: str) -> dict[str, list[str]]:
+    """The oldest Python and torch that a channel on this machine's disk has.
+
+    A stand-in for conda-forge has one of each, which is not the oldest that
+    variants.yaml names.
+    """
+    if not channel.startswith("file://"):
+        return {}
+    repodata = json.loads(
+        Path(channel.removeprefix("file://"), PLATFORM, "repodata.json")
+        .read_text()
+    )
+    oldest: dict[str, Version] = {}
+    for record in repodata["packages.conda"].values():
+        version = Version(record["version"])
+        name = record["name"]
+        oldest[name] = min(oldest.get(name, version), version)
+    python = ".".join(str(oldest["python"]).split(".")[:2])
+    pytorch = ".".join(str(oldest["pytorch"]).split(".")[:2])
+    return {
+        "python": [f"{python}.* *_cpython"],
+        "python_min": [python],
+        "pytorch": [pytorch],
+    }
+
+
+def render(recipe: Path, variants: VariantConfig) -> RenderedVariant:
+    """The one variant of a recipe that is built here."""
+    (rendered,) = Stage0Recipe.from_file(recipe).render(
+        variants,
+        RenderConfig(platform=PlatformConfig(target_platform=PLATFORM)),
+    )
+    return rendered
+
+
+def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
+    """Build one package and test it; returns the .conda file.
+
+    Raises RattlerBuildError if either fails, after printing the end of the log.
+    """
+    channel = channel_url()
+    variants = VariantConfig.from_file(RECIPES / "variants.yaml")
+    variants.merge(VariantConfig(local_variants(channel)))
+    forget(name)
+    for leftover in ("bld", "test", "broken"):
+        shutil.rmtree(output / leftover, ignore_errors=True)
+    for old in output.glob(f"*/{name}-[0-9]*.conda"):
+        old.unlink()
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "noarch").mkdir(exist_ok=True)
+
+    start = time.monotonic()
+    log = output / f"{name}.log"
+    print(f"{name}: building {recipe.relative_to(ROOT)}", flush=True)
+    try:
+        with log.open("w") as stream:
+            result = render(recipe, variants).run_build(
+                ToolConfiguration(
+                    test_strategy="native" if test else "skip",
+                    compression_threads=os.cpu_count(),
+                ),
+                output_dir=output,
+                channels=[output.as_uri(), channel],
+                progress_callback=Progress(stream),
+                package_format="conda:3",
+                no_build_id=True,
+            )
+    except RattlerBuildError:
+        lines = log.read_text().splitlines()
+        print(*lines[-TAIL:], f"{name}: failed; all of it: {log}", sep="\n")
+        raise
+    (package,) = (Path(path) for path in result.packages)
+    print(
+        f"{name}: {package.name}, {package.stat().st_size / 1e3:.0f} kB,"
+        f" built{' and tested' if test else ''}"
+        f" in {time.monotonic() - start:.0f} s",
+        flush=True,
+    )
+    return package
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--no-test", action="store_true", help="build without testing"
+    )
+    arguments = parser.parse_args()
+    try:
+        built = [
+            build(
+                name,
+                RECIPES / name / "recipe.yaml",
+                OUTPUT,
+                test=not arguments.no_test,
+            )
+            for name in PACKAGES
+        ]
+    except RattlerBuildError as error:
+        print(f"package: {error}", file=sys.stderr)
+        return 1
+    shutil.rmtree(DIST, ignore_errors=True)
+    (DIST / PLATFORM).mkdir(parents=True)
+    for package in built:
+        shutil.copy2(package, DIST / PLATFORM)
+    index(DIST)
+    print(f"{DIST.relative_to(ROOT)}: a channel with {len(built)} packages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
