@@ -1,0 +1,30 @@
+"""scikit-build-core, which learns here where libfoo-core comes from.
+
+An isolated build gets its requirements from an index. libfoo-core is taken
+from the sibling directory when this is a checkout of the repository, so that
+`pip install ./libfoo ./torch-foo` works. Without build isolation these hooks
+have no effect: CMake finds foo_core as usual (CMAKE_PREFIX_PATH).
+"""
+
+from pathlib import Path
+
+from scikit_build_core import build
+from scikit_build_core.build import *  # noqa: F403
+
+_LIBFOO = Path(__file__).resolve().parents[2] / "libfoo"
+
+
+def _libfoo_core() -> str:
+    if (_LIBFOO / "pyproject.toml").is_file():
+        return f"libfoo-core @ {_LIBFOO.as_uri()}"
+    return "libfoo-core>=0.1,<0.2"
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    requires = build.get_requires_for_build_wheel(config_settings)
+    return [*requires, _libfoo_core()]
+
+
+def get_requires_for_build_editable(config_settings=None):
+    requires = build.get_requires_for_build_editable(config_settings)
+    return [*requires, _libfoo_core()]

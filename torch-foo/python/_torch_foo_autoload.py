@@ -1,0 +1,28 @@
+"""What `import torch` calls to register torch.ops.torch_foo.
+
+torch loads the entry points of the group `torch.backends` and fails if one of
+them fails. So this module imports nothing when it is loaded, and `load` never
+raises: a broken torch_foo must not break torch.
+"""
+
+
+def load() -> None:
+    """Import torch_foo; if that fails, warn once and leave torch alone."""
+    import sys
+
+    if "torch_foo" in sys.modules:  # it is what imports torch right now
+        return
+    try:
+        import torch_foo  # noqa: F401
+    except Exception as error:
+        import warnings
+
+        message = (
+            f"torch_foo is installed but could not be loaded: {error}\n"
+            "torch works without it. TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns "
+            "this attempt off."
+        )
+        try:
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        except RuntimeWarning:  # python -W error
+            print(message, file=sys.stderr)

@@ -1,0 +1,27 @@
+"""Fast building blocks of transformer models for PyTorch.
+
+Importing this package registers its operators with PyTorch's dispatcher, as
+``torch.ops.torch_foo.*``. The functions here are the same with type hints,
+defaults and ``out=``.
+"""
+
+# torch comes first: _C finds libtorch because torch has loaded it.
+from torch_foo import _load  # noqa: F401, I001
+from torch_foo import nn, ops, reference
+from torch_foo._build_info import BuildInfo, build_info
+from torch_foo.ops import add, mul, muladd, rms_norm
+
+__all__ = [
+    "BuildInfo",
+    "__version__",
+    "add",
+    "build_info",
+    "mul",
+    "muladd",
+    "nn",
+    "ops",
+    "reference",
+    "rms_norm",
+]
+
+__version__ = build_info().torch_foo

@@ -1,0 +1,37 @@
+"""What is installed, and what it runs on."""
+
+import importlib.metadata
+from typing import NamedTuple
+
+import torch
+
+
+class BuildInfo(NamedTuple):
+    """Versions and capabilities, of the libraries that were really loaded."""
+
+    torch_foo: str
+    """Version of this package."""
+    torch: str
+    """Version of PyTorch."""
+    foo_core: str
+    """Version of the kernel library."""
+    cuda: bool
+    """Whether the kernel library has CUDA kernels."""
+    simd_target: str
+    """The instruction set that CPU kernels run with, such as AVX2."""
+
+
+def build_info() -> BuildInfo:
+    """Tell what is installed, and what it runs on.
+
+    >>> torch_foo.build_info().foo_core >= "0.1"
+    True
+    """
+    native = torch.ops.torch_foo
+    return BuildInfo(
+        torch_foo=importlib.metadata.version("torch-foo"),
+        torch=torch.__version__,
+        foo_core=native._core_version(),
+        cuda=native._core_has_cuda(),
+        simd_target=native._simd_target(),
+    )

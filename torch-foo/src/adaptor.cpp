@@ -1,0 +1,199 @@
+#include "adaptor.h"
+
+#include <torch/headeronly/core/Layout.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cctype>
+#include <optional>
+#include <stdexcept>
+
+namespace torch_foo {
+namespace {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::Layout;
+using torch::headeronly::ScalarType;
+
+// Numbers of torch's dtypes. Read as such, because Tensor::scalar_type() throws
+// for those that the stable ABI has no name for, such as the quantised ones.
+std::int32_t dtype_number(const Tensor& tensor) {
+  std::int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
+  const std::int32_t dtype = dtype_number(tensor);
+  if (dtype == aoti_torch_dtype_float32()) return foo_core::DType::kFloat32;
+  if (dtype == aoti_torch_dtype_bfloat16()) return foo_core::DType::kBFloat16;
+  if (dtype == aoti_torch_dtype_float16()) return foo_core::DType::kFloat16;
+  if (dtype == aoti_torch_dtype_float64()) return foo_core::DType::kFloat64;
+  return std::nullopt;
+}
+
+// Python's name of a dtype.
+std::string dtype_name(const Tensor& tensor) {
+  const auto type = static_cast<ScalarType>(dtype_number(tensor));
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::ComplexHalf:
+      return "complex32";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default: {  // the others are alike but for capitals
+      std::string name = torch::headeronly::toString(type);
+      for (char& c : name) c = static_cast<char>(std::tolower(c));
+      return name;
+    }
+  }
+}
+
+// "(2, 3)", as Python writes a shape.
+std::string shape_text(IntHeaderOnlyArrayRef shape) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  if (!tensor.is_cuda()) return "another kind of device";
+  return "cuda:" + std::to_string(tensor.get_device_index());
+}
+
+bool same_device(const Tensor& a, const Tensor& b) {
+  if (a.is_cpu()) return b.is_cpu();
+  return a.is_cuda() && b.is_cuda() &&
+         a.get_device_index() == b.get_device_index();
+}
+
+Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
+             const Tensor& like) {
+  std::vector<std::int64_t> strides(shape.size());
+  std::int64_t stride = 1;
+  for (std::size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<std::int64_t>(shape[i], 1);
+  }
+  std::int32_t device_type, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
+      dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+}  // namespace
+
+void fail(const std::string& message) {
+  throw std::runtime_error("torch_foo." + message);
+}
+
+void check_arguments(const char* op,
+                     std::initializer_list<Argument> arguments) {
+  const Argument& first = *arguments.begin();
+  const std::string prefix = std::string(op) + ": ";
+  for (const auto& [name, tensor] : arguments) {
+    if (!tensor.defined()) fail(prefix + name + " is None, expected a tensor");
+    if (tensor.layout() != Layout::Strided) {
+      fail(prefix + name + " is a sparse or otherwise not dense tensor, " +
+           "expected a dense one");
+    }
+    if (!dtype_of(tensor)) {
+      fail(prefix + name + " has dtype " + dtype_name(tensor) +
+           ", expected float32, float64, float16 or bfloat16");
+    }
+    if (!same_device(tensor, first.tensor)) {
+      fail(prefix + name + " is on " + device_name(tensor) + ", but " +
+           first.name + " is on " + device_name(first.tensor));
+    }
+    if (dtype_number(tensor) != dtype_number(first.tensor)) {
+      fail(prefix + name + " has dtype " + dtype_name(tensor) + ", but " +
+           first.name + " has " + dtype_name(first.tensor));
+    }
+  }
+}
+
+std::vector<std::int64_t> broadcast_shape(const char* op, const Tensor& a,
+                                          const Tensor& b) {
+  const auto sizes_a = a.sizes();
+  const auto sizes_b = b.sizes();
+  const std::size_t ndim = std::max(sizes_a.size(), sizes_b.size());
+  std::vector<std::int64_t> shape(ndim);
+  for (std::size_t i = 1; i <= ndim; ++i) {  // counted from the last dimension
+    const auto na = i <= sizes_a.size() ? sizes_a[sizes_a.size() - i] : 1;
+    const auto nb = i <= sizes_b.size() ? sizes_b[sizes_b.size() - i] : 1;
+    if (na != nb && na != 1 && nb != 1) {
+      fail(std::string(op) + ": a has shape " + shape_text(sizes_a) +
+           " and b has shape " + shape_text(sizes_b) +
+           ", which do not broadcast");
+    }
+    shape[ndim - i] = na == 1 ? nb : na;
+  }
+  return shape;
+}
+
+Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like) {
+  return empty(shape, dtype_number(like), like);
+}
+
+Tensor empty_bytes(std::int64_t size, const Tensor& like) {
+  return empty(IntHeaderOnlyArrayRef(&size, 1), aoti_torch_dtype_uint8(), like);
+}
+
+foo_core::ConstTensorView view(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {tensor.const_data_ptr(), *dtype_of(tensor),
+          static_cast<std::int64_t>(sizes.size()), sizes.data(),
+          tensor.strides().data()};
+}
+
+foo_core::TensorView mutable_view(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {tensor.mutable_data_ptr(), *dtype_of(tensor),
+          static_cast<std::int64_t>(sizes.size()), sizes.data(),
+          tensor.strides().data()};
+}
+
+foo_core::ParallelFor torch_threads() {
+  const auto run = [](void*, std::int64_t begin, std::int64_t end,
+                      std::int64_t grain, foo_core::RangeBody body,
+                      void* context) {
+    struct Call {
+      foo_core::RangeBody body;
+      void* context;
+    } call{body, context};
+    // PyTorch wants the arguments in another order, so it calls this.
+    const ParallelFunc func = [](std::int64_t b, std::int64_t e, void* self) {
+      const auto* call = static_cast<Call*>(self);
+      call->body(call->context, b, e);
+    };
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, func, &call));
+  };
+  return {run, nullptr};
+}
+
+}  // namespace torch_foo

@@ -1,0 +1,76 @@
+// What every adaptor needs: checks, outputs, and the way from a torch tensor
+// to a foo_core view. An adaptor sits between PyTorch's dispatcher and
+// foo_core: it checks what foo_core cannot see (device, layout, dtype),
+// allocates the result, and hands over pointers, threads or a stream.
+//
+// Only the stable ABI of LibTorch is used, and of that only the C functions
+// that cost a few nanoseconds: a call by name through the dispatcher, such as
+// torch::stable::empty_like, costs more than a small kernel.
+#pragma once
+
+#include <foo_core/foo_core.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+namespace torch_foo {
+
+using torch::stable::Tensor;
+
+struct Argument {
+  const char* name;
+  const Tensor& tensor;
+};
+
+/// Throws what Python sees as RuntimeError("torch_foo.{message}").
+[[noreturn]] void fail(const std::string& message);
+
+/// Checks that the arguments are dense tensors of one floating-point dtype on
+/// one CPU or CUDA device. Shapes are foo_core's to check.
+void check_arguments(const char* op, std::initializer_list<Argument> arguments);
+
+/// The shape that a and b broadcast to.
+std::vector<std::int64_t> broadcast_shape(const char* op, const Tensor& a,
+                                          const Tensor& b);
+
+/// A new contiguous tensor with the dtype and device of `like`.
+Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef shape,
+             const Tensor& like);
+
+/// Scratch memory for a kernel, aligned to 64 bytes.
+Tensor empty_bytes(std::int64_t size, const Tensor& like);
+
+/// How foo_core sees a tensor that passed check_arguments. Borrows from it.
+foo_core::ConstTensorView view(const Tensor& tensor);
+foo_core::TensorView mutable_view(const Tensor& tensor);
+
+/// PyTorch's threads, lent to foo_core.
+foo_core::ParallelFor torch_threads();
+
+/// The cudaStream_t that PyTorch currently uses on a device.
+void* current_stream(std::int32_t device_index);
+
+/// Calls cpu(threads) or cuda(stream), as the device of `tensor` asks for.
+/// What foo_core throws leaves as an error of torch_foo's.
+template <class Cpu, class Cuda>
+void run(const Tensor& tensor, Cpu cpu, Cuda cuda) {
+  try {
+    if (tensor.is_cpu()) {
+      cpu(torch_threads());
+    } else {
+      const std::int32_t device = tensor.get_device_index();
+      torch::stable::accelerator::DeviceGuard guard(device);
+      cuda(current_stream(device));
+    }
+  } catch (const foo_core::InvalidArgument& error) {
+    fail(error.what());
+  } catch (const foo_core::Unavailable& error) {
+    fail(error.what());
+  }
+}
+
+}  // namespace torch_foo
