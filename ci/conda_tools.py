@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ DIST = ROOT / "dist" / "conda"
 PACKAGES = ("libfoo-core", "torch-foo")
 #: The name under which all other packages are looked for.
 CHANNEL = "conda-forge"
+PLATFORM = "linux-64"
 
 # A cache of our own: see forget().
 os.environ.setdefault("RATTLER_CACHE_DIR", str(ROOT / "build/rattler-cache"))
@@ -33,6 +35,33 @@ def channel_url() -> str:
     default = "https://conda.anaconda.org"
     alias = os.environ.get("CONDA_CHANNEL_ALIAS", default)
     return f"{alias.rstrip('/')}/{CHANNEL}"
+
+
+def local_variants() -> dict[str, list[str]]:
+    """What to build for instead of variants.yaml's oldest Python and torch.
+
+    A stand-in for conda-forge, a channel on disk, has one of each: that one.
+    """
+    channel = channel_url()
+    if not channel.startswith("file://"):
+        return {}
+    repodata = json.loads(
+        Path(
+            channel.removeprefix("file://"), PLATFORM, "repodata.json"
+        ).read_text()
+    )
+    oldest: dict[str, rattler.Version] = {}
+    for record in repodata["packages.conda"].values():
+        version = rattler.Version(record["version"])
+        name = record["name"]
+        oldest[name] = min(oldest.get(name, version), version)
+    python = ".".join(str(oldest["python"]).split(".")[:2])
+    pytorch = ".".join(str(oldest["pytorch"]).split(".")[:2])
+    return {
+        "python": [f"{python}.* *_cpython"],
+        "python_min": [python],
+        "pytorch": [pytorch],
+    }
 
 
 def forget(*names: str) -> None:

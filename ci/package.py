@@ -8,7 +8,6 @@ that went well. Full logs are in build/rattler-build/PACKAGE.log.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -16,8 +15,16 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from conda_tools import DIST, PACKAGES, ROOT, channel_url, forget, index
-from rattler import Version
+from conda_tools import (
+    DIST,
+    PACKAGES,
+    PLATFORM,
+    ROOT,
+    channel_url,
+    forget,
+    index,
+    local_variants,
+)
 from rattler_build import (
     PlatformConfig,
     RattlerBuildError,
@@ -28,7 +35,6 @@ from rattler_build import (
     VariantConfig,
 )
 
-PLATFORM = "linux-64"
 RECIPES = ROOT / "recipe"
 OUTPUT = ROOT / "build" / "rattler-build"
 TAIL = 60  # lines of the log that a failure prints
@@ -54,32 +60,6 @@ class Progress:
             print(f"  error: {event.message}", flush=True)
 
 
-def local_variants(channel: str) -> dict[str, list[str]]:
-    """The oldest Python and torch that a channel on this machine's disk has.
-
-    A stand-in for conda-forge has one of each, which is not the oldest that
-    variants.yaml names.
-    """
-    if not channel.startswith("file://"):
-        return {}
-    repodata = json.loads(
-        Path(channel.removeprefix("file://"), PLATFORM, "repodata.json")
-        .read_text()
-    )
-    oldest: dict[str, Version] = {}
-    for record in repodata["packages.conda"].values():
-        version = Version(record["version"])
-        name = record["name"]
-        oldest[name] = min(oldest.get(name, version), version)
-    python = ".".join(str(oldest["python"]).split(".")[:2])
-    pytorch = ".".join(str(oldest["pytorch"]).split(".")[:2])
-    return {
-        "python": [f"{python}.* *_cpython"],
-        "python_min": [python],
-        "pytorch": [pytorch],
-    }
-
-
 def render(recipe: Path, variants: VariantConfig) -> RenderedVariant:
     """The one variant of a recipe that is built here."""
     (rendered,) = Stage0Recipe.from_file(recipe).render(
@@ -94,9 +74,8 @@ def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
 
     Raises RattlerBuildError if either fails, after printing the end of the log.
     """
-    channel = channel_url()
     variants = VariantConfig.from_file(RECIPES / "variants.yaml")
-    variants.merge(VariantConfig(local_variants(channel)))
+    variants.merge(VariantConfig(local_variants()))
     forget(name)
     for leftover in ("bld", "test", "broken"):
         shutil.rmtree(output / leftover, ignore_errors=True)
@@ -107,7 +86,7 @@ def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
 
     start = time.monotonic()
     log = output / f"{name}.log"
-    print(f"{name}: building {recipe.relative_to(ROOT)}", flush=True)
+    print(f"{name}: building from {recipe}", flush=True)
     try:
         with log.open("w") as stream:
             result = render(recipe, variants).run_build(
@@ -116,7 +95,7 @@ def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
                     compression_threads=os.cpu_count(),
                 ),
                 output_dir=output,
-                channels=[output.as_uri(), channel],
+                channels=[output.as_uri(), channel_url()],
                 progress_callback=Progress(stream),
                 package_format="conda:3",
                 no_build_id=True,

@@ -1,0 +1,89 @@
+"""The recipes render, here and on conda-forge, and their tests can fail."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import package
+import pytest
+from conda_tools import PACKAGES, forget
+from rattler_build import (
+    JinjaConfig,
+    PlatformConfig,
+    RattlerBuildError,
+    RenderConfig,
+    Stage0Recipe,
+    VariantConfig,
+)
+
+PLATFORM = PlatformConfig(target_platform="linux-64")
+
+
+def render(root: Path, name: str, variants: VariantConfig) -> list[dict]:
+    recipe = Stage0Recipe.from_file(root / "recipe" / name / "recipe.yaml")
+    rendered = recipe.render(variants, RenderConfig(platform=PLATFORM))
+    return [
+        {**variant.recipe.to_dict(), "variant": variant.variant}
+        for variant in rendered
+    ]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_it_renders_with_our_variants(name: str, root: Path) -> None:
+    variants = VariantConfig.from_file(root / "recipe" / "variants.yaml")
+    assert len(render(root, name, variants)) == 1
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_it_renders_with_conda_forges_pins(name: str, root: Path) -> None:
+    pins = VariantConfig.from_conda_build_config(
+        Path(__file__).parent / "pins.yaml", JinjaConfig(platform=PLATFORM)
+    )
+    rendered = render(root, name, pins)
+    for recipe in rendered:
+        assert "sysroot_linux-64 2.17.*" in recipe["requirements"]["build"]
+        assert "gxx_linux-64 15.*" in recipe["requirements"]["build"]
+    # render() also returns the variants that `skip` drops in a build.
+    built = [
+        recipe
+        for recipe in rendered
+        if recipe["variant"].get("is_python_min", True)
+    ]
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_there_is_one_recipe_format(name: str, root: Path) -> None:
+    assert not (root / "recipe" / name / "meta.yaml").exists()
+
+
+@pytest.fixture
+def broken_core(root: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of libfoo, and of its recipe, in which add subtracts."""
+    shutil.copytree(
+        root / "libfoo",
+        tmp_path / "libfoo",
+        ignore=shutil.ignore_patterns("build"),
+    )
+    shutil.copytree(root / "recipe", tmp_path / "recipe")
+    source = tmp_path / "libfoo/src/cpu/elementwise.cc"
+    text = source.read_text()
+    broken = text.replace("hn::Add(a, b)", "hn::Sub(a, b)")
+    assert broken != text
+    source.write_text(broken)
+    yield tmp_path
+    # The broken package has the good one's name, version and build string.
+    forget("libfoo-core")
+
+
+def test_a_broken_library_turns_the_recipe_red(
+    broken_core: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`package` has put the good package into the cache before this."""
+    with pytest.raises(RattlerBuildError):
+        package.build(
+            "libfoo-core",
+            broken_core / "recipe/libfoo-core/recipe.yaml",
+            broken_core / "out",
+        )
+    assert "find_package" in capfd.readouterr().out

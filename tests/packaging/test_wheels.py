@@ -1,0 +1,137 @@
+"""`pip install ./libfoo ./torch-foo`, and what is in the wheels.
+
+The installers build in isolation, each build with an environment of its own.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+USE = """
+import torch, torch_foo
+a = torch.arange(6.0).reshape(2, 3)
+assert torch_foo.muladd(a, a, 1.0).equal(a * a + 1)
+print(torch_foo.build_info())
+"""
+# Any other torch would bring gigabytes of CUDA libraries with it.
+TORCH = "torch==2.13.0+cpu"
+
+
+@pytest.fixture(scope="module")
+def installer_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment variables of pip and uv."""
+    folder = tmp_path_factory.mktemp("installers")
+    constraints = folder / "constraints.txt"
+    constraints.write_text(f"{TORCH}\n")
+    env = {
+        "PIP_CONSTRAINT": str(constraints),
+        "UV_CONSTRAINT": str(constraints),
+        "UV_BUILD_CONSTRAINT": str(constraints),
+        "UV_CACHE_DIR": str(folder / "uv"),
+        # These three build the same library: with the same compiled objects.
+        "SKBUILD_BUILD_DIR": str(folder / "{wheel_tag}"),
+    }
+    if "CI_PIXI_STANDIN" in os.environ:
+        source = os.environ["FETCHCONTENT_SOURCE_DIR_HIGHWAY"]
+        define = f"FETCHCONTENT_SOURCE_DIR_HIGHWAY={source}"
+        env["SKBUILD_CMAKE_DEFINE"] = define
+    else:
+        index = "https://download.pytorch.org/whl/cpu"
+        env |= {"PIP_EXTRA_INDEX_URL": index, "UV_INDEX": index}
+        env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return env
+
+
+@pytest.fixture(scope="module")
+def venv(run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain virtual environment into which pip installed both projects."""
+    return tmp_path_factory.mktemp("pip") / "venv"
+
+
+def site_packages(venv: Path) -> Path:
+    (path,) = venv.glob("lib/python3.*/site-packages")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(
+    run, venv: Path, installer_env: dict[str, str], root: Path
+) -> Path:
+    run(sys.executable, "-m", "venv", venv)
+    run(
+        venv / "bin/pip",
+        "install",
+        root / "libfoo",
+        root / "torch-foo",
+        env=installer_env,
+    )
+    return site_packages(venv)
+
+
+def check_use(run, venv: Path, cwd: Path) -> None:
+    assert "0.1.0" in run(venv / "bin/python", "-c", USE, cwd=cwd)
+
+
+def test_pip_installs_both(
+    run, installed: Path, venv: Path, tmp_path: Path
+) -> None:
+    check_use(run, venv, tmp_path)
+    run(venv / "bin/pip", "check")
+
+
+def test_the_tag_says_every_python(installed: Path) -> None:
+    (wheel,) = installed.glob("torch_foo-*.dist-info/WHEEL")
+    tags = [line for line in wheel.read_text().splitlines() if "Tag" in line]
+    assert tags
+    assert all(tag.startswith("Tag: cp310-abi3-linux") for tag in tags)
+
+
+def test_torch_abi_audit_says_stable(run, installed: Path) -> None:
+    audit = run("torch-abi-audit", "--json", installed / "torch_foo")
+    report = json.loads(audit)
+    print(json.dumps(report, indent=1))
+    run("torch-abi-audit", "--check", "both", installed / "torch_foo")
+
+
+def test_abi3audit_finds_nothing(run, installed: Path) -> None:
+    report = run(
+        "abi3audit",
+        "--strict",
+        "--summary",
+        "--assume-minimum-abi3",
+        "3.10",
+        installed / "torch_foo/_C.abi3.so",
+    )
+    assert "0 ABI version mismatches and 0 ABI violations" in report
+
+
+def test_the_library_is_there_once(installed: Path) -> None:
+    libraries = installed.rglob("libfoo_core*")
+    assert [path.name for path in libraries] == ["libfoo_core.so.0.1"]
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="there is no uv here")
+@pytest.mark.parametrize("editable", [False, True])
+def test_uv_installs_both(
+    run,
+    installer_env: dict[str, str],
+    root: Path,
+    tmp_path: Path,
+    editable: bool,
+) -> None:
+    venv = tmp_path / "venv"
+    run("uv", "venv", "--python", sys.executable, venv)
+    projects: list[str | Path] = []
+    for project in ("libfoo", "torch-foo"):
+        projects += ["--editable"] if editable else []
+        projects += [root / project]
+    run("uv", "pip", "install", "--python", venv, *projects, env=installer_env)
+    check_use(run, venv, tmp_path)
+    code = "import torch_foo; print(torch_foo.__file__)"
+    origin = run(venv / "bin/python", "-c", code, cwd=tmp_path).strip()
+    in_tree = Path(origin).is_relative_to(root / "torch-foo")
+    assert in_tree == editable
