@@ -51,8 +51,8 @@ FOO_CORE_EXPORT void mul(const ConstTensorView& a, const ConstTensorView& b,
                          std::int64_t end) noexcept;
 
 FOO_CORE_EXPORT void muladd(const ConstTensorView& a, const ConstTensorView& b,
-                            double c, const TensorView& out,
-                            std::int64_t begin, std::int64_t end) noexcept;
+                            double c, const TensorView& out, std::int64_t begin,
+                            std::int64_t end) noexcept;
 
 }  // namespace cpu
 

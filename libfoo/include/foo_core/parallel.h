@@ -8,8 +8,7 @@
 namespace foo_core {
 
 /// The work on indices [begin, end). Never throws.
-using RangeBody = void (*)(void* context, std::int64_t begin,
-                           std::int64_t end);
+using RangeBody = void (*)(void* context, std::int64_t begin, std::int64_t end);
 
 /// A parallel loop of the caller's.
 struct ParallelFor {

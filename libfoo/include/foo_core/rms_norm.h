@@ -67,10 +67,12 @@ FOO_CORE_EXPORT void rms_norm(const ConstTensorView& x,
                               const ConstTensorView* weight, double eps,
                               const TensorView& out, void* stream);
 
-FOO_CORE_EXPORT void rms_norm_backward(
-    const ConstTensorView& grad, const ConstTensorView& x,
-    const ConstTensorView* weight, double eps, const TensorView* grad_x,
-    const TensorView* grad_weight, void* scratch, void* stream);
+FOO_CORE_EXPORT void rms_norm_backward(const ConstTensorView& grad,
+                                       const ConstTensorView& x,
+                                       const ConstTensorView* weight,
+                                       double eps, const TensorView* grad_x,
+                                       const TensorView* grad_weight,
+                                       void* scratch, void* stream);
 
 }  // namespace cuda
 }  // namespace foo_core

@@ -1,0 +1,48 @@
+# Google Highway >= 1.1: older ones truncate when they convert to bfloat16.
+#
+# FOO_CORE_FETCH_HIGHWAY decides alone, whatever is installed, so that a build
+# with it never needs libhwy.so when it runs.
+function(foo_core_link_highway)
+  if(NOT FOO_CORE_FETCH_HIGHWAY)
+    find_package(hwy 1.1 CONFIG QUIET)
+    if(NOT hwy_FOUND)
+      set(refused "")
+      foreach(config version IN ZIP_LISTS hwy_CONSIDERED_CONFIGS
+              hwy_CONSIDERED_VERSIONS)
+        string(APPEND refused "\n  found, but not usable: ${version} (${config})")
+      endforeach()
+      message(FATAL_ERROR
+        "foo_core needs Google Highway 1.1 or newer.${refused}\n"
+        "Install it (conda install -c conda-forge libhwy; "
+        "apt install libhwy-dev from Debian 13 or Ubuntu 24.10 on), or "
+        "configure with -DFOO_CORE_FETCH_HIGHWAY=ON to build it from source.")
+    endif()
+    message(STATUS "Highway ${hwy_VERSION}: ${hwy_DIR}")
+    target_link_libraries(foo_core PRIVATE hwy::hwy)
+    return()
+  endif()
+
+  # Variables of this function only; the policies make Highway heed them.
+  set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)
+  set(CMAKE_POLICY_DEFAULT_CMP0126 NEW)
+  set(BUILD_TESTING OFF)
+  set(HWY_ENABLE_CONTRIB OFF)
+  set(HWY_ENABLE_EXAMPLES OFF)
+  set(HWY_ENABLE_INSTALL OFF)
+  set(HWY_ENABLE_TESTS OFF)
+  set(HWY_FORCE_STATIC_LIBS ON)
+  include(FetchContent)
+  FetchContent_Declare(
+    highway
+    GIT_REPOSITORY https://github.com/google/highway.git
+    GIT_TAG 1.3.0
+    GIT_SHALLOW ON)
+  FetchContent_MakeAvailable(highway)
+  set_target_properties(hwy PROPERTIES SYSTEM ON) # its warnings are not ours
+  message(STATUS "Highway: built from ${highway_SOURCE_DIR}")
+  target_link_libraries(foo_core PRIVATE $<BUILD_INTERFACE:hwy>)
+  if(NOT FOO_CORE_SHARED)
+    # An installed libfoo_core.a has it inside.
+    target_sources(foo_core PRIVATE $<TARGET_OBJECTS:hwy>)
+  endif()
+endfunction()

@@ -1,0 +1,100 @@
+#include "checks.h"
+
+#include "foo_core/error.h"
+#include "overlap.h"
+
+namespace foo_core {
+namespace {
+
+std::string text(std::int64_t value) { return std::to_string(value); }
+
+}  // namespace
+
+std::int64_t numel(const ConstTensorView& view) noexcept {
+  std::int64_t count = 1;
+  for (std::int64_t d = 0; d < view.ndim; ++d) count *= view.sizes[d];
+  return count;
+}
+
+std::string shape_text(std::int64_t ndim, const std::int64_t* sizes) {
+  std::string result = "(";
+  for (std::int64_t d = 0; d < ndim; ++d) {
+    if (d > 0) result += ", ";
+    result += text(sizes[d]);
+  }
+  return result + (ndim == 1 ? ",)" : ")");
+}
+
+void fail(const char* op, const std::string& sentence) {
+  throw InvalidArgument((std::string(op) + ": " + sentence).c_str());
+}
+
+void check_tensor(const char* op, const Argument& x) {
+  const ConstTensorView& view = x.view;
+  const auto name = [&x] { return std::string(x.name); };
+  if (item_size(view.dtype) == 0) {
+    fail(op, name() + " has dtype number " +
+                 text(static_cast<std::int64_t>(view.dtype)) +
+                 ", which is none of DType's");
+  }
+  if (view.ndim < 0 || view.ndim > kMaxDims) {
+    fail(op, name() + " has " + text(view.ndim) +
+                 " dimensions, expected 0 to " + text(kMaxDims));
+  }
+  if (view.ndim > 0 && (view.sizes == nullptr || view.strides == nullptr)) {
+    fail(op, name() + " has " + text(view.ndim) +
+                 " dimensions, but its sizes or strides are null");
+  }
+  bool empty = false;
+  for (std::int64_t d = 0; d < view.ndim; ++d) {
+    if (view.sizes[d] < 0) {
+      fail(op, name() + " has size " + text(view.sizes[d]) + " in dimension " +
+                   text(d) + ", expected at least 0");
+    }
+    empty |= view.sizes[d] == 0;
+  }
+  if (!empty && view.data == nullptr) {
+    fail(op, name() + " has shape " + shape_text(view.ndim, view.sizes) +
+                 ", but its data is null");
+  }
+}
+
+void check_same_dtype(const char* op, const Argument& x, const Argument& y) {
+  if (x.view.dtype == y.view.dtype) return;
+  fail(op, std::string(y.name) + " is " + name(y.view.dtype) + ", but " +
+               x.name + " is " + name(x.view.dtype));
+}
+
+void check_shape(const char* op, const Argument& x, std::int64_t ndim,
+                 const std::int64_t* sizes) {
+  bool same = x.view.ndim == ndim;
+  for (std::int64_t d = 0; same && d < ndim; ++d) {
+    same = x.view.sizes[d] == sizes[d];
+  }
+  if (same) return;
+  fail(op, std::string(x.name) + " has shape " +
+               shape_text(x.view.ndim, x.view.sizes) + ", expected " +
+               shape_text(ndim, sizes));
+}
+
+void check_no_self_overlap(const char* op, const Argument& out) {
+  const Overlap result = self_overlap(out.view);
+  if (result == Overlap::kNo) return;
+  fail(op, std::string(out.name) +
+               (result == Overlap::kYes ? " overlaps" : " may overlap") +
+               " itself: two of its indices share memory");
+}
+
+void check_overlap(const char* op, const Argument& out, const Argument& x,
+                   bool may_alias) {
+  if (may_alias && is_same(out.view, x.view)) return;
+  const Overlap result = overlap(out.view, x.view);
+  if (result == Overlap::kNo) return;
+  fail(op, std::string(out.name) +
+               (result == Overlap::kYes ? " overlaps " : " may overlap ") +
+               x.name +
+               (may_alias ? std::string(" without being exactly ") + x.name
+                          : std::string(", expected memory of its own")));
+}
+
+}  // namespace foo_core

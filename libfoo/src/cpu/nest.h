@@ -1,0 +1,83 @@
+// A loop nest that N tensors of one shape are walked in together.
+#pragma once
+
+#include <cstdint>
+
+#include "checks.h"
+
+namespace foo_core {
+
+/// Dimensions that run on without a break in every tensor are merged, so the
+/// innermost loop is as long as can be. Has at least one dimension.
+template <int N>
+struct Nest {
+  int ndim = 0;
+  std::int64_t sizes[kMaxDims];
+  std::int64_t strides[kMaxDims][N];
+
+  std::int64_t inner_size() const { return sizes[ndim - 1]; }
+  const std::int64_t* inner_strides() const { return strides[ndim - 1]; }
+
+  /// Appends a dimension inside those there are.
+  void append(std::int64_t size, const std::int64_t (&stride)[N]) {
+    if (size == 1) return;
+    bool merge = ndim > 0;
+    for (int k = 0; merge && k < N; ++k) {
+      merge = strides[ndim - 1][k] == size * stride[k];
+    }
+    if (merge) {
+      sizes[ndim - 1] *= size;
+    } else {
+      sizes[ndim++] = size;
+    }
+    for (int k = 0; k < N; ++k) strides[ndim - 1][k] = stride[k];
+  }
+
+  /// To be called after the last append.
+  void finish() {
+    if (ndim > 0) return;
+    ndim = 1;
+    sizes[0] = 1;
+    for (int k = 0; k < N; ++k) strides[0][k] = 1;
+  }
+};
+
+/// Offsets of the N tensors at index `at`, counted in row-major order over the
+/// outermost `ndim` dimensions of a nest.
+template <int N>
+class Walker {
+ public:
+  Walker(const Nest<N>& nest, int ndim, std::int64_t at)
+      : nest_(nest), ndim_(ndim) {
+    for (int d = ndim - 1; d >= 0; --d) {
+      index_[d] = at % nest.sizes[d];
+      at /= nest.sizes[d];
+      for (int k = 0; k < N; ++k) {
+        offsets_[k] += index_[d] * nest.strides[d][k];
+      }
+    }
+  }
+
+  std::int64_t offset(int k) const { return offsets_[k]; }
+
+  void next() {
+    for (int d = ndim_ - 1; d >= 0; --d) {
+      if (++index_[d] < nest_.sizes[d]) {
+        for (int k = 0; k < N; ++k) offsets_[k] += nest_.strides[d][k];
+        return;
+      }
+      index_[d] = 0;
+      for (int k = 0; k < N; ++k) {
+        offsets_[k] -= (nest_.sizes[d] - 1) * nest_.strides[d][k];
+      }
+    }
+  }
+
+ private:
+  const Nest<N>& nest_;
+  int ndim_;
+  std::int64_t index_[kMaxDims];
+  std::int64_t offsets_[N] = {};
+};
+
+}  // namespace foo_core

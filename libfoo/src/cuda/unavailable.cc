@@ -1,0 +1,47 @@
+// foo_core::cuda in a build without CUDA kernels: the same functions, which
+// all throw.
+#include <string>
+
+#include "foo_core/elementwise.h"
+#include "foo_core/error.h"
+#include "foo_core/rms_norm.h"
+
+namespace foo_core::cuda {
+namespace {
+
+[[noreturn]] void fail(const char* op) {
+  throw Unavailable((std::string(op) +
+                     ": this build of foo_core has no CUDA kernels; install "
+                     "its cuda variant")
+                        .c_str());
+}
+
+}  // namespace
+
+void add(const ConstTensorView&, const ConstTensorView&, const TensorView&,
+         void*) {
+  fail("add");
+}
+
+void mul(const ConstTensorView&, const ConstTensorView&, const TensorView&,
+         void*) {
+  fail("mul");
+}
+
+void muladd(const ConstTensorView&, const ConstTensorView&, double,
+            const TensorView&, void*) {
+  fail("muladd");
+}
+
+void rms_norm(const ConstTensorView&, const ConstTensorView*, double,
+              const TensorView&, void*) {
+  fail("rms_norm");
+}
+
+void rms_norm_backward(const ConstTensorView&, const ConstTensorView&,
+                       const ConstTensorView*, double, const TensorView*,
+                       const TensorView*, void*, void*) {
+  fail("rms_norm_backward");
+}
+
+}  // namespace foo_core::cuda

@@ -1,0 +1,12 @@
+#include "foo_core/error.h"
+
+namespace foo_core {
+
+InvalidArgument::InvalidArgument(const char* message)
+    : std::invalid_argument(message) {}
+InvalidArgument::~InvalidArgument() = default;
+
+Unavailable::Unavailable(const char* message) : std::runtime_error(message) {}
+Unavailable::~Unavailable() = default;
+
+}  // namespace foo_core

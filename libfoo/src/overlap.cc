@@ -1,0 +1,113 @@
+#include "overlap.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+
+#include "checks.h"
+
+namespace foo_core {
+namespace {
+
+// The bytes that a tensor occupies: for each dimension, `size` copies at
+// distance `stride` > 0 of what the dimensions after it occupy.
+struct Layout {
+  const char* begin;  // the lowest address
+  std::int64_t item_size;
+  int ndim = 0;
+  std::int64_t sizes[kMaxDims];
+  std::int64_t strides[kMaxDims];      // descending
+  std::int64_t extents[kMaxDims + 1];  // of dimensions d and on
+
+  explicit Layout(const ConstTensorView& x)
+      : begin(static_cast<const char*>(x.data)),
+        item_size(foo_core::item_size(x.dtype)) {
+    for (std::int64_t d = 0; d < x.ndim; ++d) {
+      const std::int64_t size = x.sizes[d];
+      const std::int64_t stride = x.strides[d] * item_size;
+      if (size == 1 || stride == 0) continue;  // a repeat occupies no more
+      if (stride < 0) begin += (size - 1) * stride;
+      int at = ndim++;
+      for (; at > 0 && strides[at - 1] < std::abs(stride); --at) {
+        sizes[at] = sizes[at - 1];
+        strides[at] = strides[at - 1];
+      }
+      sizes[at] = size;
+      strides[at] = std::abs(stride);
+    }
+    extents[ndim] = item_size;
+    for (int d = ndim - 1; d >= 0; --d) {
+      extents[d] = extents[d + 1] + (sizes[d] - 1) * strides[d];
+    }
+  }
+};
+
+// Dimensions x_d and on of x, against y_d and on of y that begin `delta` bytes
+// further.
+Overlap overlap(const Layout& x, int x_d, const Layout& y, int y_d,
+                std::int64_t delta, int& steps) {
+  if (delta >= x.extents[x_d] || delta + y.extents[y_d] <= 0) {
+    return Overlap::kNo;
+  }
+  if (x_d == x.ndim && y_d == y.ndim) return Overlap::kYes;
+  if (--steps < 0) return Overlap::kMaybe;
+
+  // Split off the dimension with the largest stride; a tensor without it has
+  // one row. Rows that do not reach into the next can meet at two distances.
+  const std::int64_t stride = std::max(x_d < x.ndim ? x.strides[x_d] : 0,
+                                       y_d < y.ndim ? y.strides[y_d] : 0);
+  const bool in_x = x_d < x.ndim && x.strides[x_d] == stride;
+  const bool in_y = y_d < y.ndim && y.strides[y_d] == stride;
+  const std::int64_t x_size = in_x ? x.sizes[x_d] : 1;
+  const std::int64_t y_size = in_y ? y.sizes[y_d] : 1;
+  x_d += in_x;
+  y_d += in_y;
+  if (x.extents[x_d] > stride || y.extents[y_d] > stride) {
+    return Overlap::kMaybe;
+  }
+  std::int64_t rows = delta / stride;
+  if (delta % stride < 0) --rows;
+  Overlap result = Overlap::kNo;
+  for (const std::int64_t i : {rows, rows + 1}) {
+    if (i >= x_size || i <= -y_size) continue;
+    result =
+        std::max(result, overlap(x, x_d, y, y_d, delta - i * stride, steps));
+    if (result == Overlap::kYes) break;
+  }
+  return result;
+}
+
+}  // namespace
+
+Overlap self_overlap(const ConstTensorView& x) noexcept {
+  for (std::int64_t d = 0; d < x.ndim; ++d) {
+    if (x.sizes[d] == 0) return Overlap::kNo;
+  }
+  for (std::int64_t d = 0; d < x.ndim; ++d) {
+    if (x.sizes[d] > 1 && x.strides[d] == 0) return Overlap::kYes;
+  }
+  const Layout layout(x);
+  for (int d = 0; d < layout.ndim; ++d) {
+    if (layout.strides[d] < layout.extents[d + 1]) return Overlap::kMaybe;
+  }
+  return Overlap::kNo;
+}
+
+Overlap overlap(const ConstTensorView& x, const ConstTensorView& y) noexcept {
+  if (numel(x) == 0 || numel(y) == 0) return Overlap::kNo;
+  const Layout a(x);
+  const Layout b(y);
+  int steps = 256;
+  return overlap(a, 0, b, 0, b.begin - a.begin, steps);
+}
+
+bool is_same(const ConstTensorView& x, const ConstTensorView& y) noexcept {
+  if (x.data != y.data || x.ndim != y.ndim) return false;
+  for (std::int64_t d = 0; d < x.ndim; ++d) {
+    if (x.sizes[d] != y.sizes[d]) return false;
+    if (x.sizes[d] > 1 && x.strides[d] != y.strides[d]) return false;
+  }
+  return true;
+}
+
+}  // namespace foo_core
