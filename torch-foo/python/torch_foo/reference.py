@@ -53,8 +53,7 @@ def rms_norm_backward(
     normed = wide * r
     grad_x = grad_weight = None
     if wants_weight:
-        rows = (g * normed).reshape(-1, x.shape[-1])
-        grad_weight = rows.sum(0).to(x.dtype)
+        grad_weight = (g * normed).sum_to_size(x.shape[-1:]).to(x.dtype)
     if wants_x:
         if weight is not None:
             g = g * _widen(weight)

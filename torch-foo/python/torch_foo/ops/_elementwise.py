@@ -121,7 +121,9 @@ def _register(op: str, *, is_sum: bool) -> None:
         ctx.shapes = a.shape, b.shape
         if not is_sum:
             wants_a, wants_b, *_ = ctx.needs_input_grad
-            ctx.save_for_backward(b if wants_a else None, a if wants_b else None)
+            ctx.save_for_backward(
+                b if wants_a else None, a if wants_b else None
+            )
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         factors = (None, None) if is_sum else ctx.saved_tensors
@@ -134,7 +136,11 @@ def _register(op: str, *, is_sum: bool) -> None:
         return *grads, *[None] * (len(ctx.needs_input_grad) - 2)
 
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor, *c: float
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        a: Tensor,
+        b: Tensor,
+        *c: float,
     ) -> tuple[Tensor, int]:
         da, db, *_ = in_dims
         ndim = max(a.dim() - (da is not None), b.dim() - (db is not None))

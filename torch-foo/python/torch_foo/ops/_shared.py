@@ -146,7 +146,9 @@ def _register_mutation(op: str) -> None:
     """Tell autograd that {op}.out writes to out and has no gradient."""
     overload = getattr(torch.ops.torch_foo, op).out
 
-    def kernel(keyset: torch._C.DispatchKeySet, *args: Any, out: Tensor) -> None:
+    def kernel(
+        keyset: torch._C.DispatchKeySet, *args: Any, out: Tensor
+    ) -> None:
         tensors = [a for a in (*args, out) if isinstance(a, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError(

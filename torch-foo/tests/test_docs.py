@@ -1,0 +1,30 @@
+"""The examples in the docstrings, and that there are docstrings."""
+
+import doctest
+import importlib
+
+import pytest
+
+import torch_foo
+
+MODULES = ["torch_foo._build_info", "torch_foo.nn", "torch_foo.reference"]
+MODULES += [f"torch_foo.ops.{m}" for m in ("_elementwise", "_rms_norm")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    import torch
+
+    module = importlib.import_module(name)
+    globs = {"torch": torch, "torch_foo": torch_foo}
+    results = doctest.testmod(module, extraglobs=globs)
+    assert results.failed == 0
+    assert results.attempted > 0 or name == "torch_foo.reference"
+
+
+@pytest.mark.parametrize("name", torch_foo.ops.__all__)
+def test_operators_are_documented(name):
+    doc = getattr(torch_foo, name).__doc__
+    for section in ("Args:", "Returns:", "Raises:", "Source:", ">>> "):
+        assert section in doc
+    assert getattr(torch_foo.reference, name).__doc__
