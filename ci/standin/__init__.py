@@ -1,0 +1,1 @@
+"""The stand-in for pixi and conda-forge: see ci/pixi --help."""

@@ -1,0 +1,162 @@
+"""What every module here uses: errors, progress, digests, locks, the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Problem(Exception):
+    """Something the caller can mend: shown as one line, no traceback."""
+
+
+def say(text: str) -> None:
+    """Print a line about what ci/pixi does; stdout is left to the tasks."""
+    print(f"ci/pixi: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def step(text: str) -> Iterator[None]:
+    """Say that a step begins and, when it is over, how long it took."""
+    say(f"{text} ...")
+    start = time.monotonic()
+    yield
+    say(f"{text}: {time.monotonic() - start:.1f} s")
+
+
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def digest(*parts: object) -> str:
+    """A short hash of the parts; a Path stands for the file's content."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            total.update(file_digest(part).encode())
+        else:
+            total.update(repr(part).encode())
+        total.update(b"\0")
+    return total.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def cache_root() -> Path:
+    """The folder that all clones share; CI_PIXI_CACHE overrides it."""
+    if chosen := os.environ.get("CI_PIXI_CACHE"):
+        return Path(chosen).absolute()
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches).absolute() / "torch-foo-standin"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; a second process says that it waits, and waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another ci/pixi to release {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `target` if all goes well.
+
+    On an error, and when a later run finds what a killed one left, nothing
+    of it stays. Callers hold a lock, so two never write the same target.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(
+        tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
+    )
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if target.is_dir():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Stop before a long build that the disk could not hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise no_space(
+            folder, f"{megabytes(free)} are free, {megabytes(needed)} needed"
+        )
+
+
+def no_space(folder: Path, detail: str) -> Problem:
+    """The error for a full disk, wherever it shows."""
+    return Problem(
+        f"no disk space left for {folder} ({detail}): free some, or set "
+        "XDG_CACHE_HOME to a folder on another disk"
+    )
+
+
+def is_no_space(text: str) -> bool:
+    """Does a tool's message say that the disk is full?"""
+    known = [os.strerror(number).lower() for number in NO_SPACE]
+    return any(sentence in text.lower() for sentence in known)
+
+
+def run(
+    command: Sequence[str | Path],
+    what: str,
+    show: Sequence[str] = (),
+    **options: object,
+) -> str:
+    """Run a tool and return its output; a failure is a Problem.
+
+    Lines that begin with one of `show` are passed on as progress.
+    """
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if show and line.lstrip().startswith(tuple(show)):
+            say(f"  {line.strip()[:100]}")
+    output = "".join(lines)
+    if process.wait():
+        if is_no_space(output):
+            raise no_space(cache_root(), what)
+        tail = "".join(f"\n    {line.rstrip()}" for line in lines[-15:])
+        raise Problem(f"{what} failed (exit {process.returncode}):{tail}")
+    return output

@@ -1,0 +1,73 @@
+"""Make the private virtual environment of ci/pixi, once, and restart in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from standin.basics import (
+    NO_SPACE,
+    Problem,
+    cache_root,
+    digest,
+    locked,
+    no_space,
+    run,
+    say,
+    step,
+)
+
+
+def own_environment(requirements: Path) -> Path:
+    """The environment's folder, made if it is not there yet."""
+    for module in ("venv", "ensurepip"):
+        if importlib.util.find_spec(module) is None:
+            raise Problem(
+                f"{sys.executable} has no {module} module: install it (on "
+                "Debian and Ubuntu: apt-get install python3-venv)"
+            )
+    key = digest(requirements, sys.version, sys.base_prefix)
+    folder = cache_root() / "tools" / key
+    done = folder / "complete"
+    if done.exists():
+        return folder
+    with locked(cache_root() / "tools.lock"):
+        if done.exists():
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        with step(f"making ci/pixi's own environment in {folder}"):
+            try:
+                run([sys.executable, "-m", "venv", folder], "python3 -m venv")
+                run(
+                    [folder / "bin/python", "-m", "pip", "install"]
+                    + ["--only-binary", ":all:", "-r", requirements],
+                    "installing ci/standin/requirements.txt",
+                    show=["Downloading"],
+                )
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        done.touch()
+    return folder
+
+
+def restart_in_own_environment(ci: Path, words: Sequence[str]) -> None:
+    """Replace this process by the stand-in; returns only by an exception."""
+    try:
+        folder = own_environment(ci / "standin/requirements.txt")
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            sys.exit(f"ci/pixi: error: {no_space(cache_root(), str(error))}")
+        sys.exit(f"ci/pixi: error: {error}")
+    except Problem as problem:
+        sys.exit(f"ci/pixi: error: {problem}")
+    say("using the stand-in (no pixi on PATH): environments from PyPI wheels")
+    environment = dict(os.environ, PYTHONPATH=str(ci))
+    # Kept so that tasks get what the caller had, not what ci/pixi uses.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    python = folder / "bin/python"
+    os.execve(python, [python, "-m", "standin", *words], environment)

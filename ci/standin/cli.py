@@ -1,0 +1,202 @@
+"""The words of ci/pixi."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from standin.basics import (
+    NO_SPACE,
+    Problem,
+    cache_root,
+    megabytes,
+    no_space,
+    say,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DESCRIPTION = """\
+pixi's words on any machine. With a real pixi on PATH this hands over to it.
+Without one, the same environments and tasks of pixi.toml are made from a
+stand-in channel: conda packages written on the spot from PyPI wheels, Debian
+packages and this machine's compiler and Python. Needs python3 >= 3.10 with
+venv, a C++17 compiler and git. Tasks run with the network off.
+"""
+VARIABLES = """\
+variables: XDG_CACHE_HOME (or CI_PIXI_CACHE) says where the channel is kept;
+PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS say where wheels come
+from; CC and CXX choose the compiler.
+"""
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; exits with help or an error."""
+    parser = argparse.ArgumentParser(
+        "ci/pixi",
+        description=DESCRIPTION,
+        epilog=VARIABLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND"
+    )
+
+    def add(name: str, text: str, environment: str = "") -> None:
+        made = commands.add_parser(name, help=text, description=text)
+        made.add_argument(
+            "--manifest-path",
+            metavar="PATH",
+            type=Path,
+            help="the pixi.toml to use (default: the nearest one above)",
+        )
+        if environment:
+            made.add_argument(
+                "-e", "--environment", metavar="ENV", help=environment
+            )
+        if name == "run":
+            made.add_argument("words", nargs=argparse.REMAINDER,
+                              metavar="TASK-or-COMMAND [ARGS]",
+                              help="a task, or any program of the "
+                              "environment, and what it is given")
+        if name == "task":
+            made.add_argument("action", choices=["list"])
+        if name == "clean":
+            made.add_argument("what", nargs="?", choices=["cache"],
+                              help="cache: the channel and all downloads")  # fmt: skip
+
+    add("run", "run a task or a command in an environment",
+        "the environment (default: the task's own, else `default`)")  # fmt: skip
+    add("install", "make an environment, or bring it up to date",
+        "the environment (default: `default`)")  # fmt: skip
+    add("shell-hook", 'activate: eval "$(ci/pixi shell-hook)"',
+        "the environment (default: `default`)")  # fmt: skip
+    add("task", "`task list`: every task, its environment and description",
+        "only the tasks of this environment")  # fmt: skip
+    add("info", "what is used, where it is kept and how large it is")
+    add("clean", "delete environments, or with `cache` the shared cache",
+        "only this environment")  # fmt: skip
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Run in the environment that bootstrap.py made."""
+    args = parse(sys.argv[1:])
+    try:
+        return dispatch(args)
+    except Problem as problem:
+        say(f"error: {problem}")
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            where = Path(error.filename or cache_root())
+            say(f"error: {no_space(where, error.strerror or 'full')}")
+        else:
+            say(f"error: {error}")
+    except KeyboardInterrupt:
+        say("interrupted; the next run takes it up again")
+        return 130
+    return 1
+
+
+def dispatch(args: argparse.Namespace) -> int:
+    """Do what the words say; the exit status."""
+    from standin import activation, manifest, tasks
+
+    path = args.manifest_path
+    if path is None:
+        path = manifest.find(Path.cwd(), REPOSITORY)
+    elif path.is_dir():
+        path = path / manifest.FILE
+    workspace = manifest.load(path)
+    chosen = getattr(args, "environment", None)
+    if args.command == "info":
+        return info(workspace)
+    if args.command == "clean":
+        return clean(workspace, chosen, args.what)
+    runner = tasks.Runner(workspace, chosen)
+    if args.command == "task":
+        return list_tasks(workspace, chosen)
+    if args.command == "install":
+        prefix, _ = runner.environment(chosen or "default")
+        say(f"the environment {prefix.name!r} is ready in {prefix.folder}")
+        return 0
+    if args.command == "shell-hook":
+        _, variables = runner.environment(chosen or "default")
+        print(activation.exports(variables))
+        return 0
+    words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if not words:
+        raise Problem("run what? `ci/pixi task list` shows the tasks")
+    try:
+        runner.run(words)
+    except tasks.Failed as failed:
+        say(f"error: {failed}")
+        return failed.status
+    return 0
+
+
+def list_tasks(workspace, chosen: str | None) -> int:  # type: ignore[no-untyped-def]
+    """`task list`."""
+    rows = []
+    for name, definitions in sorted(workspace.tasks().items()):
+        task = next(iter(definitions.values()))
+        if task.hidden or (chosen is not None and chosen not in definitions):
+            continue
+        home = task.default_environment or ", ".join(definitions)
+        rows.append((name, home, task.description))
+    width = max((len(row[0]) for row in rows), default=0)
+    second = max((len(row[1]) for row in rows), default=0)
+    for name, home, text in rows:
+        print(f"{name:{width}}  {home:{second}}  {text}")
+    return 0
+
+
+def info(workspace) -> int:  # type: ignore[no-untyped-def]
+    """`info`."""
+    from standin import environments, tasks
+
+    isolated = "off" if tasks.without_network() else "on (not permitted)"
+    print(f"pixi:         none on PATH, the stand-in is used ({sys.prefix})")
+    print(f"workspace:    {workspace.path}")
+    print(f"cache:        {cache_root()} ({megabytes(size(cache_root()))})")
+    print(f"python:       {sys.version.split()[0]} of {sys.base_prefix}")
+    print(f"network:      {isolated} while tasks run")
+    for name, environment in workspace.environments.items():
+        folder = environments.folder_of(workspace, name)
+        made = "installed" if environments.installed_key(folder) else "not made"
+        _, left_out = environments.match_specs(environment)
+        text = "".join(f"; without {package}" for package in left_out)
+        print(f"environment:  {name}: {made}{text}")
+    return 0
+
+
+def size(folder: Path) -> int:
+    """Bytes on disk below a folder; a file with two names counts once."""
+    seen = {}
+    for base, _, files in os.walk(folder):
+        for name in files:
+            status = os.lstat(os.path.join(base, name))
+            seen[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(seen.values())
+
+
+def clean(workspace, chosen: str | None, what: str | None) -> int:  # type: ignore[no-untyped-def]
+    """`clean`."""
+    from standin import environments
+
+    if what == "cache":
+        folder = cache_root()
+    elif chosen is not None:
+        workspace.environment(chosen)
+        folder = environments.folder_of(workspace, chosen)
+    else:
+        folder = workspace.root / ".pixi"
+    if folder.exists():
+        shutil.rmtree(folder)
+        say(f"deleted {folder}")
+    else:
+        say(f"nothing to delete: there is no {folder}")
+    return 0

@@ -1,0 +1,137 @@
+"""Download what the channel is made from: wheels, Highway, GoogleTest."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import tempfile
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from standin.basics import (
+    Problem,
+    digest,
+    file_digest,
+    megabytes,
+    run,
+    say,
+    step,
+    written_whole,
+)
+from standin.sources import download_googletest, unpack_highway
+
+
+@dataclass(frozen=True)
+class Wheelhouse:
+    """A folder of downloads."""
+
+    folder: Path
+
+    @property
+    def wheels(self) -> list[Path]:
+        """Every wheel, for pip's --find-links."""
+        return sorted(self.folder.glob("*.whl"))
+
+    @property
+    def highway(self) -> Path:
+        """Highway's source tree."""
+        return self.folder / "highway"
+
+    @property
+    def sdist(self) -> Path:
+        """The source distribution that Highway came in."""
+        return next(self.folder.glob("sources/*.tar.gz"))
+
+    @property
+    def googletest(self) -> Path:
+        """Debian's googletest."""
+        return next(self.folder.glob("sources/*.deb"))
+
+
+def download(
+    cache: Path, requirements: Sequence[str], content: dict[str, Any]
+) -> Wheelhouse:
+    """The wheelhouse of these requirements, downloaded if it is not there.
+
+    Args:
+        cache: the folder that all clones share.
+        requirements: what pip resolves, together with its dependencies.
+        content: channel.toml.
+    """
+    key = digest(
+        sorted(requirements),
+        content["extras"]["wheels"],
+        content["sources"],
+        sys.version_info[:2],
+        sysconfig.get_platform(),
+    )
+    target = cache / "wheelhouse" / key
+    if target.is_dir():
+        return Wheelhouse(target)
+    with (
+        step(f"downloading {len(requirements)} projects and what they need"),
+        written_whole(target) as folder,
+    ):
+        download_wheels(folder, requirements, content["missing"])
+        extra = content["extras"]["wheels"]
+        pip_download(folder, "--no-deps", *extra)
+        sources = folder / "sources"
+        sources.mkdir()
+        sdist = download_sdist(sources, content["sources"])
+        unpack_highway(sdist, folder / "highway")
+        download_googletest(sources)
+        files = [p for p in folder.iterdir() if p.is_file()]
+        total = sum(p.stat().st_size for p in files)
+        say(f"  {len(files)} wheels, {megabytes(total)}")
+    return Wheelhouse(target)
+
+
+def download_wheels(
+    folder: Path, requirements: Sequence[str], missing: dict[str, str]
+) -> None:
+    """Resolve all requirements together and download the result."""
+    try:
+        pip_download(folder, *requirements)
+    except Problem as problem:
+        for project, advice in missing.items():
+            if f"No matching distribution found for {project}=" in str(problem):
+                raise Problem(advice) from problem
+        raise
+
+
+def pip_download(folder: Path, *words: str) -> None:
+    """`pip download`, wheels only."""
+    run(
+        [sys.executable, "-m", "pip", "download", "--only-binary", ":all:"]
+        + ["--progress-bar", "off", "-d", folder, *words],
+        "pip download",
+        show=["Downloading", "Processing"],
+    )
+
+
+def download_sdist(folder: Path, source: dict[str, str]) -> Path:
+    """A source distribution, unbuilt: `pip download` would build it.
+
+    pip's own finder (the version is pinned) knows the user's index.
+    """
+    from pip._internal.commands import create_command
+
+    command: Any = create_command("download")
+    with command.main_context():
+        options, _ = command.parse_args(["--no-binary", ":all:"])
+        session = command.get_default_session(options)
+        finder = command._build_package_finder(options, session)
+        for candidate in finder.find_all_candidates(source["project"]):
+            link = candidate.link
+            name = urllib.parse.unquote(link.filename)
+            if name == source["file"]:
+                say(f"  Downloading {name}")
+                target = folder / name
+                target.write_bytes(session.get(link.url_without_fragment).content)
+                if file_digest(target) != source["sha256"]:
+                    raise Problem(f"{name} has not the hash of channel.toml")
+                return target
+    raise Problem(f"pip's index has no {source['file']}")
