@@ -23,7 +23,7 @@ endif()
 # would look below the roots that conda's CMAKE_ARGS set, and nowhere else.
 set(TorchStable_INCLUDE_DIR "${TorchStable_ROOT}/include")
 set(TorchStable_LIBRARY
-  "${TorchStable_ROOT}/lib/${CMAKE_SHARED_LIBRARY_PREFIX}torch${CMAKE_SHARED_LIBRARY_SUFFIX}")
+  "${TorchStable_ROOT}/lib/libtorch${CMAKE_SHARED_LIBRARY_SUFFIX}")
 set(_reason "")
 if(NOT TorchStable_ROOT)
   set(_reason "There is no torch in ${Python_EXECUTABLE}: install it there, \

@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
   if (weight) check_arguments(op, {{"x", x}, {"weight", *weight}});
   check_arguments(op, {{"x", x}, {"grad", grad}});
   if (x.dim() == 0) {
-    fail("rms_norm_backward: x has 0 dimensions, expected at least 1");
+    fail("rms_norm_backward: x has no dimensions, expected at least 1");
   }
 
   const ConstTensorView vgrad = view(grad), vx = view(x);

@@ -4,10 +4,9 @@ import re
 
 import pytest
 import torch
+import torch_foo
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-
-import torch_foo
 
 
 def detached(args):
@@ -230,7 +229,7 @@ def test_compile_out(backend):
 @pytest.mark.usefixtures("_fresh_dynamo")
 def test_compile_reports_wrong_input():
     compiled = torch.compile(torch_foo.add, fullgraph=True, backend="eager")
-    message = re.escape("a has shape (2,) and b has shape (3,)")
+    message = re.escape("a has shape (2,), b has shape (3,)")
     with pytest.raises(Exception, match=message):
         compiled(torch.ones(2), torch.ones(3))
 
@@ -294,7 +293,10 @@ def check_vmap(function, tensors, in_dims, out_dim=0):
     tensors = [batched(t, d) for t, d in zip(tensors, in_dims, strict=True)]
     got = torch.vmap(function, tuple(in_dims), out_dim)(*tensors)
     slices = [
-        [t if d is None else t.select(d, i) for t, d in zip(tensors, in_dims)]
+        [
+            t if d is None else t.select(d, i)
+            for t, d in zip(tensors, in_dims, strict=True)
+        ]
         for i in range(3)
     ]
     expected = torch.stack([function(*s) for s in slices], out_dim)

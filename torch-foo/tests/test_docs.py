@@ -4,7 +4,6 @@ import doctest
 import importlib
 
 import pytest
-
 import torch_foo
 
 MODULES = ["torch_foo._build_info", "torch_foo.nn", "torch_foo.reference"]

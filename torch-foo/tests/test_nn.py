@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-
 import torch_foo
 
 

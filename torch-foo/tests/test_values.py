@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
+import torch_foo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-import torch_foo
 from torch_foo import reference
 
 # The accuracy that is promised, in units in the last place.

@@ -5,13 +5,16 @@ or a symbol, if anything. The errors here name the library, what was found and
 what to do.
 """
 
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
-OLDEST_TORCH = (2, 10)
-"""TORCH_TARGET_VERSION in CMakeLists.txt."""
+OLDEST_TORCH = (2, 10)  # TORCH_TARGET_VERSION in CMakeLists.txt
 
-_HERE = Path(__file__).parent
+_REINSTALL = (
+    "Reinstall torch-foo and libfoo-core, both with pip or both with conda."
+)
 
 
 def _check_torch() -> None:
@@ -27,38 +30,48 @@ def _check_torch() -> None:
     found = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if found and tuple(map(int, found.groups())) < OLDEST_TORCH:
         raise ImportError(
-            "torch_foo needs torch >= 2.10, but torch "
-            f"{torch.__version__} is installed in {Path(torch.__file__).parent}"
-            ". Upgrade it: `pip install -U torch` or `conda update pytorch`."
+            f"torch_foo needs torch >= 2.10, but torch {torch.__version__} is "
+            f"installed in {Path(torch.__file__).parent}. Upgrade it: "
+            "`pip install -U torch` or `conda update pytorch`."
         )
 
 
-def _foo_core_libraries(directory: Path) -> list[str]:
+def _foo_core_libraries(native: str) -> list[str]:
     """The foo_core libraries in the places where _C looks for one."""
-    places = [directory.parent / "foo_core" / "lib", directory.parents[2]]
-    return [str(file) for p in places for file in p.glob("libfoo_core.so*")]
+    site_packages = Path(native).parents[1]
+    places = [site_packages / "foo_core" / "lib", site_packages.parents[1]]
+    return [str(file) for p in places for file in p.glob("libfoo_core.so.*")]
 
 
-def _load_native() -> None:
+def _load_native() -> str:
+    """Import _C, which registers the operators; return its path."""
+    spec = importlib.util.find_spec("torch_foo._C")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            f"torch_foo's native library is not in {Path(__file__).parent}. "
+            f"{_REINSTALL}"
+        )
     try:
-        from torch_foo import _C  # type: ignore[attr-defined]  # noqa: F401
+        importlib.import_module("torch_foo._C")
     except ImportError as error:
-        missing = re.search(r"(libfoo_core\.so[.\d]*)", str(error))
-        if not missing or "cannot open shared object" not in str(error):
+        missing = re.match(
+            r"(libfoo_core\.so\S*): cannot open shared object", str(error)
+        )
+        if not missing:
             raise ImportError(
                 f"torch_foo's native library does not load: {error}. "
-                "Reinstall torch-foo and libfoo-core, both from the same "
-                "source (pip or conda)."
+                f"{_REINSTALL}"
             ) from error
-        found = _foo_core_libraries(_HERE)
+        found = _foo_core_libraries(spec.origin)
         raise ImportError(
-            f"torch_foo needs the library foo_core as {missing[1]}, and "
-            + (f"found only {', '.join(found)}" if found else "found none")
+            f"torch_foo needs the library {missing[1]}, and found "
+            + (f"only {', '.join(found)}" if found else "no foo_core")
             + ". Install the version that fits: "
             "`pip install 'libfoo-core>=0.1,<0.2'` or "
             "`conda install 'libfoo-core>=0.1,<0.2'`."
         ) from error
+    return spec.origin
 
 
 _check_torch()
-_load_native()
+native_library = _load_native()

@@ -114,7 +114,8 @@ def _register(op: str, *, is_sum: bool) -> None:
 
     def fake_out(a: Tensor, b: Tensor, *c: float, out: Tensor) -> None:
         _shared.check_arguments(op, a=a, b=b, out=out)
-        _shared.check_out_shape(op, out, _shared.broadcast_shape(op, a, b))
+        shape = _shared.broadcast_shape(op, a, b)
+        _shared.check_shape(op, "out", out, shape)
 
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         a, b, *_ = inputs

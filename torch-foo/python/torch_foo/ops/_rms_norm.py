@@ -51,7 +51,7 @@ def rms_norm(
 def _check(op: str, x: Tensor, weight: Tensor | None) -> None:
     if x.dim() == 0:
         raise RuntimeError(
-            f"torch_foo.{op}: x has 0 dimensions, expected at least 1"
+            f"torch_foo.{op}: x has no dimensions, expected at least 1"
         )
     if weight is None:
         return
@@ -59,13 +59,11 @@ def _check(op: str, x: Tensor, weight: Tensor | None) -> None:
         raise RuntimeError(
             f"torch_foo.{op}: weight has {weight.dim()} dimensions, expected 1"
         )
-    torch._check(
-        weight.shape[0] == x.shape[-1],
-        lambda: (
+    if weight.shape[0] != x.shape[-1]:
+        raise RuntimeError(
             f"torch_foo.{op}: weight has {weight.shape[0]} elements, but x's "
             f"last dimension is {x.shape[-1]}"
-        ),
-    )
+        )
 
 
 def _fake(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -79,7 +77,7 @@ def _fake_out(
 ) -> None:
     _shared.check_arguments("rms_norm", x=x, weight=weight, out=out)
     _check("rms_norm", x, weight)
-    _shared.check_out_shape("rms_norm", out, x.shape)
+    _shared.check_shape("rms_norm", "out", out, x.shape)
 
 
 def _fake_backward(
@@ -93,6 +91,7 @@ def _fake_backward(
     op = "rms_norm_backward"
     _shared.check_arguments(op, x=x, weight=weight, grad=grad)
     _check(op, x, weight)
+    _shared.check_shape(op, "grad", grad, x.shape)
     return (
         x.new_empty(x.shape) if wants_x else None,
         x.new_empty(x.shape[-1:]) if wants_weight else None,

@@ -4,6 +4,8 @@ The checks are those of ``_C`` and foo_core, with the same messages: fake
 kernels run them when there is no data, as torch.compile does. Sizes may be
 symbolic.
 """
+# mypy: allow-untyped-calls
+# (parts of torch.library have no types)
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,20 +55,23 @@ def broadcast_shape(op: str, a: Tensor, b: Tensor) -> torch.Size:
         known = isinstance(na, int) and isinstance(nb, int)
         if known and na != nb and na != 1 and nb != 1:
             raise RuntimeError(
-                f"torch_foo.{op}: a has shape {tuple(a.shape)} and b has "
-                f"shape {tuple(b.shape)}, which do not broadcast"
+                f"torch_foo.{op}: a has shape {tuple(a.shape)}, b has "
+                f"shape {tuple(b.shape)}: they do not broadcast"
             )
-    return torch.broadcast_shapes(a.shape, b.shape)
+    shape: torch.Size = torch.broadcast_shapes(a.shape, b.shape)
+    return shape
 
 
-def check_out_shape(op: str, out: Tensor, shape: Sequence[int]) -> None:
-    """Check that out has the shape of the result."""
+def check_shape(
+    op: str, name: str, tensor: Tensor, shape: Sequence[int]
+) -> None:
+    """Check that a tensor has this shape."""
     message = (
-        f"torch_foo.{op}: out has shape {tuple(out.shape)}, "
+        f"torch_foo.{op}: {name} has shape {tuple(tensor.shape)}, "
         f"expected {tuple(shape)}"
     )
-    torch._check(out.dim() == len(shape), lambda: message)
-    for have, want in zip(out.shape, shape, strict=True):
+    torch._check(tensor.dim() == len(shape), lambda: message)
+    for have, want in zip(tensor.shape, shape, strict=True):
         torch._check(have == want, lambda: message)
 
 

@@ -1,0 +1,195 @@
+"""Importing: in which order, what happens by itself, and broken installations.
+
+Every test is a process of its own. Broken installations are copies of the
+installed package in a directory laid out as a Python environment is, run with
+-S so that nothing else in the real environment is looked at.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import _torch_foo_autoload
+import pytest
+import torch
+import torch_foo
+
+USE = "print(torch.ops.torch_foo.add(torch.ones(1), torch.ones(1)).item())"
+
+
+def run(code: str, *options: str, **env: str) -> str:
+    """Run Python code in a new process; its output and its errors."""
+    clean = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
+    result = subprocess.run(
+        [sys.executable, *options, "-c", code],
+        env={**clean, **env},
+        cwd="/",
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return result.stdout
+
+
+# --- a sound installation ---------------------------------------------------
+
+
+@pytest.mark.parametrize("autoload", ["0", "1"])
+@pytest.mark.parametrize(
+    "order", ["import torch, torch_foo", "import torch_foo, torch"]
+)
+def test_import_order(order, autoload):
+    output = run(f"{order}; {USE}", TORCH_DEVICE_BACKEND_AUTOLOAD=autoload)
+    assert output == "2.0\n"
+
+
+def test_autoload():
+    assert run(f"import torch; {USE}") == "2.0\n"
+
+
+def test_autoload_can_be_turned_off():
+    code = "import torch; print(hasattr(torch.ops.torch_foo, 'add'))"
+    assert run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0") == "False\n"
+
+
+def test_autoload_imports_nothing_when_it_is_loaded():
+    code = (
+        "import sys; before = set(sys.modules); import _torch_foo_autoload; "
+        "print(set(sys.modules) - before)"
+    )
+    directory = Path(_torch_foo_autoload.__file__).parent
+    output = run(code, "-S", PYTHONPATH=str(directory))
+    assert output == "{'_torch_foo_autoload'}\n"
+
+
+def test_build_info():
+    info = torch_foo.build_info()
+    assert info.torch_foo == torch_foo.__version__ == "0.1.0"
+    assert info.torch == torch.__version__
+    assert info.foo_core.startswith("0.1.")
+    assert isinstance(info.cuda, bool)
+    assert info.simd_target
+
+
+# --- broken installations ---------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site-packages with a copy of torch_foo, and no foo_core."""
+    site = tmp_path / "lib" / "python3" / "site-packages"
+    package = Path(torch_foo.__file__).parent
+    shutil.copytree(package, site / "torch_foo")
+    # An editable installation keeps it elsewhere.
+    shutil.copy(torch_foo._load.native_library, site / "torch_foo")
+    shutil.copy(_torch_foo_autoload.__file__, site)
+    return site
+
+
+def run_in(site: Path, code: str, *options: str, torch_too: bool = True) -> str:
+    path = [str(site)]
+    if torch_too:
+        path.append(str(Path(torch.__file__).parents[1]))
+    code = f"import sys; sys.path[:0] = {path!r}\n{code}"
+    return run(code, "-S", *options)
+
+
+def last_line(output: str) -> str:
+    return output.rstrip().rsplit("\n", 1)[-1]
+
+
+def test_foo_core_missing(site):
+    error = last_line(run_in(site, "import torch_foo"))
+    assert error == (
+        "ImportError: torch_foo needs the library libfoo_core.so.0.1, and "
+        "found no foo_core. Install the version that fits: "
+        "`pip install 'libfoo-core>=0.1,<0.2'` or "
+        "`conda install 'libfoo-core>=0.1,<0.2'`."
+    )
+
+
+@pytest.mark.parametrize("place", ["wheel", "conda"])
+def test_foo_core_of_another_version(site, place):
+    lib = site / "foo_core" / "lib" if place == "wheel" else site.parents[1]
+    lib.mkdir(parents=True, exist_ok=True)
+    found = lib / "libfoo_core.so.0.2"
+    found.touch()
+    error = last_line(run_in(site, "import torch_foo"))
+    assert error.startswith(
+        "ImportError: torch_foo needs the library libfoo_core.so.0.1, and "
+        f"found only {found}. Install the version that fits: "
+    )
+
+
+def test_native_library_broken(site):
+    (site / "torch_foo" / "_C.abi3.so").write_bytes(b"not a library")
+    error = last_line(run_in(site, "import torch_foo"))
+    assert error.startswith("ImportError: torch_foo's native library")
+    assert "Reinstall torch-foo and libfoo-core" in error
+
+
+def test_native_library_missing(site):
+    (site / "torch_foo" / "_C.abi3.so").unlink()
+    error = last_line(run_in(site, "import torch_foo"))
+    assert error.startswith("ImportError: torch_foo's native library is not in")
+
+
+def test_torch_missing(site):
+    error = last_line(run_in(site, "import torch_foo", torch_too=False))
+    assert error == (
+        "ImportError: torch_foo needs torch >= 2.10, and no torch is "
+        "installed here. Install it: `pip install torch` or "
+        "`conda install pytorch`."
+    )
+
+
+@pytest.mark.parametrize("version", ["2.9.1+cpu", "1.13.1", "2.9.0a0+git1234"])
+def test_torch_too_old(site, version):
+    fake = site / "torch" / "__init__.py"
+    fake.parent.mkdir()
+    fake.write_text(f"__version__ = {version!r}\n")
+    error = last_line(run_in(site, "import torch_foo", torch_too=False))
+    assert error == (
+        f"ImportError: torch_foo needs torch >= 2.10, but torch {version} is "
+        f"installed in {fake.parent}. Upgrade it: `pip install -U torch` or "
+        "`conda update pytorch`."
+    )
+
+
+def test_torch_that_fails_is_not_called_missing(site):
+    fake = site / "torch" / "__init__.py"
+    fake.parent.mkdir()
+    fake.write_text("import something_of_torchs_own\n")
+    error = last_line(run_in(site, "import torch_foo", torch_too=False))
+    assert "No module named 'something_of_torchs_own'" in error
+
+
+BROKEN_AUTOLOAD = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch
+ours = [w for w in caught if "torch_foo" in str(w.message)]
+print(len(ours), ours[0].category.__name__, str(ours[0].message))
+print(torch.ones(1).item())
+"""
+
+
+def test_broken_installation_leaves_torch_alone(site):
+    output = run_in(site, BROKEN_AUTOLOAD)
+    assert output.startswith(
+        "1 RuntimeWarning torch_foo is installed but could not be loaded: "
+        "torch_foo needs the library libfoo_core.so.0.1"
+    )
+    assert output.endswith(
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns this attempt off.\n1.0\n"
+    )
+
+
+def test_broken_installation_leaves_torch_alone_even_with_werror(site):
+    code = "import torch; print(torch.ones(1).item())"
+    output = run_in(site, code, "-W", "error:torch_foo:RuntimeWarning")
+    assert "torch_foo is installed but could not be loaded" in output
+    assert output.endswith("1.0\n")
