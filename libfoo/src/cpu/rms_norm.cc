@@ -29,15 +29,20 @@ struct RowOf {
 using Row = RowOf<const void*>;
 using MutableRow = RowOf<void*>;
 
+/// Sums over rows, which become grad_weight, are vectors in the type of
+/// computation, padded to whole groups of this many elements. Within a group
+/// they are in the order that Load leaves them in.
+constexpr std::int64_t kGroup = 64;
+
 struct RmsNormKernels {
   void (*forward)(Row x, Row weight, double eps, MutableRow out,
                   std::int64_t n);
-  /// grad_weight is contiguous, in the type of computation, and added to.
+  /// Adds this row's part to sum.
   void (*backward)(Row grad, Row x, Row weight, double eps, MutableRow grad_x,
-                   void* grad_weight, std::int64_t n);
-  /// sum += addend: vectors in the type of computation.
+                   void* sum, std::int64_t n);
+  /// sum += addend
   void (*accumulate)(void* sum, const void* addend, std::int64_t n);
-  /// out = sum, rounded.
+  /// out = sum, rounded
   void (*finish)(const void* sum, MutableRow out, std::int64_t n);
 };
 
@@ -165,8 +170,7 @@ HWY_INLINE void Gradients(const T* grad, const T* x, const T* weight,
     const auto g = LoadUpTo(grad + i, n - i);
     const auto unit = LoadUpTo(x + i, n - i) * vr;
     if (kGradWeight) {
-      StoreUpTo(MulAdd(g, unit, LoadUpTo(grad_weight + i, n - i)),
-                grad_weight + i, n - i);
+      Store(MulAdd(g, unit, Load(grad_weight + i)), grad_weight + i);
     }
     if (kGradX) {
       const auto gw = kWeight ? g * LoadUpTo(weight + i, n - i) : g;
@@ -239,7 +243,7 @@ void Accumulate(void* sum, const void* addend, int64_t n) {
   auto* s = static_cast<C*>(sum);
   const auto* a = static_cast<const C*>(addend);
   for (int64_t i = 0; i < n; i += Lanes<C>()) {
-    StoreUpTo(LoadUpTo(s + i, n - i) + LoadUpTo(a + i, n - i), s + i, n - i);
+    Store(Load(s + i) + Load(a + i), s + i);
   }
 }
 
@@ -248,10 +252,10 @@ void Finish(const void* sum, MutableRow out, int64_t n) {
   const auto* s = static_cast<const Compute<T>*>(sum);
   auto* tout = static_cast<T*>(out.data);
   const int64_t step = Lanes<Compute<T>>();
+  HWY_ALIGN T tile[kTile];
   for (int64_t i = 0; i < n; i += step) {
     const int64_t m = HWY_MIN(step, n - i);
-    HWY_ALIGN T tile[kTile];
-    StoreUpTo(LoadUpTo(s + i, m), Target(tout, out.stride, i, tile), m);
+    StoreUpTo(Load(s + i), Target(tout, out.stride, i, tile), m);
     Scatter(tile, tout, out.stride, i, m);
   }
 }
@@ -320,6 +324,8 @@ std::int64_t compute_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : 4;
 }
 
+std::int64_t groups_of(std::int64_t n) { return (n + kGroup - 1) / kGroup; }
+
 struct BackwardLoop {
   RmsNormKernels kernels;
   const ConstTensorView* grad;
@@ -334,7 +340,9 @@ struct BackwardLoop {
   Blocks blocks;
   Nest<3> nest;
 
-  std::int64_t sum_bytes() const { return n * compute_size(x->dtype); }
+  std::int64_t sum_bytes() const {
+    return groups_of(n) * kGroup * compute_size(x->dtype);
+  }
 
   char* block_sum(std::int64_t block) const {
     return scratch + block * blocks.sums() * sum_bytes();
@@ -368,21 +376,22 @@ struct BackwardLoop {
     std::fill_n(out + column * last_stride(*grad_weight) * item, item, '\0');
   }
 
-  /// Columns [begin, end) of grad_weight from the blocks' sums.
+  /// Groups [begin, end) of grad_weight from the blocks' sums.
   void combine(std::int64_t begin, std::int64_t end) const {
-    const std::int64_t item = compute_size(x->dtype);
     const std::int64_t stride = last_stride(*grad_weight);
     auto* out = static_cast<char*>(grad_weight->data);
-    for (std::int64_t n0 = 0; begin < end; begin += n0) {
-      n0 = std::min<std::int64_t>(end - begin, 512);  // stays in the cache
+    for (std::int64_t column = begin * kGroup; column < end * kGroup;
+         column += kGroup) {
+      const std::int64_t at = column * compute_size(x->dtype);
       for (std::int64_t step = 1; step < blocks.count; step *= 2) {
         for (std::int64_t i = 0; i + step < blocks.count; i += 2 * step) {
-          kernels.accumulate(block_sum(i) + begin * item,
-                             block_sum(i + step) + begin * item, n0);
+          kernels.accumulate(block_sum(i) + at, block_sum(i + step) + at,
+                             kGroup);
         }
       }
-      kernels.finish(block_sum(0) + begin * item,
-                     {out + begin * stride * item_size(x->dtype), stride}, n0);
+      kernels.finish(block_sum(0) + at,
+                     {out + column * stride * item_size(x->dtype), stride},
+                     std::min(n - column, kGroup));
     }
   }
 };
@@ -457,7 +466,8 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* weight,
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
   if (x.ndim < 1) return 0;
   const Blocks blocks(rows_of(x));
-  return blocks.count * blocks.sums() * last_size(x) * compute_size(x.dtype);
+  return blocks.count * blocks.sums() * groups_of(last_size(x)) * kGroup *
+         compute_size(x.dtype);
 }
 
 void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
@@ -551,7 +561,8 @@ void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
       },
       &loop);
   run.run(
-      run.self, 0, n, std::max<std::int64_t>(64, kGrain / loop.blocks.count),
+      run.self, 0, groups_of(n),
+      std::max<std::int64_t>(1, kGrain / kGroup / loop.blocks.count),
       [](void* self, std::int64_t begin, std::int64_t end) {
         static_cast<const BackwardLoop*>(self)->combine(begin, end);
       },

@@ -80,11 +80,36 @@ HWY_INLINE void Store(Pair<C> x, C* p) {
   hn::StoreU(x.b, d, p + hn::Lanes(d));
 }
 
+#if HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4
+// Of float16 bits in 32-bit words. Highway's PromoteTo has finite numbers for
+// infinity and NaN where it cannot use an instruction for it, as in SSE.
+HWY_INLINE hn::Vec<hn::ScalableTag<float>> PromoteFloat16(
+    hn::Vec<hn::ScalableTag<uint32_t>> half) {
+  const hn::ScalableTag<float> d;
+  const hn::ScalableTag<uint32_t> du;
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(half, hn::Set(du, 0x7FFF)));
+  const auto scaled =  // to float's bias; subnormals become normal
+      hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f));
+  const auto special = hn::IfThenElseZero(
+      hn::Gt(magnitude, hn::Set(du, 0x0F7FFFFF)), hn::Set(du, 0x7F800000));
+  const auto sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(du, 0x8000)));
+  return hn::Or(scaled, hn::BitCast(d, hn::Or(special, sign)));
+}
+#endif
+
 HWY_INLINE Pair<float> Load(const hwy::float16_t* p) {
   const hn::ScalableTag<float> d;
+#if HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4
+  const hn::ScalableTag<uint32_t> du;
+  const hn::Repartition<uint16_t, decltype(d)> dh;
+  const auto bits = hn::LoadU(dh, reinterpret_cast<const uint16_t*>(p));
+  return {PromoteFloat16(hn::PromoteLowerTo(du, bits)),
+          PromoteFloat16(hn::PromoteUpperTo(du, bits))};
+#else
   const hn::Rebind<hwy::float16_t, decltype(d)> dh;
   return {hn::PromoteTo(d, hn::LoadU(dh, p)),
           hn::PromoteTo(d, hn::LoadU(dh, p + hn::Lanes(d)))};
+#endif
 }
 
 HWY_INLINE void Store(Pair<float> x, hwy::float16_t* p) {
