@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from pathlib import Path
+import sys
 
-from standin.basics import Problem
+from standin.basics import StandinError
 from standin.channel import Channel
 from standin.environments import Prefix, rattler_cache
 from standin.manifest import PLATFORM, Environment, Manifest
@@ -19,6 +19,7 @@ LEAKS = (
     "MAMBA_",
     "PIP_",
     "PIXI_",
+    "PYENV_",
     "PYTEST_",
     "PYTHON",
     "RATTLER_",
@@ -61,8 +62,9 @@ def variables(
         for name in feature.activation_scripts:
             path = manifest.root / name
             if not path.is_file():
-                raise Problem(f"{manifest.path}: activation script {name} is "
-                              "not there")  # fmt: skip
+                raise StandinError(
+                    f"{manifest.path}: no activation script {name}"
+                )
             script += f"\n. {shlex.quote(str(path))}"
         for name, value in feature.activation_env.items():
             script += f'\nexport {name}="{value}"'
@@ -95,6 +97,7 @@ def standin_variables(channel: Channel) -> dict[str, str]:
     return {
         "CI_PIXI_CHANNEL": str(channel.folder),
         "CI_PIXI_STANDIN": "1",
+        "CI_PIXI_TOOLS": sys.prefix,
         "CONDA_CHANNEL_ALIAS": channel.alias,
         "FETCHCONTENT_SOURCE_DIR_HIGHWAY": str(channel.wheelhouse.highway),
         "PIP_CONFIG_FILE": os.devnull,
@@ -120,10 +123,8 @@ def activation_script(prefix: Prefix, start: dict[str, str]) -> str:
     )
 
     path = start.get("PATH", os.defpath).split(os.pathsep)
-    settings = ActivationVariables(
-        None, path, PathModificationBehavior.Prepend
-    )
-    return activate(prefix.folder, settings, Shell.bash).script
+    settings = ActivationVariables(None, path, PathModificationBehavior.Prepend)
+    return str(activate(prefix.folder, settings, Shell.bash).script)
 
 
 def sourced(script: str, start: dict[str, str]) -> dict[str, str]:
@@ -135,7 +136,7 @@ def sourced(script: str, start: dict[str, str]) -> dict[str, str]:
         check=False,
     )
     if result.returncode:
-        raise Problem("an activation script failed; its message is above")
+        raise StandinError("an activation script failed; its message is above")
     pairs = result.stdout.decode(errors="surrogateescape").split("\0")
     found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     return {k: v for k, v in found.items() if k not in ("_", "SHLVL")}
@@ -151,8 +152,3 @@ def exports(after: dict[str, str]) -> str:
         if before.get(name) != value
     ]
     return "\n".join(line for line in lines if "%" not in line.split("=")[0])
-
-
-def scripts_folder(prefix: Prefix) -> Path:
-    """Where an environment's programs are."""
-    return prefix.folder / "bin"

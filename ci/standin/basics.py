@@ -18,13 +18,13 @@ from pathlib import Path
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class Problem(Exception):
+class StandinError(Exception):
     """Something the caller can mend: shown as one line, no traceback."""
 
 
 def say(text: str) -> None:
     """Print a line about what ci/pixi does; stdout is left to the tasks."""
-    print(f"ci/pixi: {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"ci/pixi: {text}\n")  # one write: threads say things
 
 
 @contextlib.contextmanager
@@ -87,15 +87,13 @@ def locked(path: Path) -> Iterator[None]:
 def written_whole(target: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` if all goes well.
 
-    On an error, and when a later run finds what a killed one left, nothing
-    of it stays. Callers hold a lock, so two never write the same target.
+    On an error nothing of it stays, and what a killed run left beside it is
+    deleted. Callers hold a lock, so nobody else writes into that place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}-*"):
+    for left in target.parent.glob(".writing-*"):
         shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(
-        tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
-    )
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
@@ -116,9 +114,9 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def no_space(folder: Path, detail: str) -> Problem:
+def no_space(folder: Path, detail: str) -> StandinError:
     """The error for a full disk, wherever it shows."""
-    return Problem(
+    return StandinError(
         f"no disk space left for {folder} ({detail}): free some, or set "
         "XDG_CACHE_HOME to a folder on another disk"
     )
@@ -136,7 +134,7 @@ def run(
     show: Sequence[str] = (),
     **options: object,
 ) -> str:
-    """Run a tool and return its output; a failure is a Problem.
+    """Run a tool and return its output; a failure is a StandinError.
 
     Lines that begin with one of `show` are passed on as progress.
     """
@@ -158,5 +156,5 @@ def run(
         if is_no_space(output):
             raise no_space(cache_root(), what)
         tail = "".join(f"\n    {line.rstrip()}" for line in lines[-15:])
-        raise Problem(f"{what} failed (exit {process.returncode}):{tail}")
+        raise StandinError(f"{what} failed (exit {process.returncode}):{tail}")
     return output

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from standin.basics import (
     NO_SPACE,
-    Problem,
+    StandinError,
     cache_root,
     digest,
     locked,
@@ -21,15 +21,19 @@ from standin.basics import (
     step,
 )
 
+PIP_INSTALL = ["-m", "pip", "install", "--only-binary", ":all:", "-r"]
+
 
 def own_environment(requirements: Path) -> Path:
     """The environment's folder, made if it is not there yet."""
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
-            raise Problem(
+            raise StandinError(
                 f"{sys.executable} has no {module} module: install it (on "
                 "Debian and Ubuntu: apt-get install python3-venv)"
             )
+    if given := os.environ.get("CI_PIXI_TOOLS"):  # inside a task
+        return Path(given)
     key = digest(requirements, sys.version, sys.base_prefix)
     folder = cache_root() / "tools" / key
     done = folder / "complete"
@@ -43,8 +47,7 @@ def own_environment(requirements: Path) -> Path:
             try:
                 run([sys.executable, "-m", "venv", folder], "python3 -m venv")
                 run(
-                    [folder / "bin/python", "-m", "pip", "install"]
-                    + ["--only-binary", ":all:", "-r", requirements],
+                    [folder / "bin/python", *PIP_INSTALL, requirements],
                     "installing ci/standin/requirements.txt",
                     show=["Downloading"],
                 )
@@ -63,11 +66,11 @@ def restart_in_own_environment(ci: Path, words: Sequence[str]) -> None:
         if error.errno in NO_SPACE:
             sys.exit(f"ci/pixi: error: {no_space(cache_root(), str(error))}")
         sys.exit(f"ci/pixi: error: {error}")
-    except Problem as problem:
+    except StandinError as problem:
         sys.exit(f"ci/pixi: error: {problem}")
     say("using the stand-in (no pixi on PATH): environments from PyPI wheels")
     environment = dict(os.environ, PYTHONPATH=str(ci))
     # Kept so that tasks get what the caller had, not what ci/pixi uses.
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     python = folder / "bin/python"
-    os.execve(python, [python, "-m", "standin", *words], environment)
+    os.execve(python, [str(python), "-m", "standin", *words], environment)

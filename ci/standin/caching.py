@@ -106,7 +106,7 @@ class Record:
         if not self.kept or not self.file.is_file():
             return False
         try:
-            return json.loads(self.file.read_text()) == self.state()
+            return bool(json.loads(self.file.read_text()) == self.state())
         except ValueError:
             return False
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from standin import buildtools, interpreter, pytorch, sources, toolchain
+from packaging.utils import canonicalize_name
+
 from standin.basics import (
-    Problem,
+    StandinError,
     cache_root,
     check_space,
     digest,
@@ -26,13 +27,23 @@ from standin.basics import (
     step,
     written_whole,
 )
-from standin.conda import Package, stored
-from standin.manifest import Manifest, tomllib
+from standin.manifest import Manifest
+from standin.packages import (
+    buildtools,
+    interpreter,
+    pytorch,
+    sources,
+    toolchain,
+)
+from standin.packages.conda import Package, stored
+from standin.packages.wheels import Names, Wheel, pypi_version, python_package
+from standin.parser import read_toml
 from standin.wheelhouse import Wheelhouse, download
-from standin.wheels import Names, Wheel, pypi_version, python_package
 
 HERE = Path(__file__).parent
 CHANNEL = "conda-forge"
+PYPI = "from PyPI"  # in place of a version: not a conda dependency
+KEPT_FOR = 7 * 24 * 3600  # seconds
 SPACE_NEEDED = 4_000_000_000  # downloads, packages, and their unpacked copies
 
 
@@ -56,13 +67,14 @@ class Channel:
 
 def content() -> dict[str, Any]:
     """channel.toml."""
-    return tomllib.loads((HERE / "channel.toml").read_text())
+    return read_toml(HERE / "channel.toml")
 
 
 def code() -> str:
-    """The digest of everything here that packages are made with."""
-    files = [*HERE.glob("*.py"), *HERE.glob("activate/*")]
-    return digest(*sorted(files), HERE / "requirements.txt")
+    """The digest of the code that packages are made with."""
+    files = HERE.glob("packages/**/*.*")
+    mine = (HERE / name for name in ("channel.py", "requirements.txt"))
+    return digest(*sorted(f for f in files if f.suffix != ".pyc"), *mine)
 
 
 def prepared(manifest: Manifest) -> Channel:
@@ -94,7 +106,7 @@ def opened(folder: Path) -> Channel:
     try:
         about = json.loads((folder / "channel.json").read_text())
     except OSError as error:
-        raise Problem(f"no stand-in channel in {folder}") from error
+        raise StandinError(f"no stand-in channel in {folder}") from error
     return Channel(folder, Wheelhouse(Path(about["wheelhouse"])))
 
 
@@ -103,7 +115,7 @@ def requested(manifest: Manifest) -> set[tuple[str, str]]:
     wanted = set()
     for environment in manifest.environments.values():
         wanted.update(environment.specs)
-        wanted.update((spec, "pypi") for spec in environment.pypi_specs)
+        wanted.update((spec, PYPI) for spec in environment.pypi_specs)
     return wanted
 
 
@@ -118,7 +130,7 @@ def requirements(
     left_out = {*made_here, *described["unavailable"]}
     lines = set(described["extras"]["packages"])
     for name, version in wanted:
-        if version == "pypi":
+        if version == PYPI:
             lines.add(name)
         elif name not in left_out:
             project = names.pypi(described["aliases"].get(name, name))
@@ -155,7 +167,10 @@ def build(
     ]
     # Large ones first, so that the two workers end at about the same time.
     wheels = sorted(wheelhouse.wheels, key=lambda p: -p.stat().st_size)
-    skipped = described["extras"]["wheels"]
+    skipped = set(described["extras"]["wheels"])
+    skipped |= {
+        canonicalize_name(name) for name, kind in wanted if kind == PYPI
+    }
     for path in wheels:
         wheel = Wheel(path)
         if wheel.name not in skipped:
@@ -175,6 +190,22 @@ def build(
             (temporary / "channel.json").write_text(json.dumps(about))
         total = sum(file.stat().st_size for file in files)
         say(f"  {len(files)} packages, {megabytes(total)}, in {folder}")
+    prune(cache)
+
+
+def prune(cache: Path) -> None:
+    """Delete channels not used for long, and what only they were made of."""
+    oldest = time.time() - KEPT_FOR
+    for folder in cache.glob("channels/*"):
+        if folder.stat().st_mtime < oldest:
+            shutil.rmtree(folder)
+    used = {opened(f).wheelhouse.folder for f in cache.glob("channels/*")}
+    for folder in cache.glob("wheelhouse/*"):
+        if folder not in used:
+            shutil.rmtree(folder)
+    for file in cache.glob("packages/*/*.conda"):
+        if file.stat().st_nlink == 1 and file.stat().st_mtime < oldest:
+            file.unlink()
 
 
 def from_wheel(wheel: Wheel, names: Names) -> list[Package]:
@@ -227,7 +258,11 @@ def store_all(packages: list[Package], store: Path) -> list[Path]:
 
     store.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=2) as workers:
-        return list(workers.map(write, packages))
+        try:
+            return list(workers.map(write, packages))
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise
 
 
 def link(source: Path, target: Path) -> None:

@@ -8,15 +8,19 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from standin.basics import (
     NO_SPACE,
-    Problem,
+    StandinError,
     cache_root,
     megabytes,
     no_space,
     say,
 )
+
+if TYPE_CHECKING:
+    from standin.manifest import Manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DESCRIPTION = """\
@@ -31,6 +35,41 @@ variables: XDG_CACHE_HOME (or CI_PIXI_CACHE) says where the channel is kept;
 PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS say where wheels come
 from; CC and CXX choose the compiler.
 """
+DEFAULT = "the environment (default: `default`)"
+COMMANDS = {  # what it does, and what -e means
+    "run": (
+        "run a task or a command in an environment",
+        "the environment (default: the task's own, else `default`)",
+    ),
+    "install": ("make an environment, or bring it up to date", DEFAULT),
+    "shell-hook": ('activate: eval "$(ci/pixi shell-hook)"', DEFAULT),
+    "task": (
+        "`task list`: every task, its environment and description",
+        "only the tasks of this environment",
+    ),
+    "info": ("what is used, where it is kept and how large it is", ""),
+    "clean": (
+        "delete environments, or with `cache` the shared cache",
+        "only this environment",
+    ),
+}
+ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
+    "run": {
+        "words": {
+            "nargs": argparse.REMAINDER,
+            "metavar": "TASK-or-COMMAND [ARGS]",
+            "help": "a task, or a program of the environment, and its words",
+        }
+    },
+    "task": {"action": {"choices": ["list"]}},
+    "clean": {
+        "what": {
+            "nargs": "?",
+            "choices": ["cache"],
+            "help": "the channel, all downloads and ci/pixi's own tools",
+        }
+    },
+}
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -45,7 +84,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         dest="command", required=True, metavar="COMMAND"
     )
 
-    def add(name: str, text: str, environment: str = "") -> None:
+    for name, (text, environment) in COMMANDS.items():
         made = commands.add_parser(name, help=text, description=text)
         made.add_argument(
             "--manifest-path",
@@ -57,28 +96,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             made.add_argument(
                 "-e", "--environment", metavar="ENV", help=environment
             )
-        if name == "run":
-            made.add_argument("words", nargs=argparse.REMAINDER,
-                              metavar="TASK-or-COMMAND [ARGS]",
-                              help="a task, or any program of the "
-                              "environment, and what it is given")
-        if name == "task":
-            made.add_argument("action", choices=["list"])
-        if name == "clean":
-            made.add_argument("what", nargs="?", choices=["cache"],
-                              help="cache: the channel and all downloads")  # fmt: skip
-
-    add("run", "run a task or a command in an environment",
-        "the environment (default: the task's own, else `default`)")  # fmt: skip
-    add("install", "make an environment, or bring it up to date",
-        "the environment (default: `default`)")  # fmt: skip
-    add("shell-hook", 'activate: eval "$(ci/pixi shell-hook)"',
-        "the environment (default: `default`)")  # fmt: skip
-    add("task", "`task list`: every task, its environment and description",
-        "only the tasks of this environment")  # fmt: skip
-    add("info", "what is used, where it is kept and how large it is")
-    add("clean", "delete environments, or with `cache` the shared cache",
-        "only this environment")  # fmt: skip
+        for argument, options in ARGUMENTS.get(name, {}).items():
+            made.add_argument(argument, **options)
     return parser.parse_args(words)
 
 
@@ -87,7 +106,7 @@ def main() -> int:
     args = parse(sys.argv[1:])
     try:
         return dispatch(args)
-    except Problem as problem:
+    except StandinError as problem:
         say(f"error: {problem}")
     except OSError as error:
         if error.errno in NO_SPACE:
@@ -103,14 +122,14 @@ def main() -> int:
 
 def dispatch(args: argparse.Namespace) -> int:
     """Do what the words say; the exit status."""
-    from standin import activation, manifest, tasks
+    from standin import activation, manifest, parser, tasks
 
     path = args.manifest_path
     if path is None:
         path = manifest.find(Path.cwd(), REPOSITORY)
     elif path.is_dir():
         path = path / manifest.FILE
-    workspace = manifest.load(path)
+    workspace = parser.load(path)
     chosen = getattr(args, "environment", None)
     if args.command == "info":
         return info(workspace)
@@ -129,16 +148,16 @@ def dispatch(args: argparse.Namespace) -> int:
         return 0
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     if not words:
-        raise Problem("run what? `ci/pixi task list` shows the tasks")
+        raise StandinError("run what? `ci/pixi task list` shows the tasks")
     try:
         runner.run(words)
-    except tasks.Failed as failed:
+    except tasks.TaskFailedError as failed:
         say(f"error: {failed}")
         return failed.status
     return 0
 
 
-def list_tasks(workspace, chosen: str | None) -> int:  # type: ignore[no-untyped-def]
+def list_tasks(workspace: Manifest, chosen: str | None) -> int:
     """`task list`."""
     rows = []
     for name, definitions in sorted(workspace.tasks().items()):
@@ -154,7 +173,7 @@ def list_tasks(workspace, chosen: str | None) -> int:  # type: ignore[no-untyped
     return 0
 
 
-def info(workspace) -> int:  # type: ignore[no-untyped-def]
+def info(workspace: Manifest) -> int:
     """`info`."""
     from standin import environments, tasks
 
@@ -183,7 +202,7 @@ def size(folder: Path) -> int:
     return sum(seen.values())
 
 
-def clean(workspace, chosen: str | None, what: str | None) -> int:  # type: ignore[no-untyped-def]
+def clean(workspace: Manifest, chosen: str | None, what: str | None) -> int:
     """`clean`."""
     from standin import environments
 

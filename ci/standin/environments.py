@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from standin.basics import (
-    Problem,
+    StandinError,
     cache_root,
     digest,
     is_no_space,
@@ -74,7 +74,7 @@ def prepared(
 def installed_key(folder: Path) -> str | None:
     """The key of what is installed; None for nothing or half of it."""
     try:
-        return json.loads((folder / MARKER).read_text())["key"]
+        return str(json.loads((folder / MARKER).read_text())["key"])
     except (OSError, ValueError, KeyError):
         return None
 
@@ -107,7 +107,8 @@ def install(
             text = str(error)
             if is_no_space(text):
                 raise no_space(prefix.folder, "installing packages") from error
-            raise Problem(f"{label} {explain(text, specs, channel)}") from error
+            reason = explain(text, specs, channel)
+            raise StandinError(f"{label} {reason}") from error
         say(f"{label} {len(names)} packages in {prefix.folder}")
     if environment.pypi_specs:
         with step(f"{label} installing {', '.join(environment.pypi_specs)}"):
@@ -144,6 +145,8 @@ def explain(text: str, specs: list[str], channel: Channel) -> str:
     known = {file.name.rsplit("-", 2)[0] for file in channel.packages}
     missing = [s.split()[0] for s in specs if s.split()[0] not in known]
     hints = [f"no package {name!r}: {nearest(name, known)}" for name in missing]
+    if missing and "CI_PIXI_CHANNEL" in os.environ:
+        hints.append("a task's channel is fixed: run this outside of the task")
     return "; ".join([*hints, f"cannot be made: {' '.join(text.split())}"])
 
 
@@ -152,10 +155,12 @@ def install_from_pypi(
 ) -> None:
     """Add [pypi-dependencies] from the wheelhouse, after the packages."""
     run(
-        [sys.executable, "-m", "pip", "--python", folder / "bin/python"]
-        + ["install", "--no-index", "--no-warn-script-location"]
-        + ["--find-links", channel.wheelhouse.folder]
-        + environment.pypi_specs,
+        [
+            *(sys.executable, "-m", "pip"),
+            *("--python", folder / "bin/python", "install", "--no-index"),
+            *("--find-links", channel.wheelhouse.folder),
+            *environment.pypi_specs,
+        ],
         "installing pypi-dependencies",
         env={**os.environ, "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": ""},
     )

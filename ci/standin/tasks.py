@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shlex
 import shutil
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from standin import activation, environments, offline
-from standin.basics import Problem, say
+from standin.basics import StandinError, say
 from standin.caching import Record
 from standin.channel import Channel
 from standin.channel import prepared as prepared_channel
@@ -24,7 +23,7 @@ from standin.manifest import Manifest, Task, nearest
 STRICT_BASH = ("bash", "-euo", "pipefail", "-c")
 
 
-class Failed(Exception):
+class TaskFailedError(Exception):
     """A task's command ended with another status than 0."""
 
     def __init__(self, task: str, status: int) -> None:
@@ -79,7 +78,7 @@ class Runner:
         found = self.manifest.tasks().get(name, {})
         if self.chosen is not None and found and self.chosen not in found:
             if not shutil.which(name):
-                raise Problem(
+                raise StandinError(
                     f"the environment {self.chosen!r} has no task {name!r}: "
                     f"it is in {', '.join(sorted(found))}"
                 )
@@ -94,7 +93,7 @@ class Runner:
         prefix, variables = self.environment(self.chosen or "default")
         if not shutil.which(name, path=variables["PATH"]):
             tasks = self.manifest.tasks()
-            raise Problem(
+            raise StandinError(
                 f"there is neither a task {name!r} nor such a command in the "
                 f"environment {prefix.name!r}; tasks: {nearest(name, tasks)}"
             )
@@ -131,7 +130,7 @@ class Runner:
             return "default"
         if len(found) == 1:
             return next(iter(found))
-        raise Problem(
+        raise StandinError(
             f"the task {name!r} is in the environments "
             f"{', '.join(sorted(found))}: choose one with -e"
         )
@@ -167,7 +166,7 @@ class Runner:
         }
         folder = root / task.cwd
         if not folder.is_dir():
-            raise Problem(f"task {task.name}: no folder {folder}")
+            raise StandinError(f"task {task.name}: no folder {folder}")
         self.call(
             f"task {task.name} ({home})",
             [*STRICT_BASH, line],
@@ -187,7 +186,7 @@ class Runner:
         folder: Path,
         variables: dict[str, str],
     ) -> None:
-        """Run a process to its end; Failed tells its exit status."""
+        """Run a process to its end; TaskFailedError tells its exit status."""
         process = subprocess.Popen(
             [*without_network(), *command], cwd=folder, env=variables
         )
@@ -198,7 +197,7 @@ class Runner:
         finally:
             signal.signal(signal.SIGINT, before)
         if status:
-            raise Failed(label, status if status > 0 else 128 - status)
+            raise TaskFailedError(label, status if status > 0 else 128 - status)
 
 
 def named_args(
@@ -208,7 +207,7 @@ def named_args(
     if not task.args:
         return {}, list(args)
     if len(args) > len(task.args):
-        raise Problem(
+        raise StandinError(
             f"task {task.name} takes {len(task.args)} arguments "
             f"({', '.join(a.name for a in task.args)}), not {len(args)}"
         )
@@ -216,9 +215,11 @@ def named_args(
     for position, argument in enumerate(task.args):
         value = args[position] if position < len(args) else argument.default
         if value is None:
-            raise Problem(f"task {task.name} needs a value for {argument.name}")
+            raise StandinError(
+                f"task {task.name} needs a value for {argument.name}"
+            )
         if argument.choices and value not in argument.choices:
-            raise Problem(
+            raise StandinError(
                 f"task {task.name}: {argument.name} is one of "
                 f"{', '.join(argument.choices)}, not {value!r}"
             )
@@ -232,7 +233,7 @@ def substituted(text: str, named: dict[str, str], task: str) -> str:
     def value(found: re.Match[str]) -> str:
         name = found[1].strip()
         if name not in named:
-            raise Problem(
+            raise StandinError(
                 f"task {task}: {found[0]} is no argument of it; ci/pixi "
                 f"supports plain names only; {nearest(name, named)}"
             )
@@ -258,8 +259,3 @@ def expanded(value: str, variables: dict[str, str]) -> str:
         lambda found: variables.get(found[1] or found[2], ""),
         value,
     )
-
-
-def default_shell() -> str:
-    """For `info`."""
-    return os.path.basename(STRICT_BASH[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-import tempfile
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from standin.basics import (
-    Problem,
+    StandinError,
     digest,
     file_digest,
     megabytes,
@@ -21,7 +20,18 @@ from standin.basics import (
     step,
     written_whole,
 )
-from standin.sources import download_googletest, unpack_highway
+from standin.packages.sources import download_googletest, unpack_highway
+
+PIP_DOWNLOAD = [
+    "-m",
+    "pip",
+    "download",
+    "--only-binary",
+    ":all:",
+    "--progress-bar",
+    "off",
+    "-d",
+]
 
 
 @dataclass(frozen=True)
@@ -95,18 +105,17 @@ def download_wheels(
     """Resolve all requirements together and download the result."""
     try:
         pip_download(folder, *requirements)
-    except Problem as problem:
+    except StandinError as problem:
         for project, advice in missing.items():
             if f"No matching distribution found for {project}=" in str(problem):
-                raise Problem(advice) from problem
+                raise StandinError(advice) from problem
         raise
 
 
 def pip_download(folder: Path, *words: str) -> None:
     """`pip download`, wheels only."""
     run(
-        [sys.executable, "-m", "pip", "download", "--only-binary", ":all:"]
-        + ["--progress-bar", "off", "-d", folder, *words],
+        [sys.executable, *PIP_DOWNLOAD, folder, *words],
         "pip download",
         show=["Downloading", "Processing"],
     )
@@ -130,8 +139,12 @@ def download_sdist(folder: Path, source: dict[str, str]) -> Path:
             if name == source["file"]:
                 say(f"  Downloading {name}")
                 target = folder / name
-                target.write_bytes(session.get(link.url_without_fragment).content)
+                target.write_bytes(
+                    session.get(link.url_without_fragment).content
+                )
                 if file_digest(target) != source["sha256"]:
-                    raise Problem(f"{name} has not the hash of channel.toml")
+                    raise StandinError(
+                        f"{name} has not the hash of channel.toml"
+                    )
                 return target
-    raise Problem(f"pip's index has no {source['file']}")
+    raise StandinError(f"pip's index has no {source['file']}")

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from standin.basics import Problem, file_digest
-from standin.conda import PLACEHOLDER, Package
+from standin.basics import StandinError, file_digest
+from standin.packages.conda import PLACEHOLDER, Package
 
 LAUNCHER = """#!{prefix}/bin/python
 import sys
@@ -36,12 +36,12 @@ class Python:
 
     @property
     def minor(self) -> str:
-        """3.11"""
+        """For example 3.11."""
         return ".".join(self.version.split(".")[:2])
 
     @property
     def tag(self) -> str:
-        """311"""
+        """For example 311."""
         return self.minor.replace(".", "")
 
     @property
@@ -94,7 +94,7 @@ class Wheel:
             for member in archive.namelist():
                 if re.fullmatch(r"[^/]+\.dist-info/METADATA", member):
                     return member.split("/")[0]
-        raise Problem(f"{self.path.name} is no wheel: it has no METADATA")
+        raise StandinError(f"{self.path.name} is no wheel: it has no METADATA")
 
     def read(self, name: str) -> str:
         """A file of the .dist-info folder, or nothing."""
@@ -208,7 +208,7 @@ def pypi_version(spec: str, where: str) -> str:
         elif re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*\d[\w.]*", part):
             parts.append(part.replace(" ", ""))
         else:
-            raise Problem(
+            raise StandinError(
                 f"{where}: the stand-in understands plain version "
                 f"constraints such as '>=1.2,<2', not {spec!r}"
             )

@@ -12,12 +12,19 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from standin.basics import Problem, file_digest, run
-from standin.conda import Package
-from standin.toolchain import Compiler
+from standin.basics import StandinError, file_digest, run
+from standin.packages.conda import Package
+from standin.packages.toolchain import Compiler
 
 HIGHWAY_IN_NUMPY = "numpy/_core/src/highway"
 HIGHWAY_VERSION = "1.3.0"
+CMAKE_OPTIONS = (
+    "-GNinja",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_INSTALL_LIBDIR=lib",
+    "-DCMAKE_INSTALL_PREFIX=/env",
+)
 
 
 def cmake_install(
@@ -32,10 +39,7 @@ def cmake_install(
     cmake = bin_folder / "cmake"
     with tempfile.TemporaryDirectory(dir=root.parent) as build:
         for words in (
-            ["-S", source, "-B", build, "-G", "Ninja"]
-            + ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"]
-            + ["-DCMAKE_INSTALL_LIBDIR=lib", "-DCMAKE_INSTALL_PREFIX=/env"]
-            + list(args),
+            ["-S", source, "-B", build, *CMAKE_OPTIONS, *args],
             ["--build", build],
         ):
             run([cmake, *words], f"building {source.name}", env=environment)
@@ -55,7 +59,7 @@ def unpack_highway(sdist: Path, target: Path) -> None:
                 member.name = member.name.removeprefix(start)
                 archive.extract(member, target)
     if not (target / "CMakeLists.txt").is_file():
-        raise Problem(f"{sdist.name} has no {HIGHWAY_IN_NUMPY}")
+        raise StandinError(f"{sdist.name} has no {HIGHWAY_IN_NUMPY}")
 
 
 def highway_package(
@@ -102,7 +106,7 @@ def download_googletest(folder: Path) -> Path:
     """Debian's googletest, which holds the source tree; needs no root."""
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
-            raise Problem(
+            raise StandinError(
                 f"no {tool} on PATH: GoogleTest comes from Debian's package "
                 "googletest, so this needs Debian, Ubuntu or a relative"
             )
@@ -114,10 +118,8 @@ def download_googletest(folder: Path) -> Path:
     return next(folder.glob("googletest_*.deb"))
 
 
-def gtest_package(
-    deb: Path, compiler: Compiler, bin_folder: Path
-) -> Package:
-    """gtest and gmock, shared, with their CMake files."""
+def gtest_package(deb: Path, compiler: Compiler, bin_folder: Path) -> Package:
+    """GoogleTest and gmock, shared, with their CMake files."""
     version = deb.name.split("_")[1].split("-")[0]
 
     def fill(root: Path) -> None:
@@ -132,5 +134,5 @@ def gtest_package(
         fill=fill,
         made_from=(file_digest(deb), compiler),
         depends=("libgcc", "libstdcxx"),
-        run_exports={"weak": [f"gtest >={version}"]},
+        run_exports={"weak": [f"gtest >={version},<{version}.1.0a0"]},
     )

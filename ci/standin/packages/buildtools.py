@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from standin.basics import file_digest
-from standin.conda import Package
-from standin.wheels import Wheel
+from standin.packages.conda import Package
+from standin.packages.wheels import Wheel
 
 
 def cmake_package(wheel: Wheel) -> Package:

@@ -1,6 +1,7 @@
-"""`libtorch` and `pytorch` from PyTorch's CPU wheel, laid out as conda-forge
-does: libraries, headers and CMake files in the environment itself, and links
-to them in site-packages/torch.
+"""`libtorch` and `pytorch` from PyTorch's CPU wheel, as conda-forge has them.
+
+Libraries, headers and CMake files are in the environment itself, and
+site-packages/torch has links to them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,14 @@ import zipfile
 from pathlib import Path
 
 from standin.basics import file_digest
-from standin.conda import Package
-from standin.wheels import Names, Python, Wheel, extract, write_launchers
+from standin.packages.conda import Package
+from standin.packages.wheels import (
+    Names,
+    Python,
+    Wheel,
+    extract,
+    write_launchers,
+)
 
 SHARED_FOLDERS = ("bin", "include", "lib", "share")
 # Test programs, and what other packages of conda-forge provide.
@@ -34,7 +41,7 @@ def shared_entry(name: str) -> str | None:
 
 
 def packages(wheel: Wheel, names: Names, python: Python) -> list[Package]:
-    """libtorch and pytorch."""
+    """Both packages."""
     version = wheel.version
     major, minor = version.split(".")[:2]
     below = f"<{major}.{int(minor) + 1}.0a0"
@@ -63,9 +70,7 @@ def packages(wheel: Wheel, names: Names, python: Python) -> list[Package]:
             *wheel.depends(names),
         ),
         constrains=("pytorch-gpu <0.0a0",),
-        run_exports={
-            "weak": [f"pytorch >={version},{below}", libtorch_export]
-        },
+        run_exports={"weak": [f"pytorch >={version},{below}", libtorch_export]},
     )
     return [libtorch, pytorch]
 
@@ -96,7 +101,7 @@ def fill_pytorch(wheel: Wheel, root: Path, python: Python) -> None:
 
     wheel.unpack(root, python.site, keep)
     torch = root / python.site / "torch"
-    up = "../" * len(torch.relative_to(root).parts + ("lib",))
+    up = "../" * len((torch / "lib").relative_to(root).parts)
     for entry in entries:
         link = torch / entry
         link.parent.mkdir(parents=True, exist_ok=True)

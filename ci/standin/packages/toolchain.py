@@ -9,16 +9,32 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from standin.basics import Problem
-from standin.conda import Package, copy_library, text_files
+from standin.basics import StandinError
+from standin.packages.conda import Package, copy_library, text_files
 
 TRIPLE = "x86_64-conda-linux-gnu"
 SCRIPTS = Path(__file__).parent / "activate"
-BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf")
-BINUTILS += ("strip",)
+BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "strip")
+    "ar",
+    "as",
+    "ld",
+    "nm",
+    "objcopy",
+    "objdump",
+    "ranlib",
+    "readelf",
+    "strip",
+]
 # The C library's parts; they are the machine's, so only names are needed.
-GLIBC = ("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0")
-GLIBC += ("librt.so.1", "ld-linux-x86-64.so.2", "libutil.so.1")
+GLIBC = [
+    "ld-linux-x86-64.so.2",
+    "libc.so.6",
+    "libdl.so.2",
+    "libm.so.6",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libutil.so.1",
+]
 OLDEST_GLIBC = "2.28"
 CPP17 = "#include <optional>\nint main() { return *std::optional<int>(0); }\n"
 
@@ -41,7 +57,7 @@ class Compiler:
         command = [self.cxx, f"-print-file-name={name}"]
         path = Path(subprocess.check_output(command, text=True).strip())
         if not path.is_absolute():
-            raise Problem(f"{self.cxx} has no {name}")
+            raise StandinError(f"{self.cxx} has no {name}")
         return path.resolve()
 
 
@@ -56,7 +72,7 @@ def find_compiler() -> Compiler:
             command = [cxx_path, "-dumpfullversion", "-dumpversion"]
             version = subprocess.check_output(command, text=True)
             return Compiler(c_path, cxx_path, version.split()[0])
-    raise Problem(
+    raise StandinError(
         f"no C++ compiler ({' or '.join(cxx for _, cxx in pairs)}) on PATH: "
         "install one (on Debian and Ubuntu: apt-get install g++)"
     )
@@ -74,7 +90,7 @@ def check_compiler(compiler: Compiler) -> None:
         )
     if result.returncode:
         first = (result.stderr.strip().splitlines() or ["no output"])[0]
-        raise Problem(
+        raise StandinError(
             f"{compiler.cxx} cannot build a C++17 program ({first}): install "
             "GCC 8 or clang 7 or newer (on Debian and Ubuntu: g++)"
         )
@@ -83,7 +99,7 @@ def check_compiler(compiler: Compiler) -> None:
 def check_git() -> None:
     """Recipes and versions are read with git."""
     if not shutil.which("git"):
-        raise Problem(
+        raise StandinError(
             "no git on PATH: install it (on Debian and Ubuntu: "
             "apt-get install git)"
         )

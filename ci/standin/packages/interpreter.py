@@ -9,9 +9,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from standin.basics import Problem, digest
-from standin.conda import PLACEHOLDER, Package, text_files
-from standin.wheels import Python
+from standin.basics import StandinError, digest
+from standin.packages.conda import PLACEHOLDER, Package, text_files
+from standin.packages.wheels import Python
 
 LEFT_OUT = {
     "__pycache__",
@@ -32,7 +32,7 @@ def running_python() -> Python:
 
 
 def packages(patchelf: Path) -> list[Package]:
-    """python and the packages that tell its ABI, as conda-forge has them."""
+    """`python` and the packages that tell its ABI, as conda-forge has them."""
     python = running_python()
     check_layout(python)
     minor, tag = python.minor, python.tag
@@ -115,7 +115,7 @@ def check_layout(python: Python) -> None:
     if (prefix / f"lib/python{python.minor}/dist-packages").is_dir() or (
         prefix == Path("/usr")
     ):
-        raise Problem(
+        raise StandinError(
             f"{sys.executable} is the distribution's own Python, whose "
             f"packages cannot be moved into an environment: {how}"
         )
@@ -124,7 +124,7 @@ def check_layout(python: Python) -> None:
         f"include/python{python.minor}/Python.h",
     ):
         if not (prefix / needed).is_file():
-            raise Problem(f"{prefix} has no {needed}: {how}")
+            raise StandinError(f"{prefix} has no {needed}: {how}")
 
 
 def copy_python(root: Path, python: Python, patchelf: Path) -> None:
@@ -154,15 +154,28 @@ def copy_python(root: Path, python: Python, patchelf: Path) -> None:
     for file, rpath in movable.items():
         file.chmod(0o755)
         subprocess.run([patchelf, "--set-rpath", rpath, file], check=True)
+    works(executable)
     for file in (root / "lib" / name).rglob("*"):
         if file.suffix in (".py", ".json", ".txt", "") and file.is_file():
             move_prefix(file, str(prefix).encode())
 
 
+def works(executable: Path) -> None:
+    """The copy has to find the libraries that it needs."""
+    script = "import ctypes, hashlib, ssl, zlib"
+    command = [str(executable), "-B", "-S", "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        raise StandinError(
+            f"a copy of {sys.base_prefix} does not work ({last})"
+        )
+
+
 def left_out(name: str) -> bool:
     """Parts of the standard library that nothing here needs."""
-    return name in LEFT_OUT or name.startswith("_tkinter") or (
-        name.endswith(".a")
+    return (
+        name in LEFT_OUT or name.startswith("_tkinter") or (name.endswith(".a"))
     )
 
 
