@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from standin.basics import StandinError, digest
+from standin.basics import StandinError
 from standin.packages.conda import PLACEHOLDER, Package, text_files
 from standin.packages.wheels import Python
 
@@ -42,7 +42,7 @@ def packages(patchelf: Path) -> list[Package]:
             "python",
             python.version,
             fill=lambda root: copy_python(root, python, patchelf),
-            made_from=(sys.version, sys.base_prefix, stamp()),
+            made_from=(sys.version, sys.base_prefix),
             build="h{hash}_0_cpython",
             depends=(abi,),
             constrains=(abi,),
@@ -86,23 +86,6 @@ def packages(patchelf: Path) -> list[Package]:
             },
         ),
     ]
-
-
-def stamp() -> str:
-    """Tells whether the interpreter was replaced since."""
-    config = Path(sysconfig.get_path("stdlib", vars=base())) / "sysconfig.py"
-    executable = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
-    return digest(executable, config.stat().st_mtime_ns)
-
-
-def base() -> dict[str, str]:
-    """Variables that make sysconfig look outside the virtual environment."""
-    return {
-        "installed_base": sys.base_prefix,
-        "base": sys.base_prefix,
-        "installed_platbase": sys.base_exec_prefix,
-        "platbase": sys.base_exec_prefix,
-    }
 
 
 def check_layout(python: Python) -> None:

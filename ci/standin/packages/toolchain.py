@@ -15,16 +15,6 @@ from standin.packages.conda import Package, copy_library, text_files
 TRIPLE = "x86_64-conda-linux-gnu"
 SCRIPTS = Path(__file__).parent / "activate"
 BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "strip")
-    "ar",
-    "as",
-    "ld",
-    "nm",
-    "objcopy",
-    "objdump",
-    "ranlib",
-    "readelf",
-    "strip",
-]
 # The C library's parts; they are the machine's, so only names are needed.
 GLIBC = [
     "ld-linux-x86-64.so.2",
