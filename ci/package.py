@@ -75,7 +75,7 @@ def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
     Raises RattlerBuildError if either fails, after printing the end of the log.
     """
     variants = VariantConfig.from_file(RECIPES / "variants.yaml")
-    variants.merge(VariantConfig(local_variants()))
+    variants = variants.merge(VariantConfig(local_variants()))
     forget(name)
     for leftover in ("bld", "test", "broken"):
         shutil.rmtree(output / leftover, ignore_errors=True)
@@ -95,7 +95,7 @@ def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
                     compression_threads=os.cpu_count(),
                 ),
                 output_dir=output,
-                channels=[output.as_uri(), channel_url()],
+                channels=[channel_url()],
                 progress_callback=Progress(stream),
                 package_format="conda:3",
                 no_build_id=True,
