@@ -18,9 +18,8 @@ from rattler_build import Package
 USE = """
 import torch, torch_foo
 x = torch.randn(3, 64)
-torch.testing.assert_close(
-    torch.ops.torch_foo.rms_norm(x), torch.nn.functional.rms_norm(x, (64,), eps=1e-6)
-)
+expected = torch.nn.functional.rms_norm(x, (64,), eps=1e-6)
+torch.testing.assert_close(torch.ops.torch_foo.rms_norm(x), expected)
 print(torch_foo.__file__)
 """
 
