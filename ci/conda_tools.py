@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rattler
+import rattler.shell
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The channel with this repository's own packages.

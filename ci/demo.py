@@ -63,12 +63,13 @@ def main() -> int:
     )
     for package in installed:
         if package.startswith(PACKAGES):
-            print(f"  {package}")
+            print(f"  {package}", flush=True)
     script = ROOT / "torch-foo" / "examples" / "generate.py"
     command = [DEMO / "env/bin/python", script, "--model", gguf, *arguments]
-    return subprocess.run(
-        command, env=environment_variables(DEMO / "env")
-    ).returncode
+    env = environment_variables(DEMO / "env")
+    if not sys.stderr.isatty():
+        env["TQDM_DISABLE"] = "1"  # no progress bars in a log
+    return subprocess.run(command, env=env).returncode
 
 
 if __name__ == "__main__":
