@@ -68,7 +68,7 @@ def broken_core(root: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(root / "recipe", tmp_path / "recipe")
     source = tmp_path / "libfoo/src/cpu/elementwise.cc"
     text = source.read_text()
-    broken = text.replace("return hn::Add(a, b)", "return hn::Sub(a, b)")
+    broken = text.replace("return a + b;", "return a - b;")
     assert broken != text
     source.write_text(broken)
     yield tmp_path
