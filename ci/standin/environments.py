@@ -113,6 +113,7 @@ def install(
     if environment.pypi_specs:
         with step(f"{label} installing {', '.join(environment.pypi_specs)}"):
             install_from_pypi(prefix.folder, environment, channel)
+    (prefix.folder / MARKER).parent.mkdir(parents=True, exist_ok=True)
     about = {"key": prefix.key, "specs": specs, "made": time.time()}
     (prefix.folder / MARKER).write_text(json.dumps(about))
 

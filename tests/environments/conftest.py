@@ -1,0 +1,96 @@
+"""What the tests of ci/pixi share: temporary workspaces and a way to run it.
+
+They run inside a task of ci/pixi and use its channel, without a network.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "ci"))
+
+Result = subprocess.CompletedProcess[str]
+HEAD = """\
+[workspace]
+name = "sample"
+channels = ["conda-forge"]
+platforms = ["linux-64"]
+"""
+
+
+class Workspace:
+    """A folder with a pixi.toml, in which ci/pixi is run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, manifest: str, head: str = HEAD) -> Workspace:
+        """Write pixi.toml."""
+        (self.folder / "pixi.toml").write_text(head + manifest)
+        return self
+
+    def pixi(self, *words: str | Path, **variables: str | None) -> Result:
+        """Run ci/pixi here; a variable that is None is taken away."""
+        environment = {**os.environ, **variables}
+        return subprocess.run(
+            [ROOT / "ci/pixi", *words],
+            cwd=self.folder,
+            env={k: v for k, v in environment.items() if v is not None},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def fails(self, *words: str | Path, **variables: str | None) -> str:
+        """Run it, expect it to fail, and give its one line of error."""
+        result = self.pixi(*words, **variables)
+        assert result.returncode != 0, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr, result.stderr
+        lines = [x for x in result.stderr.splitlines() if "error: " in x]
+        assert len(lines) == 1, result.stderr
+        return lines[0]
+
+    def passes(self, *words: str | Path, **variables: str | None) -> str:
+        """Run it, expect success, and give what it wrote to stdout."""
+        result = self.pixi(*words, **variables)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+
+@pytest.fixture
+def standin() -> None:
+    """For tests of the stand-in itself."""
+    if os.environ.get("CI_PIXI_STANDIN") != "1":
+        pytest.skip("a real pixi is used here, not ci/pixi's stand-in")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, standin: None) -> Workspace:
+    """An empty workspace."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    return Workspace(folder)
+
+
+@pytest.fixture
+def in_standin(standin: None) -> Callable[..., Result]:
+    """Run a script in ci/pixi's own Python, where its libraries are."""
+
+    def run(script: str, *args: str | Path) -> Result:
+        python = Path(os.environ["CI_PIXI_TOOLS"]) / "bin/python"
+        return subprocess.run(
+            [python, "-c", script, *args],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "ci")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

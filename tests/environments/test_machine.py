@@ -1,0 +1,154 @@
+"""What ci/pixi says when the machine lacks something, or has a pixi."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CI_PIXI = Path(__file__).parents[2] / "ci/pixi"
+OUTSIDE = {"CI_PIXI_CHANNEL": None, "CC": None, "CXX": None}
+
+
+def program(path: Path, text: str) -> Path:
+    """Write an executable script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def path_with(folder: Path, *tools: str) -> str:
+    """A PATH that has only these tools of the machine."""
+    folder.mkdir()
+    for tool in ("python3", "bash", *tools):
+        (folder / tool).symlink_to(shutil.which(tool))
+    return str(folder)
+
+
+def test_a_real_pixi_takes_over(workspace, tmp_path):
+    real = program(tmp_path / "bin/pixi", 'echo "pixi got: $*"; exit 5')
+    path = f"{real.parent}:{os.environ['PATH']}"
+    result = workspace.pixi("run", "-e", "x", "task", "--flag", PATH=path)
+    assert result.stdout == "pixi got: run -e x task --flag\n"
+    assert result.returncode == 5
+    assert f"ci/pixi: using {real}" in result.stderr
+
+
+def test_ci_pixi_called_pixi_is_no_real_pixi(workspace, tmp_path):
+    workspace.write('[tasks]\nhello = "echo hello"')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/pixi").symlink_to(CI_PIXI)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    result = workspace.pixi("run", "hello", PATH=path)
+    assert result.stdout == "hello\n"
+    assert "using the stand-in" in result.stderr
+
+
+def test_a_pixi_that_calls_ci_pixi_ends(workspace, tmp_path):
+    shim = program(tmp_path / "bin/pixi", f'exec {CI_PIXI} "$@"')
+    path = f"{shim.parent}:{os.environ['PATH']}"
+    message = workspace.fails("info", PATH=path)
+    assert f"{shim} calls ci/pixi again, forever" in message
+
+
+def test_old_python(tmp_path):
+    # The script itself has to load in an old Python; this one pretends.
+    text = CI_PIXI.read_text().replace("(3, 10)", "(9, 9)")
+    script = tmp_path / "pixi"
+    script.write_text(text)
+    result = subprocess.run(
+        ["python3", script, "info"], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "and 9.9 or newer is needed: install" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
+def test_help_needs_nothing(words, workspace, tmp_path):
+    nothing = path_with(tmp_path / "bin", "env")
+    lost = str(tmp_path / "cache")
+    result = workspace.pixi(
+        *words, PATH=nothing, CI_PIXI_CACHE=lost, CI_PIXI_TOOLS=None
+    )
+    assert result.returncode == 0
+    assert "usage: ci/pixi" in result.stdout
+    assert not Path(lost).exists()
+
+
+def test_no_compiler(workspace, tmp_path):
+    path = path_with(tmp_path / "bin", "env", "git")
+    message = workspace.write("").fails("install", PATH=path, **OUTSIDE)
+    assert "no C++ compiler (g++ or clang++) on PATH: install one" in message
+
+
+def test_no_git(workspace, tmp_path):
+    path = path_with(tmp_path / "bin", "env", "g++", "gcc")
+    message = workspace.write("").fails("install", PATH=path, **OUTSIDE)
+    assert "no git on PATH: install it" in message
+
+
+def test_old_compiler(workspace, tmp_path):
+    for name in ("g++", "gcc"):
+        program(
+            tmp_path / "bin" / name,
+            'case "$*" in *version*) echo 4.8.5;; *) '
+            "echo \"unrecognized '-std=c++17'\" >&2; exit 1;; esac",
+        )
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    cache = str(tmp_path / "cache")
+    message = workspace.write("").fails(
+        "install", PATH=path, CI_PIXI_CACHE=cache, **OUTSIDE
+    )
+    assert "cannot build a C++17 program (unrecognized" in message
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Words that run a command with a small disk on a folder."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    script = 'mount -t tmpfs -o size=8m small "$0" && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", script, str(folder)]
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets us mount no small disk")
+    return folder, words
+
+
+def test_no_space_for_the_channel(workspace, small_disk):
+    folder, words = small_disk
+    workspace.write("")
+    environment = {**os.environ, "CI_PIXI_CACHE": str(folder)}
+    for name in OUTSIDE:
+        environment.pop(name, None)
+    result = subprocess.run(
+        [*words, CI_PIXI, "install"],
+        cwd=workspace.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert f"error: no disk space left for {folder} (" in last
+    assert "free some, or set XDG_CACHE_HOME" in last
+
+
+def test_no_space_for_an_environment(workspace, small_disk):
+    folder, words = small_disk
+    workspace.write('[dependencies]\npython = "*"')
+    result = subprocess.run(
+        [*words, CI_PIXI, "install"],
+        cwd=workspace.folder,
+        env={**os.environ, "CI_PIXI_CACHE": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "error: no disk space left for" in result.stderr.splitlines()[-1]
+    assert not (workspace.folder / ".pixi/envs/default").exists()
+    # With space it works, from where it stopped.
+    workspace.passes("run", "python", "-c", "import ssl")
