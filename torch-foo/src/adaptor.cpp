@@ -148,8 +148,7 @@ std::vector<std::int64_t> broadcast_shape(const char* op, const Tensor& a,
     const auto nb = i <= sizes_b.size() ? sizes_b[sizes_b.size() - i] : 1;
     if (na != nb && na != 1 && nb != 1) {
       fail(std::string(op) + ": a has shape " + shape_text(sizes_a) +
-           ", b has shape " + shape_text(sizes_b) +
-           ": they do not broadcast");
+           ", b has shape " + shape_text(sizes_b) + ": they do not broadcast");
     }
     shape[ndim - i] = na == 1 ? nb : na;
   }

@@ -25,6 +25,7 @@ void implement(StableLibrary& m) {
 }
 
 // Behind torch_foo.build_info().
+std::string version() { return TORCH_FOO_VERSION; }
 std::string core_version() { return foo_core::version(); }
 bool core_has_cuda() { return foo_core::build_info().cuda; }
 std::string simd_target() { return foo_core::build_info().simd_target; }
@@ -46,12 +47,14 @@ STABLE_TORCH_LIBRARY(torch_foo, m) {
       "rms_norm_backward(Tensor grad, Tensor x, Tensor? weight, float eps, "
       "bool wants_x, bool wants_weight) -> (Tensor, Tensor)");
 
+  m.def("_version() -> str");
   m.def("_core_version() -> str");
   m.def("_core_has_cuda() -> bool");
   m.def("_simd_target() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_foo, CompositeExplicitAutograd, m) {
+  m.impl("_version", TORCH_BOX(&version));
   m.impl("_core_version", TORCH_BOX(&core_version));
   m.impl("_core_has_cuda", TORCH_BOX(&core_has_cuda));
   m.impl("_simd_target", TORCH_BOX(&simd_target));

@@ -248,6 +248,8 @@ def test_not_a_tensor(pair, value):
             getattr(torch_foo, op)(*args, *others)
         with pytest.raises(RuntimeError, match=message):
             getattr(torch_foo, op)(*args, *others, out=torch.ones(3))
+    with pytest.raises(RuntimeError, match="for argument 'out'"):
+        getattr(torch_foo, op)(x, x, *others, out=value)
 
 
 def test_none():

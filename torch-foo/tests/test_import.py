@@ -33,6 +33,10 @@ def run(code: str, *options: str, **env: str) -> str:
     return result.stdout
 
 
+def last_line(output: str) -> str:
+    return output.rstrip().rsplit("\n", 1)[-1]
+
+
 # --- a sound installation ---------------------------------------------------
 
 
@@ -42,16 +46,17 @@ def run(code: str, *options: str, **env: str) -> str:
 )
 def test_import_order(order, autoload):
     output = run(f"{order}; {USE}", TORCH_DEVICE_BACKEND_AUTOLOAD=autoload)
-    assert output == "2.0\n"
+    assert last_line(output) == "2.0"
 
 
 def test_autoload():
-    assert run(f"import torch; {USE}") == "2.0\n"
+    assert last_line(run(f"import torch; {USE}")) == "2.0"
 
 
 def test_autoload_can_be_turned_off():
     code = "import torch; print(hasattr(torch.ops.torch_foo, 'add'))"
-    assert run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0") == "False\n"
+    output = run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert last_line(output) == "False"
 
 
 def test_autoload_imports_nothing_when_it_is_loaded():
@@ -94,10 +99,6 @@ def run_in(site: Path, code: str, *options: str, torch_too: bool = True) -> str:
         path.append(str(Path(torch.__file__).parents[1]))
     code = f"import sys; sys.path[:0] = {path!r}\n{code}"
     return run(code, "-S", *options)
-
-
-def last_line(output: str) -> str:
-    return output.rstrip().rsplit("\n", 1)[-1]
 
 
 def test_foo_core_missing(site):
@@ -179,10 +180,10 @@ print(torch.ones(1).item())
 
 def test_broken_installation_leaves_torch_alone(site):
     output = run_in(site, BROKEN_AUTOLOAD)
-    assert output.startswith(
+    assert (
         "1 RuntimeWarning torch_foo is installed but could not be loaded: "
         "torch_foo needs the library libfoo_core.so.0.1"
-    )
+    ) in output
     assert output.endswith(
         "TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns this attempt off.\n1.0\n"
     )

@@ -64,6 +64,18 @@ def test_rms_norm_copies_and_compiles():
         torch.testing.assert_close(other(x), module(x))
 
 
+def test_rms_norm_with_a_parametrized_weight():
+    class Exp(torch.nn.Module):
+        def forward(self, w):
+            return w.exp()
+
+    module = torch_foo.nn.RMSNorm(8)
+    x = torch.randn(4, 8)
+    expected = module(x) * torch.e
+    torch.nn.utils.parametrize.register_parametrization(module, "weight", Exp())
+    torch.testing.assert_close(module(x), expected)
+
+
 def test_rms_norm_under_autocast():
     module = torch_foo.nn.RMSNorm(8)  # its weight stays float32
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,6 +1,5 @@
 """What is installed, and what it runs on."""
 
-import importlib.metadata
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ def build_info() -> BuildInfo:
     """
     native = torch.ops.torch_foo
     return BuildInfo(
-        torch_foo=importlib.metadata.version("torch-foo"),
+        torch_foo=native._version(),
         torch=torch.__version__,
         foo_core=native._core_version(),
         cuda=native._core_has_cuda(),
