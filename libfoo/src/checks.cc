@@ -2,6 +2,7 @@
 
 #include "foo_core/error.h"
 #include "overlap.h"
+#include "row.h"
 
 namespace foo_core {
 namespace {
@@ -75,6 +76,32 @@ void check_shape(const char* op, const Argument& x, std::int64_t ndim,
   fail(op, std::string(x.name) + " has shape " +
                shape_text(x.view.ndim, x.view.sizes) + ", expected " +
                shape_text(ndim, sizes));
+}
+
+void check_has_rows(const char* op, const Argument& x) {
+  check_tensor(op, x);
+  if (x.view.ndim > 0) return;
+  fail(op, std::string(x.name) + " has no dimensions, expected at least 1");
+}
+
+void check_like(const char* op, const Argument& y, const Argument& x) {
+  check_tensor(op, y);
+  check_same_dtype(op, x, y);
+  check_shape(op, y, x.view.ndim, x.view.sizes);
+}
+
+void check_last_size(const char* op, const Argument& v, const Argument& x) {
+  check_tensor(op, v);
+  check_same_dtype(op, x, v);
+  if (v.view.ndim != 1) {
+    fail(op, std::string(v.name) + " has " + text(v.view.ndim) +
+                 " dimensions, expected 1");
+  }
+  if (last_size(v.view) != last_size(x.view)) {
+    fail(op, std::string(v.name) + " has " + text(last_size(v.view)) +
+                 " elements, but " + x.name + "'s last dimension is " +
+                 text(last_size(x.view)));
+  }
 }
 
 void check_no_self_overlap(const char* op, const Argument& out) {

@@ -36,6 +36,15 @@ void check_same_dtype(const char* op, const Argument& x, const Argument& y);
 void check_shape(const char* op, const Argument& x, std::int64_t ndim,
                  const std::int64_t* sizes);
 
+/// x is sound in itself and has at least one dimension.
+void check_has_rows(const char* op, const Argument& x);
+
+/// y is sound in itself and has x's dtype and shape.
+void check_like(const char* op, const Argument& y, const Argument& x);
+
+/// v is sound in itself, has x's dtype, and one dimension of x's last size.
+void check_last_size(const char* op, const Argument& v, const Argument& x);
+
 /// No two indices of `out` share memory.
 void check_no_self_overlap(const char* op, const Argument& out);
 

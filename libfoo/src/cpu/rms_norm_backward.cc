@@ -1,0 +1,480 @@
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "checks.h"
+#include "cpu/nest.h"
+#include "cpu/simd.h"
+#include "foo_core/rms_norm.h"
+#include "row.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/rms_norm_backward.cc"
+// These after HWY_TARGET_INCLUDE, which they read.
+#include "hwy/foreach_target.h"
+//
+#include "cpu/rms_norm-inl.h"
+
+#ifndef FOO_CORE_RMS_NORM_BACKWARD_
+#define FOO_CORE_RMS_NORM_BACKWARD_
+namespace foo_core {
+
+/// Rows that are worked on together, so that sums over rows and the weight are
+/// read and written once for all of them.
+constexpr int kRows = 2;
+
+/// Up to kRows rows of each tensor; data null where there is none.
+struct BackwardRows {
+  int count = 0;
+  const void* grad[kRows];
+  const void* x[kRows];
+  void* grad_x[kRows];
+  std::int64_t grad_stride, x_stride, grad_x_stride;
+};
+
+/// Sums over rows, which become grad_weight, are vectors in the type of
+/// computation, padded to whole groups of this many elements. Within a group
+/// they are in the order that Load leaves them in.
+constexpr std::int64_t kGroup = 64;
+
+struct BackwardKernels {
+  /// Adds the rows' part to sum.
+  void (*rows)(const BackwardRows& rows, Row weight, double eps, void* sum,
+               std::int64_t n);
+  /// sum += addend
+  void (*accumulate)(void* sum, const void* addend, std::int64_t n);
+  /// out = sum, rounded
+  void (*finish)(const void* sum, MutableRow out, std::int64_t n);
+};
+
+}  // namespace foo_core
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace foo_core {
+namespace HWY_NAMESPACE {
+
+/// What the gradient of one row needs to know of all of it.
+template <class C>
+struct RowStats {
+  C r;     // 1 / sqrt(mean(x^2) + eps)
+  C mean;  // of grad * weight * x * r
+};
+
+/// Adds x^2 to squares and g * x to products, g = grad * weight, for n
+/// elements.
+template <bool kWeight, bool kAll, class T>
+HWY_INLINE void AddProducts(const T* grad, const T* x, const T* weight,
+                            int64_t n, Pair<Compute<T>>& squares,
+                            Pair<Compute<T>>& products) {
+  const auto vx = LoadSome<kAll>(x, n);
+  auto g = LoadSome<kAll>(grad, n);
+  if constexpr (kWeight) g = g * LoadSome<kAll>(weight, n);
+  squares = MulAdd(vx, vx, squares);
+  products = MulAdd(g, vx, products);
+}
+
+template <bool kWeight, class T>
+HWY_INLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
+                                      int64_t n) {
+  using C = Compute<T>;
+  const auto* tgrad = static_cast<const T*>(grad.data);
+  const auto* tx = static_cast<const T*>(x.data);
+  const auto* tw = static_cast<const T*>(weight.data);
+  HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile];
+  const int64_t step = Lanes<C>();
+  double squares = 0, products = 0;
+  const auto zero = Pair<C>::Set(0);
+  auto s0 = zero, s1 = zero, p0 = zero, p1 = zero;
+  for (int64_t begin = 0; begin < n; begin += kTile) {
+    const int64_t m = HWY_MIN(kTile, n - begin);
+    const T* pg = Gather(tgrad, grad.stride, begin, m, g_tile);
+    const T* px = Gather(tx, x.stride, begin, m, x_tile);
+    const T* pw = kWeight ? Gather(tw, weight.stride, begin, m, w_tile) : px;
+    int64_t i = 0;
+    for (; i + 2 * step <= m; i += 2 * step) {
+      const int64_t j = i + step;
+      AddProducts<kWeight, true>(pg + i, px + i, pw + i, step, s0, p0);
+      AddProducts<kWeight, true>(pg + j, px + j, pw + j, step, s1, p1);
+    }
+    for (; i + step <= m; i += step) {
+      AddProducts<kWeight, true>(pg + i, px + i, pw + i, step, s0, p0);
+    }
+    if (i < m) {
+      AddProducts<kWeight, false>(pg + i, px + i, pw + i, m - i, s0, p0);
+    }
+    if ((begin + kTile) % kSumBlock == 0 || begin + kTile >= n) {
+      squares += static_cast<double>(Sum(s0 + s1));
+      products += static_cast<double>(Sum(p0 + p1));
+      s0 = s1 = p0 = p1 = zero;
+    }
+  }
+  const double r = InverseRms<C>(squares, eps, n);
+  return {static_cast<C>(r),
+          static_cast<C>(r * products / static_cast<double>(n))};
+}
+
+/// Elements [i, i + n) of Gradients.
+template <bool kWeight, bool kGradX, bool kSum, int kCount, bool kAll, class T>
+HWY_INLINE void GradientsAt(int64_t i, int64_t n, const T* const* grad,
+                            const T* const* x, const T* weight,
+                            const RowStats<Compute<T>>* stats, T* const* grad_x,
+                            Compute<T>* sum) {
+  using V = Pair<Compute<T>>;
+  V w, total;
+  if constexpr (kWeight) w = LoadSome<kAll>(weight + i, n);
+  if constexpr (kSum) total = Load(sum + i);
+  for (int k = 0; k < kCount; ++k) {
+    const auto r = V::Set(stats[k].r);
+    const auto g = LoadSome<kAll>(grad[k] + i, n);
+    const auto u = LoadSome<kAll>(x[k] + i, n) * r;
+    if constexpr (kSum) total = MulAdd(g, u, total);
+    if constexpr (kGradX) {
+      const auto mean = V::Set(stats[k].mean);
+      auto gw = g;
+      if constexpr (kWeight) gw = g * w;
+      StoreSome<kAll>(r * NegMulAdd(u, mean, gw), grad_x[k] + i, n);
+    }
+  }
+  if constexpr (kSum) Store(total, sum + i);
+}
+
+/// With u = x * r and g = grad * weight, for each of kCount rows:
+/// grad_x = r * (g - u * mean(g * u)) and sum += grad * u.
+template <bool kWeight, bool kGradX, bool kSum, int kCount, class T>
+HWY_INLINE void Gradients(const T* const* grad, const T* const* x,
+                          const T* weight, const RowStats<Compute<T>>* stats,
+                          T* const* grad_x, Compute<T>* sum, int64_t n) {
+  const int64_t step = Lanes<Compute<T>>();
+  int64_t i = 0;
+  for (; i + step <= n; i += step) {
+    GradientsAt<kWeight, kGradX, kSum, kCount, true>(i, step, grad, x, weight,
+                                                     stats, grad_x, sum);
+  }
+  if (i < n) {
+    GradientsAt<kWeight, kGradX, kSum, kCount, false>(i, n - i, grad, x, weight,
+                                                      stats, grad_x, sum);
+  }
+}
+
+/// One row with any strides.
+template <bool kWeight, bool kGradX, bool kSum, class T>
+HWY_INLINE void StridedRow(Row grad, Row x, Row weight,
+                           const RowStats<Compute<T>>& stats, MutableRow grad_x,
+                           Compute<T>* sum, int64_t n) {
+  HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile], out_tile[kTile];
+  const auto* tgrad = static_cast<const T*>(grad.data);
+  const auto* tx = static_cast<const T*>(x.data);
+  const auto* tw = static_cast<const T*>(weight.data);
+  auto* out = static_cast<T*>(grad_x.data);
+  for (int64_t i = 0; i < n; i += kTile) {
+    const int64_t m = HWY_MIN(kTile, n - i);
+    const T* pg = Gather(tgrad, grad.stride, i, m, g_tile);
+    const T* px = Gather(tx, x.stride, i, m, x_tile);
+    const T* pw = kWeight ? Gather(tw, weight.stride, i, m, w_tile) : nullptr;
+    T* pout = kGradX ? Target(out, grad_x.stride, i, out_tile) : nullptr;
+    Gradients<kWeight, kGradX, kSum, 1>(&pg, &px, pw, &stats, &pout,
+                                        kSum ? sum + i : nullptr, m);
+    if constexpr (kGradX) Scatter(out_tile, out, grad_x.stride, i, m);
+  }
+}
+
+template <bool kWeight, bool kGradX, bool kSum, class T>
+void Rows(const BackwardRows& rows, Row weight, double eps, void* sum,
+          int64_t n) {
+  RowStats<Compute<T>> stats[kRows];
+  for (int k = 0; k < rows.count; ++k) {
+    stats[k] = Stats<kWeight, T>({rows.grad[k], rows.grad_stride},
+                                 {rows.x[k], rows.x_stride}, weight, eps, n);
+  }
+  auto* tsum = static_cast<Compute<T>*>(sum);
+  if (rows.count == kRows && rows.grad_stride == 1 && rows.x_stride == 1 &&
+      weight.stride == 1 && rows.grad_x_stride == 1) {
+    const T *grad[kRows], *x[kRows];
+    T* grad_x[kRows];
+    for (int k = 0; k < kRows; ++k) {
+      grad[k] = static_cast<const T*>(rows.grad[k]);
+      x[k] = static_cast<const T*>(rows.x[k]);
+      grad_x[k] = static_cast<T*>(rows.grad_x[k]);
+    }
+    Gradients<kWeight, kGradX, kSum, kRows>(
+        grad, x, static_cast<const T*>(weight.data), stats, grad_x, tsum, n);
+    return;
+  }
+  for (int k = 0; k < rows.count; ++k) {
+    StridedRow<kWeight, kGradX, kSum, T>(
+        {rows.grad[k], rows.grad_stride}, {rows.x[k], rows.x_stride}, weight,
+        stats[k], {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
+  }
+}
+
+template <class T>
+void AnyRows(const BackwardRows& rows, Row weight, double eps, void* sum,
+             int64_t n) {
+  const bool grad_x = rows.grad_x[0] != nullptr;
+  const auto choose = [&](auto has_weight) HWY_ATTR {
+    constexpr bool kWeight = decltype(has_weight)::value;
+    if (!grad_x) return Rows<kWeight, false, true, T>;
+    return sum == nullptr ? Rows<kWeight, true, false, T>
+                          : Rows<kWeight, true, true, T>;
+  };
+  const auto function = weight.data == nullptr ? choose(std::false_type())
+                                               : choose(std::true_type());
+  function(rows, weight, eps, sum, n);
+}
+
+template <class C>
+void Accumulate(void* sum, const void* addend, int64_t n) {
+  auto* s = static_cast<C*>(sum);
+  const auto* a = static_cast<const C*>(addend);
+  for (int64_t i = 0; i < n; i += Lanes<C>()) {
+    Store(Load(s + i) + Load(a + i), s + i);
+  }
+}
+
+template <class T>
+void Finish(const void* sum, MutableRow out, int64_t n) {
+  const auto* s = static_cast<const Compute<T>*>(sum);
+  auto* tout = static_cast<T*>(out.data);
+  const int64_t step = Lanes<Compute<T>>();
+  HWY_ALIGN T tile[kTile];
+  for (int64_t i = 0; i < n; i += step) {
+    const int64_t m = HWY_MIN(step, n - i);
+    StoreN(Load(s + i), Target(tout, out.stride, i, tile), m);
+    Scatter(tile, tout, out.stride, i, m);
+  }
+}
+
+struct KernelsOf {
+  template <class T>
+  HWY_INLINE BackwardKernels operator()(T) const {
+    return {AnyRows<T>, Accumulate<Compute<T>>, Finish<T>};
+  }
+};
+
+BackwardKernels RmsNormBackward(DType dtype) {
+  return ForDType(dtype, KernelsOf());
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace foo_core
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace foo_core {
+namespace {
+
+/// How rms_norm_backward sums over rows: running sums over kRun rows each are
+/// added up to one sum per block of rows, and the blocks' sums pairwise. Blocks
+/// depend on nothing but the shape.
+struct Blocks {
+  static constexpr std::int64_t kRun = 16;
+
+  explicit Blocks(std::int64_t rows) {
+    size = rows <= 256 ? std::clamp<std::int64_t>((rows + 15) / 16, 4, kRun)
+                       : kRun * std::clamp<std::int64_t>(rows / 1024, 1, 16);
+    count = (rows + size - 1) / size;
+  }
+
+  std::int64_t sums() const { return size > kRun ? 2 : 1; }  // per block
+
+  std::int64_t size;
+  std::int64_t count;
+};
+
+std::int64_t compute_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : 4;
+}
+
+std::int64_t groups_of(std::int64_t n) { return (n + kGroup - 1) / kGroup; }
+
+struct BackwardLoop {
+  BackwardKernels kernels;
+  const ConstTensorView* grad;
+  const ConstTensorView* x;
+  const ConstTensorView* weight;
+  double eps;
+  const TensorView* grad_x;
+  const TensorView* grad_weight;
+  char* scratch;
+  std::int64_t rows;
+  std::int64_t n;
+  Blocks blocks;
+  Nest<3> nest;
+
+  std::int64_t sum_bytes() const {
+    return groups_of(n) * kGroup * compute_size(x->dtype);
+  }
+
+  char* block_sum(std::int64_t block) const {
+    return scratch + block * blocks.sums() * sum_bytes();
+  }
+
+  void run_rows(std::int64_t begin, std::int64_t end, void* sum) const {
+    BackwardRows group;
+    group.grad_stride = last_stride(*grad);
+    group.x_stride = last_stride(*x);
+    group.grad_x_stride = grad_x == nullptr ? 1 : last_stride(*grad_x);
+    Walker<3> at(nest, nest.ndim, begin);
+    for (; begin < end; begin += group.count) {
+      group.count =
+          static_cast<int>(std::min<std::int64_t>(kRows, end - begin));
+      for (int k = 0; k < group.count; ++k, at.next()) {
+        group.grad[k] = row_at(grad, at.offset(0)).data;
+        group.x[k] = row_at(x, at.offset(1)).data;
+        group.grad_x[k] = row_at(grad_x, at.offset(2)).data;
+      }
+      kernels.rows(group, row_at(weight, 0), eps, sum, n);
+    }
+  }
+
+  void run_block(std::int64_t block) const {
+    const std::int64_t begin = block * blocks.size;
+    const std::int64_t end = std::min(rows, begin + blocks.size);
+    char* sum = block_sum(block);
+    std::fill_n(sum, sum_bytes(), '\0');
+    run_rows(begin, std::min(end, begin + Blocks::kRun), sum);
+    for (std::int64_t i = begin + Blocks::kRun; i < end; i += Blocks::kRun) {
+      char* run = sum + sum_bytes();
+      std::fill_n(run, sum_bytes(), '\0');
+      run_rows(i, std::min(end, i + Blocks::kRun), run);
+      kernels.accumulate(sum, run, n);
+    }
+  }
+
+  void zero(std::int64_t column) const {
+    const std::int64_t item = item_size(x->dtype);
+    auto* out = static_cast<char*>(grad_weight->data);
+    std::fill_n(out + column * last_stride(*grad_weight) * item, item, '\0');
+  }
+
+  /// Groups [begin, end) of grad_weight from the blocks' sums.
+  void combine(std::int64_t begin, std::int64_t end) const {
+    const std::int64_t stride = last_stride(*grad_weight);
+    auto* out = static_cast<char*>(grad_weight->data);
+    for (std::int64_t column = begin * kGroup; column < end * kGroup;
+         column += kGroup) {
+      const std::int64_t at = column * compute_size(x->dtype);
+      for (std::int64_t step = 1; step < blocks.count; step *= 2) {
+        for (std::int64_t i = 0; i + step < blocks.count; i += 2 * step) {
+          kernels.accumulate(block_sum(i) + at, block_sum(i + step) + at,
+                             kGroup);
+        }
+      }
+      kernels.finish(block_sum(0) + at,
+                     {out + column * stride * item_size(x->dtype), stride},
+                     std::min(n - column, kGroup));
+    }
+  }
+};
+
+}  // namespace
+
+std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
+  if (x.ndim < 1) return 0;
+  const Blocks blocks(count_rows(x));
+  return blocks.count * blocks.sums() * groups_of(last_size(x)) * kGroup *
+         compute_size(x.dtype);
+}
+
+void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
+                       const ConstTensorView* weight, double eps,
+                       const TensorView* grad_x, const TensorView* grad_weight,
+                       void* scratch, const ParallelFor& parallel_for) {
+  constexpr const char* kOp = "rms_norm_backward";
+  const Argument arg_x{"x", x}, arg_grad{"grad", grad};
+  check_has_rows(kOp, arg_x);
+  check_like(kOp, arg_grad, arg_x);
+  if (weight != nullptr) check_last_size(kOp, {"weight", *weight}, arg_x);
+  if (grad_x != nullptr) check_like(kOp, {"grad_x", *grad_x}, arg_x);
+  if (grad_weight != nullptr) {
+    check_last_size(kOp, {"grad_weight", *grad_weight}, arg_x);
+  }
+  const std::int64_t needed =
+      grad_weight == nullptr ? 0 : rms_norm_backward_scratch_size(x);
+  if (needed > 0 && scratch == nullptr) {
+    fail(kOp, "scratch is null, expected " + std::to_string(needed) + " bytes");
+  }
+  if (needed > 0 && reinterpret_cast<std::uintptr_t>(scratch) % 64 != 0) {
+    fail(kOp, "scratch is not aligned to 64 bytes");
+  }
+  const std::int64_t scratch_stride = 1;
+  const std::int64_t scratch_size = needed / 4;
+  const TensorView scratch_view{scratch, DType::kFloat32, 1, &scratch_size,
+                                &scratch_stride};
+  const auto check_output = [&](const Argument& out, bool alias_rows) {
+    check_no_self_overlap(kOp, out);
+    check_overlap(kOp, out, arg_grad, alias_rows);
+    check_overlap(kOp, out, arg_x, alias_rows);
+    if (weight != nullptr) check_overlap(kOp, out, {"weight", *weight}, false);
+  };
+  if (needed > 0) check_output({"scratch", scratch_view}, false);
+  if (grad_weight != nullptr) {
+    check_output({"grad_weight", *grad_weight}, false);
+    check_overlap(kOp, {"grad_weight", *grad_weight}, {"scratch", scratch_view},
+                  false);
+  }
+  if (grad_x != nullptr) {
+    check_output({"grad_x", *grad_x}, true);
+    check_overlap(kOp, {"grad_x", *grad_x}, {"scratch", scratch_view}, false);
+    if (grad_weight != nullptr) {
+      check_overlap(kOp, {"grad_x", *grad_x}, {"grad_weight", *grad_weight},
+                    false);
+    }
+  }
+
+  const std::int64_t n = last_size(x);
+  const std::int64_t rows = count_rows(x);
+  if (n == 0) return;
+  BackwardLoop loop{FOO_CORE_DISPATCH(RmsNormBackward)(x.dtype),
+                    &grad,
+                    &x,
+                    weight,
+                    eps,
+                    grad_x,
+                    grad_weight,
+                    static_cast<char*>(scratch),
+                    rows,
+                    n,
+                    Blocks(rows),
+                    {}};
+  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
+    loop.nest.append(x.sizes[d], {grad.strides[d], x.strides[d],
+                                  grad_x == nullptr ? 0 : grad_x->strides[d]});
+  }
+  loop.nest.finish();
+  const ParallelFor& run = rows * n < kGrain ? serial() : parallel_for;
+  if (grad_weight == nullptr) {
+    if (grad_x == nullptr || rows == 0) return;
+    run.run(
+        run.self, 0, rows, std::max<std::int64_t>(1, kGrain / n),
+        [](void* self, std::int64_t begin, std::int64_t end) {
+          static_cast<const BackwardLoop*>(self)->run_rows(begin, end, nullptr);
+        },
+        &loop);
+    return;
+  }
+  if (rows == 0) {
+    for (std::int64_t j = 0; j < n; ++j) loop.zero(j);
+    return;
+  }
+  run.run(
+      run.self, 0, loop.blocks.count,
+      std::max<std::int64_t>(1, kGrain / n / loop.blocks.size),
+      [](void* self, std::int64_t begin, std::int64_t end) {
+        for (; begin < end; ++begin) {
+          static_cast<const BackwardLoop*>(self)->run_block(begin);
+        }
+      },
+      &loop);
+  run.run(
+      run.self, 0, groups_of(n),
+      std::max<std::int64_t>(1, kGrain / kGroup / loop.blocks.count),
+      [](void* self, std::int64_t begin, std::int64_t end) {
+        static_cast<const BackwardLoop*>(self)->combine(begin, end);
+      },
+      &loop);
+}
+
+}  // namespace foo_core
+#endif  // HWY_ONCE
