@@ -115,24 +115,25 @@ void fail(const std::string& message) {
 void check_arguments(const char* op,
                      std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
-  const std::string prefix = std::string(op) + ": ";
   for (const auto& [name, tensor] : arguments) {
-    if (!tensor.defined()) fail(prefix + name + " is None, expected a tensor");
+    const auto wrong = [op, name = name](const std::string& what) {
+      fail(std::string(op) + ": " + name + " " + what);
+    };
+    if (!tensor.defined()) wrong("is None, expected a tensor");
     if (tensor.layout() != Layout::Strided) {
-      fail(prefix + name + " is a sparse or otherwise not dense tensor, " +
-           "expected a dense one");
+      wrong("is a sparse or otherwise not dense tensor, expected a dense one");
     }
     if (!dtype_of(tensor)) {
-      fail(prefix + name + " has dtype " + dtype_name(tensor) +
-           ", expected float32, float64, float16 or bfloat16");
+      wrong("has dtype " + dtype_name(tensor) +
+            ", expected float32, float64, float16 or bfloat16");
     }
     if (!same_device(tensor, first.tensor)) {
-      fail(prefix + name + " is on " + device_name(tensor) + ", but " +
-           first.name + " is on " + device_name(first.tensor));
+      wrong("is on " + device_name(tensor) + ", but " + first.name + " is on " +
+            device_name(first.tensor));
     }
     if (dtype_number(tensor) != dtype_number(first.tensor)) {
-      fail(prefix + name + " has dtype " + dtype_name(tensor) + ", but " +
-           first.name + " has " + dtype_name(first.tensor));
+      wrong("has dtype " + dtype_name(tensor) + ", but " + first.name +
+            " has " + dtype_name(first.tensor));
     }
   }
 }

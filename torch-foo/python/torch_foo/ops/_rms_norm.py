@@ -59,11 +59,11 @@ def _check(op: str, x: Tensor, weight: Tensor | None) -> None:
         raise RuntimeError(
             f"torch_foo.{op}: weight has {weight.dim()} dimensions, expected 1"
         )
-    if weight.shape[0] != x.shape[-1]:
-        raise RuntimeError(
-            f"torch_foo.{op}: weight has {weight.shape[0]} elements, but x's "
-            f"last dimension is {x.shape[-1]}"
-        )
+    _shared.check(
+        weight.shape[0] == x.shape[-1],
+        f"torch_foo.{op}: weight has {weight.shape[0]} elements, but x's last "
+        f"dimension is {x.shape[-1]}",
+    )
 
 
 def _fake(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:

@@ -20,6 +20,14 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def check(condition: bool, message: str) -> None:
+    """Raise unless the condition holds.
+
+    Between sizes that nobody knows yet it becomes a check at run time.
+    """
+    torch._check(condition, lambda: message)
+
+
 def check_arguments(op: str, **tensors: Tensor | None) -> None:
     """Check that all tensors are dense, of one dtype and on one device."""
     given = {name: t for name, t in tensors.items() if t is not None}
@@ -70,9 +78,9 @@ def check_shape(
         f"torch_foo.{op}: {name} has shape {tuple(tensor.shape)}, "
         f"expected {tuple(shape)}"
     )
-    torch._check(tensor.dim() == len(shape), lambda: message)
+    check(tensor.dim() == len(shape), message)
     for have, want in zip(tensor.shape, shape, strict=True):
-        torch._check(have == want, lambda: message)
+        check(have == want, message)
 
 
 def register_promotion(op: str) -> None:
