@@ -40,7 +40,7 @@ function(foo_core_link_highway)
   FetchContent_MakeAvailable(highway)
   set_target_properties(hwy PROPERTIES SYSTEM ON) # its warnings are not ours
   message(STATUS "Highway: built from ${highway_SOURCE_DIR}")
-  target_link_libraries(foo_core PRIVATE $<BUILD_INTERFACE:hwy>)
+  target_link_libraries(foo_core PRIVATE $<BUILD_LOCAL_INTERFACE:hwy>)
   if(NOT FOO_CORE_SHARED)
     # An installed libfoo_core.a has it inside.
     target_sources(foo_core PRIVATE $<TARGET_OBJECTS:hwy>)
