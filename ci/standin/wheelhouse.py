@@ -85,14 +85,13 @@ def download(
         step(f"downloading {len(requirements)} projects and what they need"),
         written_whole(target) as folder,
     ):
-        download_wheels(folder, requirements, content["missing"])
-        extra = content["extras"]["wheels"]
-        pip_download(folder, "--no-deps", *extra)
         sources = folder / "sources"
         sources.mkdir()
+        download_googletest(sources)
         sdist = download_sdist(sources, content["sources"])
         unpack_highway(sdist, folder / "highway")
-        download_googletest(sources)
+        download_wheels(folder, requirements, content["missing"])
+        pip_download(folder, "--no-deps", *content["extras"]["wheels"])
         files = [p for p in folder.iterdir() if p.is_file()]
         total = sum(p.stat().st_size for p in files)
         say(f"  {len(files)} wheels, {megabytes(total)}")

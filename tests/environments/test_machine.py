@@ -135,6 +135,7 @@ def test_no_space_for_the_channel(workspace, small_disk):
     last = result.stderr.splitlines()[-1]
     assert f"error: no disk space left for {folder} (" in last
     assert "free some, or set XDG_CACHE_HOME" in last
+    assert "downloading" not in result.stderr
 
 
 def test_no_space_for_an_environment(workspace, small_disk):

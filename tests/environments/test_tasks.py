@@ -202,7 +202,7 @@ def test_unchanged_task_is_skipped_and_a_change_runs_it(workspace):
 def test_failed_task_is_run_again(workspace):
     workspace.write("""
         [tasks.fail]
-        cmd = "echo ran; touch out; test ! -e stop"
+        cmd = "echo ran; echo x > out; test ! -e stop"
         outputs = ["out"]
     """)
     stop = workspace.folder / "stop"
@@ -233,11 +233,18 @@ def test_a_task_has_no_network(workspace):
     assert caught.value.errno == errno.ENETUNREACH
 
 
-def test_localhost_works_in_a_task():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = server.getsockname()
-        with socket.create_connection(address, timeout=5) as client:
-            assert client.getpeername() == address
+LOCALHOST = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_connection(server.getsockname(), timeout=5) as client:
+        print(client.getpeername()[0])
+"""
+
+
+def test_localhost_works_in_a_task(workspace):
+    workspace.write("")
+    shown = workspace.passes("run", "python3", "-c", LOCALHOST)
+    assert shown == "127.0.0.1\n"
 
 
 def test_nested_folders_find_the_workspace(workspace):

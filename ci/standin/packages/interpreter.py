@@ -99,8 +99,8 @@ def check_layout(python: Python) -> None:
         prefix == Path("/usr")
     ):
         raise StandinError(
-            f"{sys.executable} is the distribution's own Python, whose "
-            f"packages cannot be moved into an environment: {how}"
+            f"the python3 of {prefix} is the distribution's own, which cannot "
+            f"be copied into environments: {how}"
         )
     for needed in (
         f"lib/python{python.minor}/os.py",

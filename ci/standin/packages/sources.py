@@ -102,19 +102,30 @@ def highway_package(
     )
 
 
-def download_googletest(folder: Path) -> Path:
-    """Debian's googletest, which holds the source tree; needs no root."""
+def check_debian() -> None:
+    """GoogleTest is fetched with Debian's tools."""
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
             raise StandinError(
                 f"no {tool} on PATH: GoogleTest comes from Debian's package "
                 "googletest, so this needs Debian, Ubuntu or a relative"
             )
-    run(
-        ["apt-get", "download", "-q", "googletest"],
-        "apt-get download googletest (`apt-get update` first?)",
-        cwd=folder,
-    )
+
+
+def download_googletest(folder: Path) -> Path:
+    """Debian's googletest, which holds the source tree; needs no root."""
+    words = ["download", "-q", "googletest"]
+    try:
+        run(["apt-get", *words], "apt-get download", cwd=folder)
+    except StandinError:  # no list of packages yet, or an old one
+        own = folder / "apt"
+        options = [f"-oDir::State::Lists={own}/lists", f"-oDir::Cache={own}"]
+        for name in ("lists/partial", "archives/partial"):
+            (own / name).mkdir(parents=True)
+        strict = "-oAPT::Update::Error-Mode=any"
+        run(["apt-get", *options, strict, "update"], "apt-get update")
+        run(["apt-get", *options, *words], "apt-get download", cwd=folder)
+        shutil.rmtree(own)
     return next(folder.glob("googletest_*.deb"))
 
 
