@@ -83,12 +83,20 @@ def test_build_info():
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A site-packages with a copy of torch_foo, and no foo_core."""
+    """A site-packages with a copy of torch_foo that has no foo_core.
+
+    The copy asks for a version that nobody has: in a conda environment the real
+    one would be found wherever the copy is, through the interpreter's RPATH.
+    """
     site = tmp_path / "lib" / "python3" / "site-packages"
     package = Path(torch_foo.__file__).parent
     shutil.copytree(package, site / "torch_foo")
     # An editable installation keeps it elsewhere.
-    shutil.copy(torch_foo._load.native_library, site / "torch_foo")
+    binary = Path(torch_foo._load.native_library)
+    asks_for_another = binary.read_bytes().replace(
+        b"libfoo_core.so.0.1\0", b"libfoo_core.so.9.9\0"
+    )
+    (site / "torch_foo" / binary.name).write_bytes(asks_for_another)
     shutil.copy(_torch_foo_autoload.__file__, site)
     return site
 
@@ -104,7 +112,7 @@ def run_in(site: Path, code: str, *options: str, torch_too: bool = True) -> str:
 def test_foo_core_missing(site):
     error = last_line(run_in(site, "import torch_foo"))
     assert error == (
-        "ImportError: torch_foo needs the library libfoo_core.so.0.1, and "
+        "ImportError: torch_foo needs the library libfoo_core.so.9.9, and "
         "found no foo_core. Install the version that fits: "
         "`pip install 'libfoo-core>=0.1,<0.2'` or "
         "`conda install 'libfoo-core>=0.1,<0.2'`."
@@ -119,7 +127,7 @@ def test_foo_core_of_another_version(site, place):
     found.touch()
     error = last_line(run_in(site, "import torch_foo"))
     assert error.startswith(
-        "ImportError: torch_foo needs the library libfoo_core.so.0.1, and "
+        "ImportError: torch_foo needs the library libfoo_core.so.9.9, and "
         f"found only {found}. Install the version that fits: "
     )
 
@@ -182,7 +190,7 @@ def test_broken_installation_leaves_torch_alone(site):
     output = run_in(site, BROKEN_AUTOLOAD)
     assert (
         "1 RuntimeWarning torch_foo is installed but could not be loaded: "
-        "torch_foo needs the library libfoo_core.so.0.1"
+        "torch_foo needs the library libfoo_core.so.9.9"
     ) in output
     assert output.endswith(
         "TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns this attempt off.\n1.0\n"
