@@ -14,21 +14,38 @@ from standin.manifest import PLATFORM, Environment, Manifest
 
 # The caller's settings that would make a task see another environment.
 LEAKS = (
-    "CMAKE_",
     "CONDA",
     "MAMBA_",
     "PIP_",
     "PIXI_",
     "PYENV_",
-    "PYTEST_",
     "PYTHON",
     "RATTLER_",
     "UV_",
     "VIRTUAL_ENV",
 )
-LEAKED_NAMES = {"AR", "CC", "CFLAGS", "CPATH", "CPPFLAGS", "CXX", "CXXFLAGS"}
-LEAKED_NAMES |= {"DESTDIR", "LD", "LDFLAGS", "LD_LIBRARY_PATH", "LD_PRELOAD"}
-LEAKED_NAMES |= {"LIBRARY_PATH", "NM", "PKG_CONFIG_PATH", "RANLIB", "STRIP"}
+LEAKED_NAMES = {
+    "AR",
+    "CC",
+    "CFLAGS",
+    "CMAKE_ARGS",
+    "CMAKE_GENERATOR",
+    "CMAKE_PREFIX_PATH",
+    "CPATH",
+    "CPPFLAGS",
+    "CXX",
+    "CXXFLAGS",
+    "DESTDIR",
+    "LD",
+    "LDFLAGS",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "LIBRARY_PATH",
+    "NM",
+    "PKG_CONFIG_PATH",
+    "RANLIB",
+    "STRIP",
+}
 
 
 def clean(environment: dict[str, str]) -> dict[str, str]:

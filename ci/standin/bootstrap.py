@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,11 @@ SPACE_NEEDED = 400_000_000  # twice what it takes
 
 def own_environment(requirements: Path) -> Path:
     """The environment's folder, made if it is not there yet."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise StandinError(
+            "the stand-in is for Linux on x86-64, and this is "
+            f"{sys.platform} on {platform.machine()}: install pixi instead"
+        )
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             raise StandinError(
@@ -69,6 +75,8 @@ def restart_in_own_environment(ci: Path, words: Sequence[str]) -> None:
         if error.errno in NO_SPACE:
             sys.exit(f"ci/pixi: error: {no_space(cache_root(), str(error))}")
         sys.exit(f"ci/pixi: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except StandinError as problem:
         sys.exit(f"ci/pixi: error: {problem}")
     say("using the stand-in (no pixi on PATH): environments from PyPI wheels")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from standin.basics import digest, file_digest
@@ -43,7 +43,7 @@ def selected(root: Path, globs: Iterable[str]) -> list[str]:
     """The files that the globs choose; the last glob that fits decides."""
     rules = [(not g.startswith("!"), pattern(g.lstrip("!"))) for g in globs]
     found = []
-    for name in walk(root):
+    for name in sorted(candidates(root, globs)):
         chosen = False
         for wanted, expression in rules:
             if expression.fullmatch(name):
@@ -53,14 +53,21 @@ def selected(root: Path, globs: Iterable[str]) -> list[str]:
     return found
 
 
-def walk(root: Path) -> Iterator[str]:
-    """Every file below a folder, less .git and .pixi."""
-    for folder, folders, files in os.walk(root):
-        if Path(folder) == root:
-            folders[:] = [f for f in folders if f not in (".git", ".pixi")]
-        folders.sort()
-        for name in sorted(files):
-            yield (Path(folder) / name).relative_to(root).as_posix()
+def candidates(root: Path, globs: Iterable[str]) -> set[str]:
+    """Every file below the folders that the globs begin with."""
+    found = set()
+    for glob in globs:
+        if glob.startswith("!"):
+            continue
+        plain = re.split(r"[^/]*[*?\[]", glob.strip("/"))[0]
+        if (root / plain).is_file():
+            found.add(plain)
+        for folder, folders, files in os.walk(root / plain):
+            if Path(folder) == root:
+                folders[:] = set(folders) - {".git", ".pixi"}
+            for name in files:
+                found.add((Path(folder) / name).relative_to(root).as_posix())
+    return found
 
 
 def fingerprint(root: Path, globs: Iterable[str]) -> dict[str, str]:

@@ -77,12 +77,10 @@ class Runner:
         name, *args = words
         found = self.manifest.tasks().get(name, {})
         if self.chosen is not None and found and self.chosen not in found:
-            if not shutil.which(name):
-                raise StandinError(
-                    f"the environment {self.chosen!r} has no task {name!r}: "
-                    f"it is in {', '.join(sorted(found))}"
-                )
-            found = {}
+            raise StandinError(
+                f"the environment {self.chosen!r} has no task {name!r}: "
+                f"it is in {', '.join(sorted(found))}"
+            )
         if found:
             self.task(name, self.chosen, tuple(args))
         else:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from standin.caching import selected
 
 
 def test_dependencies_run_first_and_once(workspace):
@@ -126,6 +127,17 @@ def test_commands_that_are_no_tasks(workspace):
     message = workspace.fails("run", "biuld-core")
     assert "neither a task 'biuld-core' nor such a command" in message
     assert "did you mean 'build-core'?" in message
+
+
+def test_task_of_another_environment(workspace):
+    workspace.write("""
+        [feature.a.tasks]
+        test = "echo task"  # there is a program of that name, too
+        [environments]
+        a = ["a"]
+    """)
+    message = workspace.fails("run", "-e", "default", "test")
+    assert "'default' has no task 'test': it is in a" in message
 
 
 def test_misspelt_environment(workspace):
@@ -256,3 +268,29 @@ def test_nested_folders_find_the_workspace(workspace):
         [root / "ci/pixi", "run", "where"], cwd=inner, text=True
     )
     assert shown.strip() == str(workspace.folder)
+
+
+@pytest.mark.parametrize(
+    ("globs", "names"),
+    [
+        (["a.txt"], "a.txt"),
+        (["*.txt"], "a.txt"),
+        (["**/*.txt"], "a.txt sub/b.txt sub/deep/c.txt"),
+        (["/sub/*.txt"], "sub/b.txt"),
+        (["sub"], "sub/b.txt sub/b.x sub/deep/c.txt"),
+        (["sub/**", "!**/deep/**"], "sub/b.txt sub/b.x"),
+        (["sub/**", "!sub/**", "sub/?.x"], "sub/b.x"),
+        (["sub/b.[a-w]*"], "sub/b.txt"),
+        (["sub/b.[!a-w]*"], "sub/b.x"),
+        (["s*/deep/c.txt"], "sub/deep/c.txt"),
+        (["missing/**"], ""),
+    ],
+)
+def test_globs(globs, names, tmp_path):
+    for name in ("a.txt", "sub/b.txt", "sub/b.x", "sub/deep/c.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / ".pixi").mkdir()
+    (tmp_path / ".pixi/e.txt").touch()
+    assert selected(tmp_path, globs) == names.split()
