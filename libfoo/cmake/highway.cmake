@@ -9,7 +9,7 @@ function(foo_core_link_highway)
       set(refused "")
       foreach(config version IN ZIP_LISTS hwy_CONSIDERED_CONFIGS
               hwy_CONSIDERED_VERSIONS)
-        string(APPEND refused "\n  found, but not usable: ${version} (${config})")
+        string(APPEND refused "\n  found, but too old: ${version} (${config})")
       endforeach()
       message(FATAL_ERROR
         "foo_core needs Google Highway 1.1 or newer.${refused}\n"

@@ -43,8 +43,8 @@ void check_tensor(const char* op, const Argument& x) {
                  " dimensions, expected 0 to " + text(kMaxDims));
   }
   if (view.ndim > 0 && (view.sizes == nullptr || view.strides == nullptr)) {
-    fail(op, name() + " has " + text(view.ndim) +
-                 " dimensions, but its sizes or strides are null");
+    fail(op, name() + " has ndim " + text(view.ndim) +
+                 ", but its sizes or strides are null");
   }
   bool empty = false;
   for (std::int64_t d = 0; d < view.ndim; ++d) {

@@ -21,7 +21,7 @@ FOO_CORE_EXPORT std::int64_t item_size(DType dtype) noexcept;
 /// "float32", "float64", "float16" or "bfloat16"; "invalid" for other values.
 FOO_CORE_EXPORT const char* name(DType dtype) noexcept;
 
-/// Read-only memory of the caller's: any number of dimensions, any strides.
+/// Read-only memory of the caller's: up to 64 dimensions, any strides.
 /// A stride of 0 repeats an element, a negative one walks backwards.
 struct ConstTensorView {
   const void* data;  ///< the element at index (0, ..., 0); unused if empty

@@ -13,7 +13,7 @@
 // These after HWY_TARGET_INCLUDE, which they read.
 #include "hwy/foreach_target.h"
 //
-#include "cpu/vec-inl.h"
+#include "cpu/tile-inl.h"
 
 #ifndef FOO_CORE_ELEMENTWISE_ROW_
 #define FOO_CORE_ELEMENTWISE_ROW_

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cpu/vec-inl.h"
+#include "cpu/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {

@@ -183,34 +183,6 @@ HWY_INLINE void StoreSome(Pair<Compute<T>> x, T* p, int64_t n) {
   StoreN(x, p, n);
 }
 
-/// Elements that are copied at a time where they are not contiguous.
-constexpr int64_t kTile = 1024;
-
-/// Elements [i, i + n) of a row, n <= kTile: in place if they are contiguous,
-/// else copied to `tile`. To be called for i = 0 first.
-template <class T>
-HWY_INLINE const T* Gather(const T* row, int64_t stride, int64_t i, int64_t n,
-                           T* tile) {
-  if (stride == 1) return row + i;
-  if (stride == 0 && i > 0) return tile;  // holds that element already
-  for (int64_t j = 0; j < n; ++j) tile[j] = row[(i + j) * stride];
-  return tile;
-}
-
-/// Where elements [i, i + n) of a row are to be written.
-template <class T>
-HWY_INLINE T* Target(T* row, int64_t stride, int64_t i, T* tile) {
-  return stride == 1 ? row + i : tile;
-}
-
-/// To be called when they have been written there.
-template <class T>
-HWY_INLINE void Scatter(const T* tile, T* row, int64_t stride, int64_t i,
-                        int64_t n) {
-  if (stride == 1) return;
-  for (int64_t j = 0; j < n; ++j) row[(i + j) * stride] = tile[j];
-}
-
 /// f(T()) for the T that `dtype` stands for.
 template <class F>
 HWY_INLINE auto ForDType(DType dtype, F f) {

@@ -81,9 +81,8 @@ TEST_F(ChecksTest, BrokenViews) {
                  "add: out has -1 dimensions, expected 0 to 64");
   view = ok;
   view.strides = nullptr;
-  EXPECT_INVALID(
-      add(ok, ok, view),
-      "add: out has 1 dimensions, but its sizes or strides are null");
+  EXPECT_INVALID(add(ok, ok, view),
+                 "add: out has ndim 1, but its sizes or strides are null");
   view = ok;
   const std::int64_t negative = -2;
   view.sizes = &negative;
