@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 import urllib.parse
@@ -105,10 +106,18 @@ def download_wheels(
     try:
         pip_download(folder, *requirements)
     except StandinError as problem:
-        for project, advice in missing.items():
-            if f"No matching distribution found for {project}=" in str(problem):
-                raise StandinError(advice) from problem
-        raise
+        found = re.search(
+            r"No matching distribution found for (\S+)", str(problem)
+        )
+        if not found:
+            raise
+        name = re.split("[=<>!~ ]", found[1])[0]
+        general = (
+            f"there is no wheel of {found[1]} for this Python: is it misspelt "
+            "in pixi.toml, or has PyPI another name for it (then see "
+            "pypi-names in ci/standin/channel.toml)?"
+        )
+        raise StandinError(missing.get(name, general)) from problem
 
 
 def pip_download(folder: Path, *words: str) -> None:

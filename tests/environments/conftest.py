@@ -64,19 +64,25 @@ class Workspace:
         return result.stdout
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def standin() -> None:
     """For tests of the stand-in itself."""
     if os.environ.get("CI_PIXI_STANDIN") != "1":
         pytest.skip("a real pixi is used here, not ci/pixi's stand-in")
 
 
+@pytest.fixture(scope="session")
+def new_workspace(standin: None) -> type[Workspace]:
+    """Makes a workspace of a folder."""
+    return Workspace
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, standin: None) -> Workspace:
+def workspace(tmp_path: Path, new_workspace: type[Workspace]) -> Workspace:
     """An empty workspace."""
     folder = tmp_path / "workspace"
     folder.mkdir()
-    return Workspace(folder)
+    return new_workspace(folder)
 
 
 @pytest.fixture
