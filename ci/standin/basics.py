@@ -132,7 +132,8 @@ def run(
     command: Sequence[str | Path],
     what: str,
     show: Sequence[str] = (),
-    **options: object,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
 ) -> str:
     """Run a tool and return its output; a failure is a StandinError.
 
@@ -144,10 +145,11 @@ def run(
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        **options,  # type: ignore[call-overload]
+        cwd=cwd,
+        env=env,
     )
     lines = []
-    for line in process.stdout:
+    for line in process.stdout or ():
         lines.append(line)
         if show and line.lstrip().startswith(tuple(show)):
             say(f"  {line.strip()[:100]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from standin.basics import file_digest
@@ -37,11 +38,11 @@ def ninja_package(wheel: Wheel) -> Package:
     return tool_package(wheel, fill)
 
 
-def tool_package(wheel: Wheel, fill: object) -> Package:
+def tool_package(wheel: Wheel, fill: Callable[[Path], None]) -> Package:
     """A package of programs that need no Python."""
     return Package(
         wheel.name,
         wheel.version,
-        fill=fill,  # type: ignore[arg-type]
+        fill=fill,
         made_from=(file_digest(wheel.path),),
     )

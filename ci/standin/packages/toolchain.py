@@ -59,13 +59,22 @@ def find_compiler() -> Compiler:
     for c, cxx in pairs:
         c_path, cxx_path = shutil.which(c), shutil.which(cxx)
         if c_path and cxx_path:
-            command = [cxx_path, "-dumpfullversion", "-dumpversion"]
-            version = subprocess.check_output(command, text=True)
-            return Compiler(c_path, cxx_path, version.split()[0])
+            return Compiler(c_path, cxx_path, version_of(cxx_path))
     raise StandinError(
         f"no C++ compiler ({' or '.join(cxx for _, cxx in pairs)}) on PATH: "
         "install one (on Debian and Ubuntu: apt-get install g++)"
     )
+
+
+def version_of(compiler: str) -> str:
+    """The compiler's version; only GCC has the first of these options."""
+    for option in ("-dumpfullversion", "-dumpversion"):
+        result = subprocess.run(
+            [compiler, option], capture_output=True, text=True
+        )
+        if result.returncode == 0 and result.stdout.strip():
+            return result.stdout.strip()
+    raise StandinError(f"{compiler} does not tell its version")
 
 
 def check_compiler(compiler: Compiler) -> None:
@@ -103,50 +112,48 @@ def wrapper(tool: str) -> str:
 def packages(compiler: Compiler) -> list[Package]:
     """Compilers, their run-time libraries and the metapackages over them."""
     version, major = compiler.version, compiler.major
-    exports = [f"libgcc >={major}"]
-    tools = {name: shutil.which(name) or name for name in BINUTILS}
-    gcc = {f"{TRIPLE}-{name}": path for name, path in tools.items()}
-    gcc |= {f"{TRIPLE}-{name}": compiler.c for name in ("cc", "gcc")}
-    gxx = {f"{TRIPLE}-{name}": compiler.cxx for name in ("c++", "g++")}
-    runtime = {
-        "libgcc": ("libgcc_s.so.1", ()),
-        "libstdcxx": ("libstdc++.so.6", (f"libgcc {version}",)),
-        "libgomp": ("libgomp.so.1", ()),
-    }
-    return [
+    c_exports = [f"libgcc >={major}"]
+    cxx_exports = [f"libstdcxx >={major}", *c_exports]
+    gcc = {name: shutil.which(name) or name for name in BINUTILS}
+    gcc |= {"cc": compiler.c, "gcc": compiler.c}
+    gxx = {"c++": compiler.cxx, "g++": compiler.cxx}
+    gcc_exact, sysroot_name = f"gcc_linux-64 {version}", "sysroot_linux-64"
+    packages = [
         sysroot(),
-        tool_package("gcc_linux-64", version, gcc, ("sysroot_linux-64",),
-                     exports),
-        tool_package("gxx_linux-64", version, gxx,
-                     (f"gcc_linux-64 {version}",),
-                     [f"libstdcxx >={major}", *exports]),
-        meta("c-compiler", f"gcc_linux-64 {version}"),
+        tool_package("gcc_linux-64", version, gcc, sysroot_name, c_exports),
+        tool_package("gxx_linux-64", version, gxx, gcc_exact, cxx_exports),
+        meta("c-compiler", gcc_exact),
         meta("cxx-compiler", "c-compiler", f"gxx_linux-64 {version}"),
         meta("compilers", "c-compiler", "cxx-compiler"),
-        *(
-            library_package(name, version, compiler.library(file), file, needs)
-            for name, (file, needs) in runtime.items()
-        ),
-    ]  # fmt: skip
+    ]
+    for name, file, *depends in (
+        ("libgcc", "libgcc_s.so.1"),
+        ("libstdcxx", "libstdc++.so.6", f"libgcc {version}"),
+        ("libgomp", "libgomp.so.1"),
+    ):
+        source = compiler.library(file)
+        packages.append(library_package(name, version, source, file, depends))
+    return packages
 
 
 def tool_package(
     name: str,
     version: str,
     tools: dict[str, str],
-    depends: tuple[str, ...],
+    depends: str,
     exports: list[str],
 ) -> Package:
     """Wrappers for tools, and the variables that name them."""
     script = f"activate-{name}.sh"
-    files = {f"bin/{new}": wrapper(tool) for new, tool in tools.items()}
+    folder = f"bin/{TRIPLE}"
+    files = {f"{folder}-{new}": wrapper(tool) for new, tool in tools.items()}
     files[f"etc/conda/activate.d/{script}"] = (SCRIPTS / script).read_text()
     return Package(
         name,
         version,
         fill=text_files(files),
         made_from=(files,),
-        depends=depends,
+        depends=(depends,),
         run_exports={"strong": exports},
     )
 
@@ -170,7 +177,7 @@ def meta(name: str, *depends: str) -> Package:
 
 
 def library_package(
-    name: str, version: str, source: Path, file: str, depends: tuple[str, ...]
+    name: str, version: str, source: Path, file: str, depends: list[str]
 ) -> Package:
     """A run-time library of the compiler."""
     return Package(
@@ -178,5 +185,5 @@ def library_package(
         version,
         fill=lambda root: copy_library(source, root / "lib" / file),
         made_from=(source,),
-        depends=depends,
+        depends=tuple(depends),
     )

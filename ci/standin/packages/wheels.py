@@ -77,6 +77,14 @@ class Names:
         return name
 
 
+class EntryPoints(configparser.RawConfigParser):
+    """The format of entry_points.txt: upper and lower case differ."""
+
+    def optionxform(self, optionstr: str) -> str:
+        """Keep a name as it is."""
+        return optionstr
+
+
 class Wheel:
     """A wheel file and what it says of itself."""
 
@@ -112,8 +120,7 @@ class Wheel:
     @property
     def scripts(self) -> dict[str, str]:
         """Its console scripts: name -> module:function."""
-        parser = configparser.ConfigParser(delimiters=("=",))
-        parser.optionxform = str  # type: ignore[assignment,method-assign]
+        parser = EntryPoints(delimiters=("=",))
         parser.read_string(self.read("entry_points.txt"))
         if not parser.has_section("console_scripts"):
             return {}
