@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,18 @@ def test_torch_lies_as_conda_forge_has_it(full):
 
 def test_torch_compile(full):
     full.passes("run", "python", "-c", COMPILED)
+
+
+def test_pip_in_a_task_uses_the_wheelhouse(full):
+    words = ["run", "pip", "install", "--dry-run", "wheel"]
+    shown = full.passes(*words, PIP_NO_INDEX=None, PIP_FIND_LINKS=None)
+    assert "Would install" in shown
+    assert "wheel-" in shown
+
+
+def test_channel_alias_names_the_channel(full):
+    alias = full.passes("run", "printenv", "CONDA_CHANNEL_ALIAS").strip()
+    channel = Path(alias.removeprefix("file://")) / "conda-forge"
+    assert (channel / "linux-64/repodata.json").is_file()
+    highway = full.passes("run", "printenv", "FETCHCONTENT_SOURCE_DIR_HIGHWAY")
+    assert (Path(highway.strip()) / "hwy/highway.h").is_file()
