@@ -59,7 +59,7 @@ def test_there_is_one_recipe_format(name: str, root: Path) -> None:
 
 @pytest.fixture
 def broken_core(root: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of libfoo, and of its recipe, in which add subtracts."""
+    """A copy of libfoo, and of its recipe, in which add multiplies."""
     shutil.copytree(
         root / "libfoo",
         tmp_path / "libfoo",
@@ -68,7 +68,7 @@ def broken_core(root: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(root / "recipe", tmp_path / "recipe")
     source = tmp_path / "libfoo/src/cpu/elementwise.cc"
     text = source.read_text()
-    broken = text.replace("return a + b;", "return a - b;")
+    broken = text.replace("return a + b;", "return a * b;")
     assert broken != text
     source.write_text(broken)
     yield tmp_path

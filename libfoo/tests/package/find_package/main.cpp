@@ -25,6 +25,12 @@ int main() {
     if (std::fabs(y[1][i] - x[1][i]) > 1e-6f) return 3;
   }
 
+  foo_core::add({x, dtype, 2, sizes, strides}, {x, dtype, 2, sizes, strides},
+                {y, dtype, 2, sizes, strides});
+  for (int i = 0; i < 4; ++i) {
+    if (y[0][i] != 2 * x[0][i] || y[1][i] != 2 * x[1][i]) return 4;
+  }
+
   try {
     foo_core::add({x, dtype, 2, sizes, strides}, {x, dtype, 1, sizes, strides},
                   {y, dtype, 2, sizes, strides});
@@ -32,5 +38,5 @@ int main() {
     std::printf("as it should be: %s\n", error.what());
     return 0;
   }
-  return 4;
+  return 5;
 }
