@@ -73,21 +73,64 @@ def test_torch_foo_is_one_binary(torch_foo: Package) -> None:
     assert binaries[0].endswith("torch_foo/_C.abi3.so")
 
 
-def test_a_user_installs_it_by_name(run, tmp_path: Path) -> None:
-    """As `conda install torch-foo` would: a fresh environment, then use."""
+@pytest.fixture(scope="module")
+def user_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `conda install torch-foo` would make: a fresh environment."""
     forget("libfoo-core", "torch-foo")
-    prefix = tmp_path / "env"
+    prefix = tmp_path_factory.mktemp("user") / "env"
     installed = create_environment(
         prefix, ["torch-foo"], [DIST.as_uri(), channel_url()]
     )
     assert any(p.startswith("libfoo-core-0.1.0") for p in installed)
-    env = environment_variables(prefix)
+    return prefix
+
+
+def test_a_user_installs_it_by_name(run, user_env: Path) -> None:
     used = run(
-        prefix / "bin/python",
+        user_env / "bin/python",
         "-c",
         USE,
-        env={"PATH": env["PATH"], "CONDA_PREFIX": str(prefix)},
-        cwd=tmp_path,
+        env=environment_variables(user_env),
+        cwd=user_env,
     )
-    assert str(prefix) in used
-    assert os.path.realpath(used.strip()).startswith(str(tmp_path))
+    assert os.path.realpath(used.strip()).startswith(str(user_env))
+
+
+def readme_block(root: Path, language: str) -> str:
+    """The code of the README in one language."""
+    text = (root / "README.md").read_text()
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    return block
+
+
+def test_the_readmes_python_runs(run, root: Path, user_env: Path) -> None:
+    code = readme_block(root, "python").partition("fast =")[0]
+    run(user_env / "bin/python", "-c", code, cwd=user_env)
+
+
+def test_the_readmes_cpp_runs(run, root: Path, user_env: Path) -> None:
+    source = user_env / "readme.cpp"
+    source.write_text(
+        readme_block(root, "cpp")
+        + """
+int main() {
+  static float x[4096] = {64}, y[4096];
+  normalize(x, y, 1);
+  return y[0] > 63.9f && y[0] < 64.1f ? 0 : 1;  // x / sqrt(mean(x^2)) = 64
+}
+"""
+    )
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    lib = user_env / "lib"
+    run(
+        "c++",
+        *flags,
+        f"-I{user_env}/include",
+        source,
+        "-o",
+        user_env / "readme",
+        f"-L{lib}",
+        "-lfoo_core",
+        f"-Wl,-rpath,{lib}",
+    )
+    run(user_env / "readme")
