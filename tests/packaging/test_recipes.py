@@ -6,7 +6,7 @@ from pathlib import Path
 
 import package
 import pytest
-from conda_tools import PACKAGES, forget
+from conda_tools import PACKAGES, channel_url, create_environment, forget
 from rattler_build import (
     JinjaConfig,
     PlatformConfig,
@@ -58,33 +58,55 @@ def test_there_is_one_recipe_format(name: str, root: Path) -> None:
 
 
 @pytest.fixture
-def broken_core(root: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of libfoo, and of its recipe, in which add multiplies."""
+def core_copy(root: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of libfoo and of its recipe, to be broken."""
     shutil.copytree(
         root / "libfoo",
         tmp_path / "libfoo",
         ignore=shutil.ignore_patterns("build"),
     )
     shutil.copytree(root / "recipe", tmp_path / "recipe")
-    source = tmp_path / "libfoo/src/cpu/elementwise.cc"
-    text = source.read_text()
-    broken = text.replace("return a + b;", "return a * b;")
-    assert broken != text
-    source.write_text(broken)
     yield tmp_path
     # The broken package has the good one's name, version and build string.
     forget("libfoo-core")
 
 
-def test_a_broken_library_turns_the_recipe_red(
-    broken_core: Path,
-) -> None:
+def break_add(libfoo: Path) -> None:
+    """Make a product of foo_core's sum."""
+    source = libfoo / "src/cpu/elementwise.cc"
+    text = source.read_text()
+    broken = text.replace("return a + b;", "return a * b;")
+    assert broken != text
+    source.write_text(broken)
+
+
+def test_a_broken_library_turns_the_recipe_red(core_copy: Path) -> None:
     """`package` has put the good package into the cache before this."""
+    break_add(core_copy / "libfoo")
+    recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
     with pytest.raises(RattlerBuildError):
-        package.build(
-            "libfoo-core",
-            broken_core / "recipe/libfoo-core/recipe.yaml",
-            broken_core / "out",
-        )
-    log = (broken_core / "out" / "libfoo-core.log").read_text()
+        package.build("libfoo-core", recipe, core_copy / "out")
+    log = (core_copy / "out/libfoo-core.log").read_text()
     assert "1 tests failed out of 1" in log
+
+
+def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
+    core_copy: Path,
+) -> None:
+    """As torch-foo's build and a user get it: from the same channel again."""
+    recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
+    output = core_copy / "out"
+
+    def built_and_installed() -> tuple[str, bytes]:
+        file = package.build("libfoo-core", recipe, output, test=False)
+        prefix = core_copy / "env"
+        create_environment(
+            prefix, ["libfoo-core"], [output.as_uri(), channel_url()]
+        )
+        return file.name, (prefix / "lib/libfoo_core.so.0.1").read_bytes()
+
+    good_name, good = built_and_installed()
+    break_add(core_copy / "libfoo")
+    broken_name, broken = built_and_installed()
+    assert broken_name == good_name
+    assert broken != good
