@@ -9,6 +9,10 @@ namespace {
 
 std::string text(std::int64_t value) { return std::to_string(value); }
 
+bool is_floating_point(DType dtype) {
+  return dtype != DType::kInt8 && dtype != DType::kInt64;
+}
+
 }  // namespace
 
 std::int64_t numel(const ConstTensorView& view) noexcept {
@@ -30,7 +34,9 @@ void fail(const char* op, const std::string& sentence) {
   throw InvalidArgument((std::string(op) + ": " + sentence).c_str());
 }
 
-void check_tensor(const char* op, const Argument& x) {
+namespace {
+
+void check_sound(const char* op, const Argument& x) {
   const ConstTensorView& view = x.view;
   const auto name = [&x] { return std::string(x.name); };
   if (item_size(view.dtype) == 0) {
@@ -58,6 +64,22 @@ void check_tensor(const char* op, const Argument& x) {
     fail(op, name() + " has shape " + shape_text(view.ndim, view.sizes) +
                  ", but its data is null");
   }
+}
+
+}  // namespace
+
+void check_tensor(const char* op, const Argument& x) {
+  check_sound(op, x);
+  if (is_floating_point(x.view.dtype)) return;
+  fail(op, std::string(x.name) + " is " + name(x.view.dtype) +
+               ", expected float32, float64, float16 or bfloat16");
+}
+
+void check_tensor(const char* op, const Argument& x, DType dtype) {
+  check_sound(op, x);
+  if (x.view.dtype == dtype) return;
+  fail(op, std::string(x.name) + " is " + name(x.view.dtype) + ", expected " +
+               name(dtype));
 }
 
 void check_same_dtype(const char* op, const Argument& x, const Argument& y) {

@@ -27,8 +27,11 @@ std::string shape_text(std::int64_t ndim, const std::int64_t* sizes);
 
 [[noreturn]] void fail(const char* op, const std::string& sentence);
 
-/// A tensor that is sound in itself.
+/// A tensor that is sound in itself, of a floating-point dtype.
 void check_tensor(const char* op, const Argument& x);
+
+/// A tensor that is sound in itself, of this dtype.
+void check_tensor(const char* op, const Argument& x, DType dtype);
 
 void check_same_dtype(const char* op, const Argument& x, const Argument& y);
 

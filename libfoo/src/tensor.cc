@@ -11,6 +11,10 @@ std::int64_t item_size(DType dtype) noexcept {
     case DType::kFloat16:
     case DType::kBFloat16:
       return 2;
+    case DType::kInt8:
+      return 1;
+    case DType::kInt64:
+      return 8;
   }
   return 0;
 }
@@ -25,6 +29,10 @@ const char* name(DType dtype) noexcept {
       return "float16";
     case DType::kBFloat16:
       return "bfloat16";
+    case DType::kInt8:
+      return "int8";
+    case DType::kInt64:
+      return "int64";
   }
   return "invalid";
 }

@@ -13,12 +13,15 @@ enum class DType : std::int32_t {
   kFloat64 = 1,
   kFloat16 = 2,   ///< IEEE 754 binary16
   kBFloat16 = 3,  ///< the upper half of a binary32
+  kInt8 = 4,
+  kInt64 = 5,
 };
 
 /// Bytes per element; 0 for a value that is no DType.
 FOO_CORE_EXPORT std::int64_t item_size(DType dtype) noexcept;
 
-/// "float32", "float64", "float16" or "bfloat16"; "invalid" for other values.
+/// "float32", "bfloat16", "int64" and so on; "invalid" for a value that is no
+/// DType.
 FOO_CORE_EXPORT const char* name(DType dtype) noexcept;
 
 /// Read-only memory of the caller's: up to 64 dimensions, any strides.

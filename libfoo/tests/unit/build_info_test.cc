@@ -84,7 +84,9 @@ TEST(DTypes, SizesAndNames) {
   EXPECT_EQ(item_size(DType::kFloat64), 8);
   EXPECT_EQ(item_size(DType::kFloat16), 2);
   EXPECT_EQ(item_size(DType::kBFloat16), 2);
-  EXPECT_EQ(item_size(static_cast<DType>(4)), 0);
+  EXPECT_EQ(item_size(DType::kInt8), 1);
+  EXPECT_EQ(item_size(DType::kInt64), 8);
+  EXPECT_EQ(item_size(static_cast<DType>(6)), 0);
   EXPECT_STREQ(name(DType::kFloat32), "float32");
   EXPECT_STREQ(name(DType::kFloat64), "float64");
   EXPECT_STREQ(name(DType::kFloat16), "float16");

@@ -51,6 +51,10 @@ TEST_F(ChecksTest, DTypes) {
                  "mul: a has dtype number 7, which is none of DType's");
   EXPECT_INVALID(rms_norm(f64, nullptr, 0, f32),
                  "rms_norm: out is float32, but x is float64");
+  Tensor i64(DType::kInt64, {4});
+  EXPECT_INVALID(
+      mul(f32, i64, f32),
+      "mul: b is int64, expected float32, float64, float16 or bfloat16");
 }
 
 TEST_F(ChecksTest, Shapes) {

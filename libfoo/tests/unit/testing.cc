@@ -92,6 +92,12 @@ double round_to(DType dtype, double value) {
 }
 
 double decode(DType dtype, const void* p) {
+  if (dtype == DType::kInt8) return *static_cast<const std::int8_t*>(p);
+  if (dtype == DType::kInt64) {
+    std::int64_t value;
+    std::memcpy(&value, p, sizeof(value));
+    return static_cast<double>(value);
+  }
   if (dtype == DType::kFloat64) {
     double value;
     std::memcpy(&value, p, sizeof(value));
@@ -108,6 +114,15 @@ double decode(DType dtype, const void* p) {
 }
 
 void encode(DType dtype, double value, void* p) {
+  if (dtype == DType::kInt8) {
+    *static_cast<std::int8_t*>(p) = static_cast<std::int8_t>(value);
+    return;
+  }
+  if (dtype == DType::kInt64) {
+    const auto integer = static_cast<std::int64_t>(value);
+    std::memcpy(p, &integer, sizeof(integer));
+    return;
+  }
   if (dtype == DType::kFloat64) {
     std::memcpy(p, &value, sizeof(value));
   } else if (dtype == DType::kFloat32) {

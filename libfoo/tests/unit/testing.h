@@ -68,6 +68,7 @@ ParallelFor threads();
 std::vector<std::string> all_targets();
 bool has_target(const std::string& name);
 
+/// Those that operators compute in.
 inline const DType kAllDTypes[] = {DType::kFloat32, DType::kFloat64,
                                    DType::kFloat16, DType::kBFloat16};
 
