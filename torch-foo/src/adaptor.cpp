@@ -1,6 +1,5 @@
 #include "adaptor.h"
 
-#include <torch/headeronly/core/Layout.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
@@ -11,20 +10,10 @@
 namespace torch_foo {
 namespace {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::Layout;
 using torch::headeronly::ScalarType;
 
-// Numbers of torch's dtypes. Read as such, because Tensor::scalar_type() throws
-// for those that the stable ABI has no name for, such as the quantised ones.
-std::int32_t dtype_number(const Tensor& tensor) {
-  std::int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  return dtype;
-}
-
 std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
-  const std::int32_t dtype = dtype_number(tensor);
+  const std::int32_t dtype = tensor.dtype();
   if (dtype == aoti_torch_dtype_float32()) return foo_core::DType::kFloat32;
   if (dtype == aoti_torch_dtype_bfloat16()) return foo_core::DType::kBFloat16;
   if (dtype == aoti_torch_dtype_float16()) return foo_core::DType::kFloat16;
@@ -34,7 +23,7 @@ std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
 
 // Python's name of a dtype.
 std::string dtype_name(const Tensor& tensor) {
-  const auto type = static_cast<ScalarType>(dtype_number(tensor));
+  const auto type = static_cast<ScalarType>(tensor.dtype());
   switch (type) {
     case ScalarType::Float:
       return "float32";
@@ -78,31 +67,26 @@ std::string shape_text(IntHeaderOnlyArrayRef shape) {
 std::string device_name(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";
   if (!tensor.is_cuda()) return "another kind of device";
-  return "cuda:" + std::to_string(tensor.get_device_index());
+  return "cuda:" + std::to_string(tensor.device_index());
 }
 
 bool same_device(const Tensor& a, const Tensor& b) {
   if (a.is_cpu()) return b.is_cpu();
-  return a.is_cuda() && b.is_cuda() &&
-         a.get_device_index() == b.get_device_index();
+  return a.is_cuda() && b.is_cuda() && a.device_index() == b.device_index();
 }
 
 Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
              const Tensor& like) {
-  std::vector<std::int64_t> strides(shape.size());
+  std::int64_t strides[Shape::kMaxDims];
   std::int64_t stride = 1;
   for (std::size_t i = shape.size(); i-- > 0;) {
     strides[i] = stride;
     stride *= std::max<std::int64_t>(shape[i], 1);
   }
-  std::int32_t device_type, device_index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
-      dtype, device_type, device_index, &handle));
+      static_cast<std::int64_t>(shape.size()), shape.data(), strides, dtype,
+      like.device_type(), like.is_cpu() ? 0 : like.device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -120,7 +104,7 @@ void check_arguments(const char* op,
       fail(std::string(op) + ": " + name + " " + what);
     };
     if (!tensor.defined()) wrong("is None, expected a tensor");
-    if (tensor.layout() != Layout::Strided) {
+    if (!tensor.dense()) {
       wrong("is a sparse or otherwise not dense tensor, expected a dense one");
     }
     if (!dtype_of(tensor)) {
@@ -131,33 +115,32 @@ void check_arguments(const char* op,
       wrong("is on " + device_name(tensor) + ", but " + first.name + " is on " +
             device_name(first.tensor));
     }
-    if (dtype_number(tensor) != dtype_number(first.tensor)) {
+    if (tensor.dtype() != first.tensor.dtype()) {
       wrong("has dtype " + dtype_name(tensor) + ", but " + first.name +
             " has " + dtype_name(first.tensor));
     }
   }
 }
 
-std::vector<std::int64_t> broadcast_shape(const char* op, const Tensor& a,
-                                          const Tensor& b) {
+Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b) {
   const auto sizes_a = a.sizes();
   const auto sizes_b = b.sizes();
-  const std::size_t ndim = std::max(sizes_a.size(), sizes_b.size());
-  std::vector<std::int64_t> shape(ndim);
-  for (std::size_t i = 1; i <= ndim; ++i) {  // counted from the last dimension
+  Shape shape;
+  shape.ndim = std::max(sizes_a.size(), sizes_b.size());
+  for (std::size_t i = 1; i <= shape.ndim; ++i) {  // from the last dimension
     const auto na = i <= sizes_a.size() ? sizes_a[sizes_a.size() - i] : 1;
     const auto nb = i <= sizes_b.size() ? sizes_b[sizes_b.size() - i] : 1;
     if (na != nb && na != 1 && nb != 1) {
       fail(std::string(op) + ": a has shape " + shape_text(sizes_a) +
            ", b has shape " + shape_text(sizes_b) + ": they do not broadcast");
     }
-    shape[ndim - i] = na == 1 ? nb : na;
+    shape.sizes[shape.ndim - i] = na == 1 ? nb : na;
   }
   return shape;
 }
 
 Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like) {
-  return empty(shape, dtype_number(like), like);
+  return empty(shape, like.dtype(), like);
 }
 
 Tensor empty_bytes(std::int64_t size, const Tensor& like) {

@@ -10,16 +10,15 @@
 
 #include <foo_core/foo_core.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
-#include <vector>
+
+#include "tensor.h"
 
 namespace torch_foo {
-
-using torch::stable::Tensor;
 
 struct Argument {
   const char* name;
@@ -33,13 +32,21 @@ struct Argument {
 /// one CPU or CUDA device. Shapes are foo_core's to check.
 void check_arguments(const char* op, std::initializer_list<Argument> arguments);
 
+/// A shape in memory of its own, without an allocation.
+struct Shape {
+  static constexpr int kMaxDims = 64;  // of any tensor
+
+  operator IntHeaderOnlyArrayRef() const { return {sizes, ndim}; }
+
+  std::size_t ndim;
+  std::int64_t sizes[kMaxDims];
+};
+
 /// The shape that a and b broadcast to.
-std::vector<std::int64_t> broadcast_shape(const char* op, const Tensor& a,
-                                          const Tensor& b);
+Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b);
 
 /// A new contiguous tensor with the dtype and device of `like`.
-Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef shape,
-             const Tensor& like);
+Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like);
 
 /// Scratch memory for a kernel, aligned to 64 bytes.
 Tensor empty_bytes(std::int64_t size, const Tensor& like);
@@ -62,7 +69,7 @@ void run(const Tensor& tensor, Cpu cpu, Cuda cuda) {
     if (tensor.is_cpu()) {
       cpu(torch_threads());
     } else {
-      const std::int32_t device = tensor.get_device_index();
+      const std::int32_t device = tensor.device_index();
       torch::stable::accelerator::DeviceGuard guard(device);
       cuda(current_stream(device));
     }

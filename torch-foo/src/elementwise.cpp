@@ -1,6 +1,6 @@
 // Adaptors of add, mul and muladd.
 #include "adaptor.h"
-#include "operators.h"
+#include "generated/operators.h"
 
 namespace torch_foo {
 namespace {

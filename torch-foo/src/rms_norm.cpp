@@ -1,6 +1,6 @@
 // Adaptors of rms_norm and its gradient.
 #include "adaptor.h"
-#include "operators.h"
+#include "generated/operators.h"
 
 namespace torch_foo {
 namespace {
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
     vgrad_x = mutable_view(*grad_x);
   }
   if (wants_weight) {
-    const std::int64_t n = x.size(x.dim() - 1);
+    const std::int64_t n = x.sizes()[x.dim() - 1];
     grad_weight = empty({&n, 1}, x);
     vgrad_weight = mutable_view(*grad_weight);
     scratch = empty_bytes(foo_core::rms_norm_backward_scratch_size(vx), x);
@@ -89,7 +89,8 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
                                           to_grad_x, to_grad_weight, to_scratch,
                                           stream);
       });
-  return {grad_x ? *grad_x : Tensor(), grad_weight ? *grad_weight : Tensor()};
+  return {grad_x ? std::move(*grad_x) : Tensor::undefined(),
+          grad_weight ? std::move(*grad_weight) : Tensor::undefined()};
 }
 
 }  // namespace torch_foo

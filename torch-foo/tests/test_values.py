@@ -199,7 +199,7 @@ def test_any_layout_rms_norm(data, dtype, has_weight):
     assert_accurate(torch_foo.rms_norm(*args), *exact_result("rms_norm", args))
 
     grad = data.draw(_layout(shape, dtype))
-    got = torch.ops.torch_foo.rms_norm_backward(
+    got = torch.ops.torch_foo._rms_norm_backward(
         grad, x, weight, 1e-5, True, has_weight
     )
     expected = reference.rms_norm_backward(
@@ -262,7 +262,7 @@ def test_thread_count_changes_nothing(dtype):
             torch_foo.add(x, weight),
             torch_foo.muladd(x, grad, 0.5),
             torch_foo.rms_norm(x, weight),
-            *torch.ops.torch_foo.rms_norm_backward(
+            *torch.ops.torch_foo._rms_norm_backward(
                 grad, x, weight, 1e-6, True, True
             ),
         ]

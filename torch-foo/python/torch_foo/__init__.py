@@ -9,19 +9,9 @@ defaults and ``out=``.
 from torch_foo import _load  # noqa: F401, I001
 from torch_foo import nn, ops, reference
 from torch_foo._build_info import BuildInfo, build_info
-from torch_foo.ops import add, mul, muladd, rms_norm
+from torch_foo.ops import *  # noqa: F403
 
-__all__ = [
-    "BuildInfo",
-    "__version__",
-    "add",
-    "build_info",
-    "mul",
-    "muladd",
-    "nn",
-    "ops",
-    "reference",
-    "rms_norm",
-]
+__all__ = ["BuildInfo", "__version__", "build_info", "nn", "ops", "reference"]
+__all__ += ops.__all__
 
 __version__ = build_info().torch_foo

@@ -1,14 +1,16 @@
+// Generated from ops.yaml by codegen/generate.py. Do not edit.
+//
 // The operators' kernels, as register.cpp gives them to the dispatcher.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
+#include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 
-namespace torch_foo {
+#include "tensor.h"
 
-using torch::stable::Tensor;
+namespace torch_foo {
 
 Tensor add(const Tensor& a, const Tensor& b);
 void add_out(const Tensor& a, const Tensor& b, const Tensor& out);
@@ -24,10 +26,16 @@ Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight,
 void rms_norm_out(const Tensor& x, const std::optional<Tensor>& weight,
                   double eps, const Tensor& out);
 
-/// The gradients of x and of weight; undefined tensors, which Python sees as
-/// None, where they are not wanted.
 std::tuple<Tensor, Tensor> rms_norm_backward(
     const Tensor& grad, const Tensor& x, const std::optional<Tensor>& weight,
     double eps, bool wants_x, bool wants_weight);
+
+std::string version();
+
+std::string core_version();
+
+bool core_has_cuda();
+
+std::string simd_target();
 
 }  // namespace torch_foo

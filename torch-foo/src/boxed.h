@@ -1,0 +1,92 @@
+// How arguments and results pass through the dispatcher's stack: TORCH_BOX for
+// kernels that take torch_foo::Tensor.
+#pragma once
+
+#include <torch/csrc/stable/stableivalue_conversions.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "tensor.h"
+
+namespace torch_foo {
+
+/// How a T is taken from the stack, which then no longer owns it, and put on
+/// it.
+template <class T>
+struct OnStack {
+  static T take(StableIValue value) {
+    return torch::stable::detail::to<T>(value);
+  }
+  static StableIValue put(T&& value) {
+    return torch::stable::detail::from(value);
+  }
+};
+
+template <>
+struct OnStack<Tensor> {
+  static Tensor take(StableIValue value) {
+    return Tensor(torch::stable::detail::to<AtenTensorHandle>(value));
+  }
+  static StableIValue put(Tensor&& tensor) {
+    return torch::stable::detail::from(tensor.release());
+  }
+};
+
+template <>
+struct OnStack<std::optional<Tensor>> {
+  static std::optional<Tensor> take(StableIValue value) {
+    const auto handle =
+        torch::stable::detail::to<std::optional<AtenTensorHandle>>(value);
+    if (!handle) return std::nullopt;
+    return Tensor(*handle);
+  }
+};
+
+/// boxed<kernel> calls kernel with arguments from the stack and leaves its
+/// results there, as the dispatcher wants it: TORCH_BOX(&kernel).
+template <auto kKernel>
+struct Box;
+
+template <class Result, class... Args, Result (*kKernel)(Args...)>
+struct Box<kKernel> {
+  static void call(StableIValue* stack, std::uint64_t, std::uint64_t) {
+    run(stack, std::index_sequence_for<Args...>());
+  }
+
+ private:
+  template <std::size_t... kIndex>
+  static void run(StableIValue* stack, std::index_sequence<kIndex...>) {
+    // The braces take them in order.
+    const std::tuple<std::decay_t<Args>...> arguments{
+        OnStack<std::decay_t<Args>>::take(stack[kIndex])...};
+    if constexpr (std::is_void_v<Result>) {
+      std::apply(kKernel, arguments);
+    } else {
+      put(stack, std::apply(kKernel, arguments));
+    }
+  }
+
+  template <class T>
+  static void put(StableIValue* stack, T&& result) {
+    *stack = OnStack<T>::put(std::move(result));
+  }
+
+  template <class... T>
+  static void put(StableIValue* stack, std::tuple<T...>&& results) {
+    std::apply(
+        [stack](T&... result) mutable {
+          (put(stack++, std::move(result)), ...);
+        },
+        results);
+  }
+};
+
+template <auto kKernel>
+constexpr auto boxed = &Box<kKernel>::call;
+
+}  // namespace torch_foo
