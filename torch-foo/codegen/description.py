@@ -14,8 +14,6 @@ from pathlib import Path
 import yaml
 from torchgen.model import (
     Argument,
-    BaseTy,
-    BaseType,
     FunctionSchema,
     OptionalType,
     Return,
@@ -25,13 +23,26 @@ from torchgen.model import (
 # The types in use that LibTorch's stable ABI has from torch 2.10 on.
 TYPES = ("Tensor", "int", "float", "bool", "str")
 DEVICES = ("CPU", "CUDA")
+KEYS = (
+    "func",
+    "dispatch",
+    "variants",
+    "inplace",
+    "tags",
+    "fake",
+    "derivatives",
+    "output_differentiability",
+    "vmap",
+    "autocast",
+    "doc",
+)
 
 
-class WrongDescription(Exception):
+class DescriptionError(Exception):
     """All that is wrong with ops.yaml, a line each, with what to do."""
 
 
-class _Wrong(Exception):
+class _EntryError(Exception):
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
         self.line = line
@@ -119,7 +130,7 @@ def load(path: Path, package: Path) -> list[Operator]:
         for name in ("_fake", "_derivatives", "_vmap")
     }
     operators: list[Operator] = []
-    wrong: list[_Wrong] = []
+    wrong: list[_EntryError] = []
     lines: dict[str, int] = {}
     try:
         for node in _entries(path.read_text()):
@@ -128,18 +139,18 @@ def load(path: Path, package: Path) -> list[Operator]:
                 for name in operator.names():
                     first = lines.setdefault(name, operator.line)
                     if first != operator.line:
-                        raise _Wrong(
+                        raise _EntryError(
                             operator.line,
                             f"func: {name} is described in line {first} "
                             "already; remove one of them",
                         )
                 operators.append(operator)
-            except _Wrong as error:
+            except _EntryError as error:
                 wrong.append(error)
-    except _Wrong as error:
+    except _EntryError as error:
         wrong.append(error)
     if wrong:
-        raise WrongDescription(
+        raise DescriptionError(
             "\n".join(f"{path.name}:{e.line}: {e}" for e in wrong)
         )
     return operators
@@ -159,9 +170,9 @@ def _entries(text: str) -> list[yaml.Node]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1
-        raise _Wrong(line, f"this is not YAML: {error.problem}") from error
+        raise _EntryError(line, f"this is not YAML: {error.problem}") from error
     if not isinstance(root, yaml.SequenceNode):
-        raise _Wrong(1, "expected a list of operators, `- func: ...`")
+        raise _EntryError(1, "expected a list of operators, `- func: ...`")
     return root.value
 
 
@@ -172,13 +183,15 @@ class _Mapping:
         self.line = node.start_mark.line + 1
         self.what = what
         if not isinstance(node, yaml.MappingNode):
-            raise _Wrong(self.line, f"{what} is to be written as `key: value`")
+            raise _EntryError(
+                self.line, f"{what} is to be written as `key: value`"
+            )
         self._nodes: dict[str, yaml.Node] = {}
         self._lines: dict[str, int] = {}
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in self._nodes:
-                raise _Wrong(line, f"{name} is there twice in {what}")
+                raise _EntryError(line, f"{name} is there twice in {what}")
             self._nodes[name], self._lines[name] = value, line
 
     def __contains__(self, key: str) -> bool:
@@ -190,7 +203,7 @@ class _Mapping:
     def only(self, keys: Collection[str], kind: str = "key") -> None:
         for key in self:
             if key not in keys:
-                raise _Wrong(
+                raise _EntryError(
                     self.line_of(key),
                     f"unknown {kind} {key} in {self.what}; "
                     f"use one of {', '.join(keys)}",
@@ -201,17 +214,21 @@ class _Mapping:
 
     def mapping(self, key: str) -> "_Mapping":
         if key not in self:
-            raise _Wrong(self.line, f"{key} is missing in {self.what}; add it")
+            raise _EntryError(
+                self.line, f"{key} is missing in {self.what}; add it"
+            )
         return _Mapping(self._nodes[key], key)
 
     def text(self, key: str, default: str | None = None) -> str:
         if key not in self and default is not None:
             return default
         if key not in self:
-            raise _Wrong(self.line, f"{key} is missing in {self.what}; add it")
+            raise _EntryError(
+                self.line, f"{key} is missing in {self.what}; add it"
+            )
         node = self._nodes[key]
         if not isinstance(node, yaml.ScalarNode) or not node.value:
-            raise _Wrong(self.line_of(key), f"{key} is to be a text")
+            raise _EntryError(self.line_of(key), f"{key} is to be a text")
         return str(node.value)
 
     def texts(self, key: str) -> tuple[str, ...]:
@@ -221,13 +238,15 @@ class _Mapping:
         node = self._nodes[key]
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(n, yaml.ScalarNode) for n in nodes):
-            raise _Wrong(self.line_of(key), f"{key} is to be a list of words")
+            raise _EntryError(
+                self.line_of(key), f"{key} is to be a list of words"
+            )
         return tuple(str(n.value) for n in nodes)
 
     def choices(self, key: str, allowed: Collection[str]) -> tuple[str, ...]:
         for word in (words := self.texts(key)):
             if word not in allowed:
-                raise _Wrong(
+                raise _EntryError(
                     self.line_of(key),
                     f"{key}: there is no {word}; "
                     f"use one of {', '.join(allowed)}",
@@ -238,27 +257,22 @@ class _Mapping:
 # --- one operator -----------------------------------------------------------
 
 
-def _operator(
-    entry: _Mapping, modules: dict[str, tuple[str, ...]]
-) -> Operator:
-    entry.only(
-        "func dispatch variants inplace tags fake derivatives "
-        "output_differentiability vmap autocast doc".split()
-    )
+def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
+    entry.only(KEYS)
     schema = _schema(entry.text("func"), entry.line_of("func"))
     name, results = str(schema.name), schema.returns
     arguments = {a.name: a for a in schema.arguments.flat_non_out}
     has_tensors = any(a.type.is_tensor_like() for a in arguments.values())
     has_out = "out" in entry.choices("variants", ["out"])
     if has_out and len(results) != 1:
-        raise _Wrong(
+        raise _EntryError(
             entry.line_of("variants"),
             f"variants: out is for one result, {name} has {len(results)}",
         )
 
     flags = entry.choices("output_differentiability", ["true", "false"])
     if flags and len(flags) != len(results):
-        raise _Wrong(
+        raise _EntryError(
             entry.line_of("output_differentiability"),
             f"output_differentiability: {len(flags)} values, but {name} has "
             f"{len(results)} results",
@@ -271,16 +285,16 @@ def _operator(
         call = _call(entry.text("fake"), modules, "_fake", line)
         for word in _names(call):
             if word not in arguments:
-                raise _Wrong(line, f"fake: {name} has no argument {word}")
+                raise _EntryError(line, f"fake: {name} has no argument {word}")
         fake = ast.unparse(call)
     elif has_tensors:
-        raise _Wrong(
+        raise _EntryError(
             entry.line,
             f"{name} has no fake kernel, without which torch.compile cannot "
             "trace it; add `fake: FUNCTION(...)`, a function of _fake.py",
         )
     if "derivatives" in entry and "vmap" not in entry:
-        raise _Wrong(
+        raise _EntryError(
             entry.line_of("derivatives"),
             f"derivatives: {name} has no vmap rule, which torch.func needs "
             "for gradients too; add `vmap: FUNCTION`, of _vmap.py",
@@ -306,7 +320,7 @@ def _schema(text: str, line: int) -> FunctionSchema:
         schema = FunctionSchema.parse(text)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise _Wrong(
+        raise _EntryError(
             line,
             f"func: torchgen cannot parse {text!r}"
             + (f" ({reason})" if reason else "")
@@ -316,21 +330,21 @@ def _schema(text: str, line: int) -> FunctionSchema:
     values = (*schema.arguments.flat_non_out, *schema.returns)
     written = any(v.annotation is not None for v in values)
     if written or schema.arguments.out or str(schema.name).count("."):
-        raise _Wrong(
+        raise _EntryError(
             line,
             f"func: {schema.name} is a variant; describe the operator that "
             "returns new tensors, and add `variants: out` or `inplace: ...`",
         )
     for value in values:
         if base_type(value.type) not in TYPES:
-            raise _Wrong(
+            raise _EntryError(
                 line,
                 f"func: {value.name or 'the result'} is a {value.type}, which "
                 "cannot cross the stable ABI; use one of "
                 f"{', '.join(TYPES)}, or that with a question mark",
             )
     if len(schema.returns) > 1 and not all(r.name for r in schema.returns):
-        raise _Wrong(
+        raise _EntryError(
             line,
             "func: give the results names, as in "
             "`-> (Tensor first, Tensor second)`",
@@ -345,7 +359,7 @@ def _dispatch(entry: _Mapping, name: str) -> dict[str, str]:
     mapping.only((*DEVICES, "CompositeExplicitAutograd"), "dispatch key")
     for key in mapping:
         if not re.fullmatch(r"[A-Za-z]\w*", mapping.text(key)):
-            raise _Wrong(
+            raise _EntryError(
                 mapping.line_of(key),
                 f"dispatch: {mapping.text(key)!r} is no C++ function's name",
             )
@@ -362,7 +376,7 @@ def _inplace(
     mapping.only(names, "result")
     for result in names:
         if mapping.text(result) not in arguments:
-            raise _Wrong(
+            raise _EntryError(
                 mapping.line_of(result),
                 f"inplace: there is no argument {mapping.text(result)}; use "
                 f"one of {', '.join(arguments)}",
@@ -400,10 +414,10 @@ def _call(
     try:
         expression = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise _Wrong(line, f"{key}: {text!r} is not Python") from error
+        raise _EntryError(line, f"{key}: {text!r} is not Python") from error
     called = isinstance(expression, ast.Call) and ast.unparse(expression.func)
     if called not in modules[module]:
-        raise _Wrong(
+        raise _EntryError(
             line,
             f"{key}: {text!r} does not call a function of {module}.py; use "
             f"one of {', '.join(modules[module])}, or add one there",
@@ -441,13 +455,15 @@ def _derivatives(
         arguments = tuple(a.strip() for a in key.split(","))
         for argument in arguments:
             if argument not in tensors:
-                raise _Wrong(
+                raise _EntryError(
                     line,
                     f"derivatives: {schema.name} has no tensor {argument}; "
                     f"use one of {', '.join(tensors)}",
                 )
             if argument in seen:
-                raise _Wrong(line, f"derivatives: {argument} is there twice")
+                raise _EntryError(
+                    line, f"derivatives: {argument} is there twice"
+                )
             seen.add(argument)
         call = _call(mapping.text(key), modules, "_derivatives", line)
         derivatives.append(
@@ -476,10 +492,10 @@ def _derivative(
     class Saved(ast.NodeTransformer):
         """Replaces what the forward function keeps in ctx."""
 
-        def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
+        def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
             name = ast.unparse(node.value)
             if node.attr != "shape" or name not in (*inputs, *results):
-                raise _Wrong(
+                raise _EntryError(
                     line,
                     f"derivatives: `{ast.unparse(node)}`; of a tensor only "
                     "its .shape can be used, the rest in _derivatives.py",
@@ -487,7 +503,7 @@ def _derivative(
             shapes.append(name)
             return ast.parse(f"ctx.{name}_shape", mode="eval").body
 
-        def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802
+        def visit_Name(self, node: ast.Name) -> ast.AST:
             name = node.id
             if name in given:
                 return node
@@ -499,7 +515,7 @@ def _derivative(
             if name in inputs:
                 values.append(name)
                 return ast.parse(f"ctx.{name}", mode="eval").body
-            raise _Wrong(
+            raise _EntryError(
                 line,
                 f"derivatives: {name} is unknown; use "
                 f"{', '.join((*inputs, *results, *sorted(given)))}",

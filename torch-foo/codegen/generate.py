@@ -7,7 +7,6 @@ has the spellings of types and arguments, formats the result and writes it.
 import argparse
 import difflib
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import jinja2
 from description import (
+    DescriptionError,
     Operator,
-    WrongDescription,
     base_type,
     load,
 )
@@ -54,15 +53,14 @@ CPP_TYPES = {
 
 def cpp_type(type_: Type) -> str:
     name = CPP_TYPES[base_type(type_)]
-    return (
-        f"std::optional<{name}>" if isinstance(type_, OptionalType) else name
-    )
+    return f"std::optional<{name}>" if isinstance(type_, OptionalType) else name
 
 
 def cpp_argument(argument: Argument) -> str:
     name = cpp_type(argument.type)
-    by_value = name in ("std::int64_t", "double", "bool")
-    return f"{name} {argument.name}" if by_value else f"const {name}& {argument.name}"
+    if name in ("std::int64_t", "double", "bool"):
+        return f"{name} {argument.name}"
+    return f"const {name}& {argument.name}"
 
 
 def cpp_result(op: Operator) -> str:
@@ -74,62 +72,58 @@ def cpp_arguments(op: Operator, *more: str) -> str:
     return ", ".join([*map(cpp_argument, op.arguments), *more])
 
 
-def schema_arguments(op: Operator) -> list[str]:
-    """The arguments of the operator's own schema."""
+def schemas(op: Operator) -> list[tuple[str, str]]:
+    """What to register: schemas, each with the ending of its kernel's name."""
     text = str(op.schema.arguments)
-    return text.split(", ") if text else []
-
-
-def out_schema(op: Operator) -> str:
-    arguments = schema_arguments(op)
-    if "*" not in arguments:
-        arguments.append("*")
-    return f"{op.name}.out({', '.join(arguments)}, Tensor(a!) out) -> ()"
-
-
-def inplace_schema(op: Operator, name: str, arguments: list[str]) -> str:
-    letters = iter("abcdefgh")
-    written = [
-        f"Tensor({next(letters)}!) {a.split()[-1]}"
-        if a.startswith("Tensor ") and a.split()[-1] in op.inplace
-        else a
-        for a in arguments
-    ]
-    return f"{name}({', '.join(written)}) -> ()"
+    arguments = text.split(", ") if text else []
+    result = [(str(op.schema), "")]
+    if op.has_out:
+        star = [] if "*" in arguments else ["*"]
+        result.append(
+            (signature(f"{op.name}.out", [*arguments, *star, OUT]), "_out")
+        )
+    if op.inplace:
+        result.append((inplace(op, f"{op.name}_", arguments), "_"))
+    return result + raw_schemas(op) if op.public else result
 
 
 def raw_schemas(op: Operator) -> list[tuple[str, str]]:
-    """Schema and kernel of each operator without derivatives.
+    """The same for the operators that have no derivatives.
 
-    All arguments are positional and have to be given: it is the Python
-    functions that call these, and keywords take time.
+    All their arguments are positional and have to be given: it is the Python
+    functions that call them, and keywords take time.
     """
-    plain = [f"{a.type} {a.name}" for a in op.arguments]
-    result = op.schema.returns
-    returns = ", ".join(map(str, result))
-    if len(result) != 1 or result[0].name:
-        returns = f"({returns})"
-    schemas = []
+    arguments = [f"{a.type} {a.name}" for a in op.arguments]
+    result = []
     if op.derivatives:
-        schemas.append((f"_{op.name}({', '.join(plain)}) -> {returns}", ""))
+        returns = str(op.schema).rpartition(" -> ")[2]
+        result.append((signature(f"_{op.name}", arguments, returns), ""))
     if op.has_out:
-        arguments = [*plain, "Tensor(a!) out"]
-        schemas.append((f"_{op.name}_out({', '.join(arguments)}) -> ()", "_out"))
+        result.append((signature(f"_{op.name}_out", [*arguments, OUT]), "_out"))
     if op.inplace:
-        schemas.append((inplace_schema(op, f"_{op.name}_", plain), "_"))
-    return schemas
-
-
-def schemas(op: Operator) -> list[tuple[str, str, bool]]:
-    """Schema, suffix of the kernel's name and whether it writes to an argument."""
-    result = [(str(op.schema), "")]
-    if op.has_out:
-        result.append((out_schema(op), "_out"))
-    if op.inplace:
-        result.append((inplace_schema(op, f"{op.name}_", schema_arguments(op)), "_"))
-    if op.public:
-        result += raw_schemas(op)
+        result.append((inplace(op, f"_{op.name}_", arguments), "_"))
     return result
+
+
+OUT = "Tensor(a!) out"
+
+
+def signature(name: str, arguments: list[str], returns: str = "()") -> str:
+    return f"{name}({', '.join(arguments)}) -> {returns}"
+
+
+def inplace(op: Operator, name: str, arguments: list[str]) -> str:
+    letters = iter("abcdefgh")
+    written = [f"Tensor {argument}" for argument in op.inplace]
+    return signature(
+        name,
+        [
+            a.replace("Tensor", f"Tensor({next(letters)}!)")
+            if a in written
+            else a
+            for a in arguments
+        ],
+    )
 
 
 def schema_name(schema: str) -> str:
@@ -141,24 +135,33 @@ def python_type(type_: Type) -> str:
     return base_type(type_) + optional
 
 
-def python_parameters(
-    op: Operator, types: bool = True, out: bool = False
-) -> str:
-    """The parameters of a Python function, with or without types."""
-    keywords = {a.name for a in op.schema.arguments.flat_kwarg_only}
+def keyword_only(op: Operator) -> set[str]:
+    return {a.name for a in op.schema.arguments.flat_kwarg_only}
+
+
+def python_parameters(op: Operator, out: bool = False) -> str:
+    """The parameters of a Python function."""
+    keywords = keyword_only(op)
     parts = []
     for argument in op.arguments:
         if argument.name in keywords and "*" not in parts:
             parts.append("*")
-        text = argument.name
-        if types:
-            text += f": {python_type(argument.type)}"
+        text = f"{argument.name}: {python_type(argument.type)}"
         if argument.default is not None:
-            text += f" = {argument.default}" if types else f"={argument.default}"
+            text += f" = {argument.default}"
         parts.append(text)
     if out:
-        parts += ["out: Tensor | None = None"] if "*" in parts else ["*", "out: Tensor | None = None"]
+        parts += [] if "*" in parts else ["*"]
+        parts.append("out: Tensor | None = None")
     return ", ".join(parts)
+
+
+def fake_parameters(op: Operator) -> str:
+    """The parameters of a fake kernel: the same, all of them positional."""
+    return ", ".join(
+        a.name if a.default is None else f"{a.name}={a.default}"
+        for a in op.arguments
+    )
 
 
 def python_result(op: Operator) -> str:
@@ -168,9 +171,9 @@ def python_result(op: Operator) -> str:
 
 def python_arguments(op: Operator, keywords: bool = True) -> str:
     """What a Python function passes on."""
-    named = {a.name for a in op.schema.arguments.flat_kwarg_only}
+    named = keyword_only(op) if keywords else set()
     return ", ".join(
-        f"{a.name}={a.name}" if keywords and a.name in named else a.name
+        f"{a.name}={a.name}" if a.name in named else a.name
         for a in op.arguments
     )
 
@@ -318,7 +321,7 @@ def render(operators: list[Operator], project: Path) -> dict[Path, str]:
     }
     return {
         project / output: formatted(
-            environment.get_template(template).render(
+            environment.get_template(f"{template}.jinja").render(
                 ops=operators, **spellings
             ),
             project / output,
@@ -345,7 +348,7 @@ def main() -> int:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="write nothing; show what would change and exit with 1 if it would",
+        help="write nothing; show what would change, and fail if so",
     )
     parser.add_argument(
         "--project",
@@ -361,7 +364,7 @@ def main() -> int:
     except OSError as error:
         print(f"generate: {error}", file=sys.stderr)
         return 1
-    except WrongDescription as error:
+    except DescriptionError as error:
         print(error, file=sys.stderr)
         return 1
     changed = {

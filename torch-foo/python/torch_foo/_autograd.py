@@ -6,6 +6,10 @@ traces, and otherwise call an operator without derivatives, inside a
 torch.autograd.Function where a gradient is needed.
 """
 
+# mypy: allow-untyped-calls
+# (parts of torch have no types)
+
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -71,9 +75,12 @@ def differentiable(
 
 def _function(op: str, **methods: Callable[..., Any]) -> Any:
     """Make a torch.autograd.Function, whose name shows in grad_fn."""
-    base = torch.autograd.Function
     members = {name: staticmethod(method) for name, method in methods.items()}
-    return type(base)(f"torch_foo_{op}", (base,), members)
+    return types.new_class(
+        f"torch_foo_{op}",
+        (torch.autograd.Function,),
+        exec_body=lambda namespace: namespace.update(members),
+    )
 
 
 def _register(

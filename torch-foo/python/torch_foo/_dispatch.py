@@ -4,6 +4,8 @@
 For each: what it makes of tensors without data, its gradients, and its rules
 for vmap and autocast.
 """
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# ruff: noqa: RUF059
 
 from torch_foo import _autograd, _derivatives, _fake, _register, _vmap
 
