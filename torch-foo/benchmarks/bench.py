@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ class Case:
 
     name: str
     calls: dict[str, Call]  # "torch_foo" is one of them
+    mode: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:
@@ -141,8 +143,56 @@ def cases_of(
     )
 
 
+def call_cases() -> Iterator[Case]:
+    """The cost of a call: 4 elements, where the kernel takes no time."""
+    for name, mode, requires_grad in [
+        ("inference_mode", torch.inference_mode, False),
+        ("no_grad", torch.no_grad, False),
+        ("no_grad, parameters", torch.no_grad, True),
+        ("grad mode", torch.enable_grad, False),
+        ("requires_grad", torch.enable_grad, True),
+    ]:
+        a, b, c = torch.randn(3, 4)
+        a.requires_grad_(requires_grad)
+        b.requires_grad_(requires_grad)
+        out = torch.empty(4)
+        yield Case(
+            f"mul, {name}",
+            {
+                "torch_foo": lambda a=a, b=b: torch_foo.mul(a, b),
+                "torch.mul": lambda a=a, b=b: torch.mul(a, b),
+                "torch.ops": lambda a=a, b=b: torch.ops.torch_foo.mul(a, b),
+            },
+            mode,
+        )
+        if mode is torch.enable_grad and requires_grad:
+            continue
+        yield Case(
+            f"mul out=, {name}",
+            {
+                "torch_foo": lambda a=a, b=b, o=out: torch_foo.mul(a, b, out=o),
+                "torch.mul": lambda a=a, b=b, o=out: torch.mul(a, b, out=o),
+            },
+            mode,
+        )
+        yield Case(
+            f"rms_norm, {name}",
+            {
+                "torch_foo": lambda a=a, b=b: torch_foo.rms_norm(a, b),
+                "torch.mul": lambda a=a, b=b: torch.mul(a, b),
+                "F.rms_norm": lambda a=a, b=b: F.rms_norm(a, (4,), b, 1e-6),
+            },
+            mode,
+        )
+
+
 def measure(case: Case, seconds: float) -> dict[str, list[float]]:
     """Times of each competitor in seconds, interleaved in random order."""
+    with case.mode():
+        return measure_in_mode(case, seconds)
+
+
+def measure_in_mode(case: Case, seconds: float) -> dict[str, list[float]]:
     repeats = {}
     for name, call in case.calls.items():
         call()  # compiles
@@ -189,7 +239,7 @@ def line(result: dict) -> str:
     ]
     median, best = (result[k]["torch_foo"] for k in ("median_us", "min_us"))
     return (
-        f"{result['case']:<36}{median:>10.1f} {best:>10.1f}   "
+        f"{result['case']:<36}{median:>10.2f} {best:>10.2f}   "
         + "  ".join(f"{cell:<22}" for cell in cells)
     ).rstrip()
 
@@ -221,6 +271,11 @@ def main() -> None:
         "--quick", action="store_true", help="two small shapes, under 2 minutes"
     )
     parser.add_argument(
+        "--calls",
+        action="store_true",
+        help="only what a call costs: 4 elements, by grad mode",
+    )
+    parser.add_argument(
         "--seconds",
         type=float,
         metavar="S",
@@ -250,7 +305,8 @@ def main() -> None:
     print("\nRatios to torch_foo: of medians (of minima); above 1 it is faster")
     print(f"{'case':<36}{'median us':>10} {'min us':>10}")
     results = []
-    for case in cases(shapes[:2] if options.quick else shapes, dtypes):
+    kernels = cases(shapes[:2] if options.quick else shapes, dtypes)
+    for case in call_cases() if options.calls else (*call_cases(), *kernels):
         print(f"{case.name} ...", end="\r", file=sys.stderr, flush=True)
         results.append(summary(case, measure(case, seconds)))
         print(line(results[-1]), flush=True)
