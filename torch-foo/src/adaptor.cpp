@@ -13,12 +13,40 @@ namespace {
 using torch::headeronly::ScalarType;
 
 std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
+  using foo_core::DType;
   const std::int32_t dtype = tensor.dtype();
-  if (dtype == aoti_torch_dtype_float32()) return foo_core::DType::kFloat32;
-  if (dtype == aoti_torch_dtype_bfloat16()) return foo_core::DType::kBFloat16;
-  if (dtype == aoti_torch_dtype_float16()) return foo_core::DType::kFloat16;
-  if (dtype == aoti_torch_dtype_float64()) return foo_core::DType::kFloat64;
+  if (dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
+  if (dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
+  if (dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
+  if (dtype == aoti_torch_dtype_float64()) return DType::kFloat64;
+  if (dtype == aoti_torch_dtype_int64()) return DType::kInt64;
+  if (dtype == aoti_torch_dtype_int8()) return DType::kInt8;
   return std::nullopt;
+}
+
+bool is_floating_point(const Tensor& tensor) {
+  const auto dtype = dtype_of(tensor);
+  return dtype && *dtype != foo_core::DType::kInt64 &&
+         *dtype != foo_core::DType::kInt8;
+}
+
+std::int32_t torch_dtype(foo_core::DType dtype) {
+  using foo_core::DType;
+  switch (dtype) {
+    case DType::kFloat32:
+      return aoti_torch_dtype_float32();
+    case DType::kBFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case DType::kFloat16:
+      return aoti_torch_dtype_float16();
+    case DType::kFloat64:
+      return aoti_torch_dtype_float64();
+    case DType::kInt64:
+      return aoti_torch_dtype_int64();
+    case DType::kInt8:
+      return aoti_torch_dtype_int8();
+  }
+  return -1;  // not reached
 }
 
 // Python's name of a dtype.
@@ -75,6 +103,29 @@ bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cuda() && b.is_cuda() && a.device_index() == b.device_index();
 }
 
+[[noreturn]] void wrong(const char* op, const Argument& argument,
+                        const std::string& what) {
+  fail(std::string(op) + ": " + argument.name + " " + what);
+}
+
+void check_dense(const char* op, const Argument& argument) {
+  if (!argument.tensor.defined()) {
+    wrong(op, argument, "is None, expected a tensor");
+  }
+  if (!argument.tensor.dense()) {
+    wrong(op, argument,
+          "is a sparse or otherwise not dense tensor, expected a dense one");
+  }
+}
+
+void check_device(const char* op, const Argument& argument,
+                  const Argument& other) {
+  if (same_device(argument.tensor, other.tensor)) return;
+  wrong(op, argument,
+        "is on " + device_name(argument.tensor) + ", but " + other.name +
+            " is on " + device_name(other.tensor));
+}
+
 Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
              const Tensor& like) {
   std::int64_t strides[Shape::kMaxDims];
@@ -99,27 +150,32 @@ void fail(const std::string& message) {
 void check_arguments(const char* op,
                      std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
-  for (const auto& [name, tensor] : arguments) {
-    const auto wrong = [op, name = name](const std::string& what) {
-      fail(std::string(op) + ": " + name + " " + what);
-    };
-    if (!tensor.defined()) wrong("is None, expected a tensor");
-    if (!tensor.dense()) {
-      wrong("is a sparse or otherwise not dense tensor, expected a dense one");
+  for (const Argument& argument : arguments) {
+    const Tensor& tensor = argument.tensor;
+    check_dense(op, argument);
+    if (!is_floating_point(tensor)) {
+      wrong(op, argument,
+            "has dtype " + dtype_name(tensor) +
+                ", expected float32, float64, float16 or bfloat16");
     }
-    if (!dtype_of(tensor)) {
-      wrong("has dtype " + dtype_name(tensor) +
-            ", expected float32, float64, float16 or bfloat16");
-    }
-    if (!same_device(tensor, first.tensor)) {
-      wrong("is on " + device_name(tensor) + ", but " + first.name + " is on " +
-            device_name(first.tensor));
-    }
+    check_device(op, argument, first);
     if (tensor.dtype() != first.tensor.dtype()) {
-      wrong("has dtype " + dtype_name(tensor) + ", but " + first.name +
-            " has " + dtype_name(first.tensor));
+      wrong(op, argument,
+            "has dtype " + dtype_name(tensor) + ", but " + first.name +
+                " has " + dtype_name(first.tensor));
     }
   }
+}
+
+void check_argument(const char* op, const Argument& argument,
+                    foo_core::DType dtype, const Argument& other) {
+  check_dense(op, argument);
+  if (dtype_of(argument.tensor) != dtype) {
+    wrong(op, argument,
+          "has dtype " + dtype_name(argument.tensor) + ", expected " +
+              foo_core::name(dtype));
+  }
+  check_device(op, argument, other);
 }
 
 Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b) {
@@ -141,6 +197,11 @@ Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b) {
 
 Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like) {
   return empty(shape, like.dtype(), like);
+}
+
+Tensor empty(IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
+             const Tensor& like) {
+  return empty(shape, torch_dtype(dtype), like);
 }
 
 Tensor empty_bytes(std::int64_t size, const Tensor& like) {

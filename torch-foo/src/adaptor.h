@@ -14,7 +14,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "tensor.h"
 
@@ -32,6 +34,11 @@ struct Argument {
 /// one CPU or CUDA device. Shapes are foo_core's to check.
 void check_arguments(const char* op, std::initializer_list<Argument> arguments);
 
+/// Checks that an argument is a dense tensor of this dtype on the device of
+/// another one.
+void check_argument(const char* op, const Argument& argument,
+                    foo_core::DType dtype, const Argument& other);
+
 /// A shape in memory of its own, without an allocation.
 struct Shape {
   static constexpr int kMaxDims = 64;  // of any tensor
@@ -48,12 +55,47 @@ Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b);
 /// A new contiguous tensor with the dtype and device of `like`.
 Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like);
 
+/// The same, of another dtype.
+Tensor empty(IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
+             const Tensor& like);
+
 /// Scratch memory for a kernel, aligned to 64 bytes.
 Tensor empty_bytes(std::int64_t size, const Tensor& like);
 
 /// How foo_core sees a tensor that passed check_arguments. Borrows from it.
 foo_core::ConstTensorView view(const Tensor& tensor);
 foo_core::TensorView mutable_view(const Tensor& tensor);
+
+/// The view of an optional argument, for functions that take a pointer to one.
+class OptionalView {
+ public:
+  explicit OptionalView(const std::optional<Tensor>& tensor) {
+    if (tensor) view_ = view(*tensor);
+  }
+  const foo_core::ConstTensorView* get() const {
+    return view_ ? &*view_ : nullptr;
+  }
+
+ private:
+  std::optional<foo_core::ConstTensorView> view_;
+};
+
+/// A result that may not be wanted, and then is neither allocated nor written.
+class OptionalResult {
+ public:
+  OptionalResult(bool wanted, IntHeaderOnlyArrayRef shape, const Tensor& like) {
+    if (!wanted) return;
+    tensor_ = empty(shape, like);
+    view_ = mutable_view(*tensor_);
+  }
+  const foo_core::TensorView* get() const { return tensor_ ? &view_ : nullptr; }
+  /// The tensor, or what Python sees as None.
+  Tensor take() { return tensor_ ? std::move(*tensor_) : Tensor::undefined(); }
+
+ private:
+  std::optional<Tensor> tensor_;
+  foo_core::TensorView view_;
+};
 
 /// PyTorch's threads, lent to foo_core.
 foo_core::ParallelFor torch_threads();

@@ -9,15 +9,6 @@ using foo_core::ConstTensorView;
 using foo_core::ParallelFor;
 using foo_core::TensorView;
 
-// The view of an optional argument, for functions that take a pointer to one.
-struct OptionalView {
-  explicit OptionalView(const std::optional<Tensor>& tensor) {
-    if (tensor) value = view(*tensor);
-  }
-  const ConstTensorView* get() const { return value ? &*value : nullptr; }
-  std::optional<ConstTensorView> value;
-};
-
 void launch(const Tensor& x, const std::optional<Tensor>& weight, double eps,
             const Tensor& out) {
   const ConstTensorView vx = view(x);
@@ -63,34 +54,23 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
 
   const ConstTensorView vgrad = view(grad), vx = view(x);
   const OptionalView vweight(weight);
-  std::optional<Tensor> grad_x, grad_weight, scratch;
-  TensorView vgrad_x, vgrad_weight;
-  if (wants_x) {
-    grad_x = empty(x.sizes(), x);
-    vgrad_x = mutable_view(*grad_x);
-  }
-  if (wants_weight) {
-    const std::int64_t n = x.sizes()[x.dim() - 1];
-    grad_weight = empty({&n, 1}, x);
-    vgrad_weight = mutable_view(*grad_weight);
-    scratch = empty_bytes(foo_core::rms_norm_backward_scratch_size(vx), x);
-  }
-  const TensorView* to_grad_x = wants_x ? &vgrad_x : nullptr;
-  const TensorView* to_grad_weight = wants_weight ? &vgrad_weight : nullptr;
-  void* to_scratch = wants_weight ? scratch->mutable_data_ptr() : nullptr;
+  OptionalResult grad_x(wants_x, x.sizes(), x);
+  OptionalResult grad_weight(wants_weight, {&x.sizes().back(), 1}, x);
+  const Tensor scratch = empty_bytes(
+      wants_weight ? foo_core::rms_norm_backward_scratch_size(vx) : 0, x);
+  void* to_scratch = wants_weight ? scratch.mutable_data_ptr() : nullptr;
   run(
       x,
       [&](const ParallelFor& threads) {
-        foo_core::rms_norm_backward(vgrad, vx, vweight.get(), eps, to_grad_x,
-                                    to_grad_weight, to_scratch, threads);
+        foo_core::rms_norm_backward(vgrad, vx, vweight.get(), eps, grad_x.get(),
+                                    grad_weight.get(), to_scratch, threads);
       },
       [&](void* stream) {
         foo_core::cuda::rms_norm_backward(vgrad, vx, vweight.get(), eps,
-                                          to_grad_x, to_grad_weight, to_scratch,
-                                          stream);
+                                          grad_x.get(), grad_weight.get(),
+                                          to_scratch, stream);
       });
-  return {grad_x ? std::move(*grad_x) : Tensor::undefined(),
-          grad_weight ? std::move(*grad_weight) : Tensor::undefined()};
+  return {grad_x.take(), grad_weight.take()};
 }
 
 }  // namespace torch_foo
