@@ -121,7 +121,8 @@ HWY_INLINE Pair<Compute<T>> NegateEven(Pair<Compute<T>> x) {
 }
 
 /// Elements of a row of cos or sin, made ready to be multiplied by elements of
-/// T: n of them, or each twice if interleaved. Fills whole vectors.
+/// T: n of them, or each twice if interleaved. Fills whole vectors, the last of
+/// which, if it were not whole, is the last Lanes() elements.
 template <bool kInterleaved, class T, class S>
 HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
                           Compute<T>* out) {
@@ -137,41 +138,61 @@ HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
     p = Gather(row, stride, 0, n, tile);
   }
   for (int64_t i = 0; i < n; i += step) {
-    auto y = n - i < step ? LoadTableN<T>(p + i, n - i) : LoadTable<T>(p + i);
+    auto y =
+        n < step ? LoadTableN<T>(p, n) : LoadTable<T>(p + HWY_MIN(i, n - step));
     if (sign == Sign::kInverseSin) y = {hn::Neg(y.a), hn::Neg(y.b)};
     if (kInterleaved && sign != Sign::kCos) y = NegateEven<T>(y);
     Store(y, out + i);
   }
 }
 
-/// n elements, which are whole pairs if interleaved; else they are the first
-/// of their pairs, and the second ones, at x2, go to out2.
+/// The first n elements of v, which are whole pairs if interleaved; else they
+/// are the first of their pairs, and the second ones, in v2, go to out2.
 template <bool kInterleaved, bool kAll, class T>
-HWY_INLINE void RotateSome(const T* x, const T* x2, const Compute<T>* cos,
-                           const Compute<T>* sin, T* out, T* out2, int64_t n) {
+HWY_INLINE void RotateSome(Pair<Compute<T>> v, Pair<Compute<T>> v2,
+                           const Compute<T>* cos, const Compute<T>* sin, T* out,
+                           T* out2, int64_t n) {
   const auto c = Load(cos), s = Load(sin);
-  const auto v = LoadSome<kAll>(x, n);
   if constexpr (kInterleaved) {
     StoreSome<kAll>(MulAdd(SwapNeighbours<T>(v), s, v * c), out, n);
   } else {
-    const auto v2 = LoadSome<kAll>(x2, n);
     StoreSome<kAll>(NegMulAdd(v2, s, v * c), out, n);
     StoreSome<kAll>(MulAdd(v, s, v2 * c), out2, n);
   }
 }
 
+/// The same of n elements in memory, which are whole vectors.
+template <bool kInterleaved, class T>
+HWY_INLINE void RotateVectors(const T* x, const T* x2, const Compute<T>* cos,
+                              const Compute<T>* sin, T* out, T* out2,
+                              int64_t n) {
+  const int64_t step = Lanes<Compute<T>>();
+  for (int64_t i = 0; i < n; i += step) {
+    const auto v = Load(x + i), v2 = kInterleaved ? v : Load(x2 + i);
+    RotateSome<kInterleaved, true>(v, v2, cos + i, sin + i, out + i, out2 + i,
+                                   step);
+  }
+}
+
+/// The same of any number of them.
 template <bool kInterleaved, class T>
 HWY_INLINE void Rotate(const T* x, const T* x2, const Compute<T>* cos,
                        const Compute<T>* sin, T* out, T* out2, int64_t n) {
   const int64_t step = Lanes<Compute<T>>();
-  int64_t i = 0;
-  for (; i + step <= n; i += step) {
-    RotateSome<kInterleaved, true>(x + i, x2 + i, cos + i, sin + i, out + i,
-                                   out2 + i, step);
-  }
-  if (i < n) {
-    RotateSome<kInterleaved, false>(x + i, x2 + i, cos + i, sin + i, out + i,
-                                    out2 + i, n - i);
+  const int64_t rest = n % step;
+  if (rest == 0) {
+    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, n);
+  } else if (n < step) {
+    const auto v = LoadN(x, n), v2 = kInterleaved ? v : LoadN(x2, n);
+    RotateSome<kInterleaved, false>(v, v2, cos, sin, out, out2, n);
+  } else {
+    // A last vector overlaps the one before it (2 to 3 times as fast as a part
+    // of a vector). As out may be x, it is loaded before that is stored.
+    const int64_t last = n - step;
+    const auto v = Load(x + last), v2 = kInterleaved ? v : Load(x2 + last);
+    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, n - rest);
+    RotateSome<kInterleaved, true>(v, v2, cos + n - rest, sin + n - rest,
+                                   out + last, out2 + last, step);
   }
 }
 
