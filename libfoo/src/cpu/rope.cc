@@ -57,7 +57,7 @@ namespace HWY_NAMESPACE {
 template <class C>
 constexpr int64_t kTable = 16384 / sizeof(C);
 
-/// Of a table of S in the order that Load leaves elements of T in.
+/// Lanes() elements of a table, in the order that Load leaves elements of T in.
 template <class T, class S>
 HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
   if constexpr (hwy::IsSame<T, S>()) {
@@ -237,7 +237,7 @@ HWY_INLINE void FillRow(const ConstTensorView& table, int64_t position,
   }
 }
 
-/// Of the heads that share a part of the tables.
+/// One of tokens or of heads, which are walked in together.
 struct Dimension {
   int64_t size, x_stride, out_stride, table_stride;
 };
@@ -251,7 +251,7 @@ void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
   HWY_ALIGN C cos[kTable<C>], sin[kTable<C>];
   const int64_t n = kInterleaved ? 2 * pairs : pairs;
   const int64_t width = hwy::RoundUpTo(n, Lanes<C>());
-  for (int64_t t = 0; t < tokens; ++t) {
+  for (int64_t t = 0; n > 0 && t < tokens; ++t) {  // tables may be null if 0
     const int64_t position = call.position(batch, at + t);
     FillRow<kInterleaved, T>(call.cos, position, pair, pairs, Sign::kCos,
                              cos + t * width);
@@ -299,7 +299,7 @@ void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
   }
 }
 
-/// Tokens [begin, end)
+/// Tokens [begin, end), a stretch of them after the other.
 template <bool kInterleaved, class T>
 void Tokens(const RopeCall& call, int64_t begin, int64_t end) {
   constexpr int64_t kElements = kInterleaved ? 2 : 1;  // of a table, per pair

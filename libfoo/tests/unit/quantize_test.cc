@@ -97,6 +97,11 @@ TEST_P(QuantizeTest, OneDimensionAndMany) {
        {Shape{0, 5}, Shape{5, 0}, Shape{0}, Shape{3, 0, 5}, Shape{0, 0}}) {
     check(make(sizes));
   }
+  Tensor x = make({2, 0}), q(DType::kInt8, {2, 0}), scale = scale_of(x);
+  TensorView x_view = x, q_view = q;
+  x_view.data = q_view.data = nullptr;
+  quantize_int8_rowwise(x_view, q_view, scale);
+  EXPECT_EQ(scale.values(), std::vector<double>(2, 1.0));
 }
 
 TEST_P(QuantizeTest, AnyStrides) {
@@ -185,7 +190,8 @@ TEST_P(QuantizeTest, QuotientsNextToATie) {
   std::vector<double> rows;
   for (int k = 0; k < 127; ++k) {
     const float tie = static_cast<float>(k) + 0.5f;
-    for (const float next : {std::nextafter(tie, 0.0f), std::nextafter(tie, 256.0f)}) {
+    for (const float next :
+         {std::nextafter(tie, 0.0f), std::nextafter(tie, 256.0f)}) {
       const double border = (static_cast<double>(tie) + next) / 2;
       const int period = 1 << (24 - std::max(1, std::ilogb(tie) + 2));
       for (int base = 1 << 23; base <= 1 << 24; base += period) {

@@ -178,6 +178,11 @@ TEST_P(RopeTest, Nothing) {
   }
   Tensor x = make({2, 0, 1, 4}), empty = make({0, 2});
   rope(x, empty, empty, nullptr, {}, x);
+  ConstTensorView no_columns = none;
+  no_columns.data = nullptr;
+  Tensor in = make({2, 3, 2, 4}).randomize(1), out = make({2, 3, 2, 4});
+  rope(in, no_columns, no_columns, nullptr, {}, out);
+  EXPECT_EQ(out.memory(), in.memory());
 }
 
 TEST_P(RopeTest, RangesAndThreads) {
