@@ -97,8 +97,8 @@ struct Division {
 /// kMinScale, so that nothing underflows. It is within 2^-45 of x / scale,
 /// relatively, so it can be rounded to another integer only if x / scale is
 /// that close to half-way between a tie and the float next to it. Except for
-/// powers of two there are 2865 such x and scale, and it is right for
-/// all of them: QuantizeTest.QuotientsNextToATie tries each.
+/// powers of two there are 2865 such x and scale, and it is right for all of
+/// them: QuantizeTest.QuotientsNextToATie tries each.
 struct Reciprocal {
   template <class C>
   static HWY_INLINE Pair<C> Quotient(Pair<C> x, Pair<C> scale,
