@@ -6,6 +6,8 @@
 #include "foo_core/error.h"
 #include "foo_core/export.h"
 #include "foo_core/parallel.h"
+#include "foo_core/quantize.h"
 #include "foo_core/rms_norm.h"
+#include "foo_core/rope.h"
 #include "foo_core/tensor.h"
 #include "foo_core/version.h"

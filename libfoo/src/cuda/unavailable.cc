@@ -4,7 +4,9 @@
 
 #include "foo_core/elementwise.h"
 #include "foo_core/error.h"
+#include "foo_core/quantize.h"
 #include "foo_core/rms_norm.h"
+#include "foo_core/rope.h"
 
 namespace foo_core::cuda {
 namespace {
@@ -33,6 +35,11 @@ void muladd(const ConstTensorView&, const ConstTensorView&, double,
   fail("muladd");
 }
 
+void quantize_int8_rowwise(const ConstTensorView&, const TensorView&,
+                           const TensorView&, void*) {
+  fail("quantize_int8_rowwise");
+}
+
 void rms_norm(const ConstTensorView&, const ConstTensorView*, double,
               const TensorView&, void*) {
   fail("rms_norm");
@@ -42,6 +49,12 @@ void rms_norm_backward(const ConstTensorView&, const ConstTensorView&,
                        const ConstTensorView*, double, const TensorView*,
                        const TensorView*, void*, void*) {
   fail("rms_norm_backward");
+}
+
+void rope(const ConstTensorView&, const ConstTensorView&,
+          const ConstTensorView&, const ConstTensorView*, const RopeOptions&,
+          const TensorView&, void*) {
+  fail("rope");
 }
 
 }  // namespace foo_core::cuda

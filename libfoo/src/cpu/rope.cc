@@ -1,0 +1,467 @@
+#include "foo_core/rope.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "checks.h"
+#include "cpu/simd.h"
+#include "row.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/rope.cc"
+// These after HWY_TARGET_INCLUDE, which they read.
+#include "hwy/foreach_target.h"
+//
+#include "cpu/tile-inl.h"
+
+#ifndef FOO_CORE_ROPE_CALL_
+#define FOO_CORE_ROPE_CALL_
+namespace foo_core {
+
+struct RopeCall {
+  const ConstTensorView& x;
+  const ConstTensorView& cos;
+  const ConstTensorView& sin;
+  const ConstTensorView* positions;  // (batch, seq)
+  const RopeOptions& options;
+  const TensorView& out;
+
+  std::int64_t position(std::int64_t batch, std::int64_t at) const {
+    if (positions == nullptr) return at;
+    const std::int64_t* strides = positions->strides;
+    return static_cast<const std::int64_t*>(
+        positions->data)[batch * strides[0] + at * strides[1]];
+  }
+};
+
+/// What becomes of the signs in a table.
+enum class Sign { kCos, kSin, kInverseSin };
+
+using RopeFunction = void (*)(const RopeCall& call, std::int64_t begin,
+                              std::int64_t end);
+
+}  // namespace foo_core
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace foo_core {
+namespace HWY_NAMESPACE {
+
+/// Elements of cos, and of sin, that are held ready: of many positions, so that
+/// a head's part of them is one stretch of memory if heads are outermost (1.1
+/// to 1.5 times as fast as with a quarter of it).
+template <class C>
+constexpr int64_t kTable = 16384 / sizeof(C);
+
+/// Lanes() elements of a table, in the order that Load leaves elements of T in.
+template <class T, class S>
+HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
+  if constexpr (hwy::IsSame<T, S>()) {
+    return Load(p);
+  } else if constexpr (hwy::IsSame<T, double>()) {
+    const hn::ScalableTag<double> d;
+    const hn::Rebind<S, decltype(d)> ds;
+    return {hn::PromoteTo(d, hn::LoadU(ds, p)),
+            hn::PromoteTo(d, hn::LoadU(ds, p + hn::Lanes(d)))};
+  } else {
+    const hn::ScalableTag<float> d;
+    auto x = Load(p);
+    // For RoundToBFloat16, which relies on the lower half of a NaN.
+    const auto nan = Pair<float>::Set(std::numeric_limits<float>::quiet_NaN());
+    x.a = hn::IfThenElse(hn::IsNaN(x.a), nan.a, x.a);
+    x.b = hn::IfThenElse(hn::IsNaN(x.b), nan.b, x.b);
+    if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
+      return {hn::ConcatEven(d, x.b, x.a), hn::ConcatOdd(d, x.b, x.a)};
+    }
+    return x;
+  }
+}
+
+/// The first n <= Lanes() elements; the others are 0.
+template <class T, class S>
+HWY_INLINE Pair<Compute<T>> LoadTableN(const S* p, int64_t n) {
+  HWY_ALIGN S buffer[2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>())] = {};
+  hwy::CopyBytes(p, buffer, static_cast<size_t>(n) * sizeof(S));
+  return LoadTable<T>(buffer);
+}
+
+/// Each of n elements twice.
+template <class S>
+HWY_INLINE void Repeat(const S* row, int64_t stride, int64_t n, S* out) {
+  int64_t j = 0;
+  if (stride == 1) {
+    using Bits = hwy::UnsignedFromSize<sizeof(S)>;
+    const hn::ScalableTag<Bits> d;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    for (; j + lanes <= n; j += lanes) {
+      const auto v = hn::LoadU(d, reinterpret_cast<const Bits*>(row + j));
+      hn::StoreInterleaved2(v, v, d, reinterpret_cast<Bits*>(out + 2 * j));
+    }
+  }
+  for (; j < n; ++j) out[2 * j] = out[2 * j + 1] = row[j * stride];
+}
+
+/// x with elements 2i and 2i + 1 of T's exchanged.
+template <class T>
+HWY_INLINE Pair<Compute<T>> SwapNeighbours(Pair<Compute<T>> x) {
+  const hn::ScalableTag<Compute<T>> d;
+  if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) return {x.b, x.a};
+  return {hn::Reverse2(d, x.a), hn::Reverse2(d, x.b)};
+}
+
+/// x with elements 2i of T's negated.
+template <class T>
+HWY_INLINE Pair<Compute<T>> NegateEven(Pair<Compute<T>> x) {
+  if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) return {hn::Neg(x.a), x.b};
+  return {hn::OddEven(x.a, hn::Neg(x.a)), hn::OddEven(x.b, hn::Neg(x.b))};
+}
+
+/// Elements of a row of cos or sin, made ready to be multiplied by elements of
+/// T: n of them, or each twice if interleaved. Fills whole vectors, the last of
+/// which, if it were not whole, is the last Lanes() elements.
+template <bool kInterleaved, class T, class S>
+HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
+                          Compute<T>* out) {
+  using C = Compute<T>;
+  HWY_ALIGN S tile[kTile];
+  const int64_t step = Lanes<C>();
+  const S* p = row;
+  if constexpr (kInterleaved) {
+    Repeat(row, stride, n, tile);
+    n *= 2;
+    p = tile;
+  } else {
+    p = Gather(row, stride, 0, n, tile);
+  }
+  for (int64_t i = 0; i < n; i += step) {
+    auto y =
+        n < step ? LoadTableN<T>(p, n) : LoadTable<T>(p + HWY_MIN(i, n - step));
+    if (sign == Sign::kInverseSin) y = {hn::Neg(y.a), hn::Neg(y.b)};
+    if (kInterleaved && sign != Sign::kCos) y = NegateEven<T>(y);
+    Store(y, out + i);
+  }
+}
+
+/// The first n elements of v, which are whole pairs if interleaved; else they
+/// are the first of their pairs, and the second ones, in v2, go to out2.
+template <bool kInterleaved, bool kAll, class T>
+HWY_INLINE void RotateSome(Pair<Compute<T>> v, Pair<Compute<T>> v2,
+                           const Compute<T>* cos, const Compute<T>* sin, T* out,
+                           T* out2, int64_t n) {
+  const auto c = Load(cos), s = Load(sin);
+  if constexpr (kInterleaved) {
+    StoreSome<kAll>(MulAdd(SwapNeighbours<T>(v), s, v * c), out, n);
+  } else {
+    StoreSome<kAll>(NegMulAdd(v2, s, v * c), out, n);
+    StoreSome<kAll>(MulAdd(v, s, v2 * c), out2, n);
+  }
+}
+
+/// The same of n elements in memory, which are whole vectors.
+template <bool kInterleaved, class T>
+HWY_INLINE void RotateVectors(const T* x, const T* x2, const Compute<T>* cos,
+                              const Compute<T>* sin, T* out, T* out2,
+                              int64_t n) {
+  const int64_t step = Lanes<Compute<T>>();
+  for (int64_t i = 0; i < n; i += step) {
+    const auto v = Load(x + i), v2 = kInterleaved ? v : Load(x2 + i);
+    RotateSome<kInterleaved, true>(v, v2, cos + i, sin + i, out + i, out2 + i,
+                                   step);
+  }
+}
+
+/// The same of any number of them.
+template <bool kInterleaved, class T>
+HWY_INLINE void Rotate(const T* x, const T* x2, const Compute<T>* cos,
+                       const Compute<T>* sin, T* out, T* out2, int64_t n) {
+  const int64_t step = Lanes<Compute<T>>();
+  const int64_t rest = n % step;
+  if (rest == 0) {
+    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, n);
+  } else if (n < step) {
+    const auto v = LoadN(x, n), v2 = kInterleaved ? v : LoadN(x2, n);
+    RotateSome<kInterleaved, false>(v, v2, cos, sin, out, out2, n);
+  } else {
+    // A last vector overlaps the one before it (2 to 3 times as fast as a part
+    // of a vector). As out may be x, it is loaded before that is stored.
+    const int64_t last = n - step;
+    const auto v = Load(x + last), v2 = kInterleaved ? v : Load(x2 + last);
+    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, n - rest);
+    RotateSome<kInterleaved, true>(v, v2, cos + n - rest, sin + n - rest,
+                                   out + last, out2 + last, step);
+  }
+}
+
+/// As Rotate, of one head with any strides.
+template <bool kInterleaved, class T>
+HWY_NOINLINE void RotateStrided(const T* x, const T* x2, int64_t x_stride,
+                                const Compute<T>* cos, const Compute<T>* sin,
+                                T* out, T* out2, int64_t out_stride,
+                                int64_t n) {
+  HWY_ALIGN T tile[kTile], tile2[kTile], out_tile[kTile], out_tile2[kTile];
+  const T* p = Gather(x, x_stride, 0, n, tile);
+  const T* p2 = kInterleaved ? p : Gather(x2, x_stride, 0, n, tile2);
+  T* q = Target(out, out_stride, 0, out_tile);
+  T* q2 = Target(out2, out_stride, 0, out_tile2);
+  Rotate<kInterleaved>(p, p2, cos, sin, q, q2, n);
+  Scatter(q, out, out_stride, 0, n);
+  if (!kInterleaved) Scatter(q2, out2, out_stride, 0, n);
+}
+
+template <class T>
+HWY_INLINE void CopyRest(const T* x, int64_t x_stride, T* out,
+                         int64_t out_stride, int64_t n) {
+  if (x_stride == 1 && out_stride == 1) {
+    hwy::CopyBytes(x, out, static_cast<size_t>(n) * sizeof(T));
+  } else {
+    for (int64_t j = 0; j < n; ++j) out[j * out_stride] = x[j * x_stride];
+  }
+}
+
+/// Pairs [pair, pair + n) of a position's row of cos or sin, by FillTable.
+template <bool kInterleaved, class T>
+HWY_INLINE void FillRow(const ConstTensorView& table, int64_t position,
+                        int64_t pair, int64_t n, Sign sign, Compute<T>* out) {
+  const int64_t stride = table.strides[1];
+  const int64_t offset = position * table.strides[0] + pair * stride;
+  if (!hwy::IsSame<T, float>() && table.dtype == DType::kFloat32) {
+    const auto* row = static_cast<const float*>(table.data) + offset;
+    FillTable<kInterleaved, T>(row, stride, n, sign, out);
+  } else {
+    const auto* row = static_cast<const T*>(table.data) + offset;
+    FillTable<kInterleaved, T>(row, stride, n, sign, out);
+  }
+}
+
+/// One of tokens or of heads, which are walked in together.
+struct Dimension {
+  int64_t size, x_stride, out_stride, table_stride;
+};
+
+/// Pairs [pair, pair + pairs) of `tokens` tokens of one batch, from number `at`
+/// in it on. Their part of the tables fits in kTable.
+template <bool kInterleaved, class T>
+void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
+           int64_t pair, int64_t pairs) {
+  using C = Compute<T>;
+  HWY_ALIGN C cos[kTable<C>], sin[kTable<C>];
+  const int64_t n = kInterleaved ? 2 * pairs : pairs;
+  const int64_t width = hwy::RoundUpTo(n, Lanes<C>());
+  for (int64_t t = 0; n > 0 && t < tokens; ++t) {  // tables may be null if 0
+    const int64_t position = call.position(batch, at + t);
+    FillRow<kInterleaved, T>(call.cos, position, pair, pairs, Sign::kCos,
+                             cos + t * width);
+    FillRow<kInterleaved, T>(
+        call.sin, position, pair, pairs,
+        call.options.inverse ? Sign::kInverseSin : Sign::kSin, sin + t * width);
+  }
+
+  const int64_t half = last_size(call.cos);
+  const int64_t rest = pair == 0 ? last_size(call.x) - 2 * half : 0;
+  const bool copy = rest > 0 && call.x.data != call.out.data;
+  const int64_t* xs = call.x.strides;
+  const int64_t* os = call.out.strides;
+  const bool contiguous = xs[3] == 1 && os[3] == 1;
+  const int64_t first = kInterleaved ? 2 * pair : pair;
+  const auto* x = static_cast<const T*>(call.x.data) + batch * xs[0] +
+                  at * xs[1] + first * xs[3];
+  auto* out = static_cast<T*>(call.out.data) + batch * os[0] + at * os[1] +
+              first * os[3];
+  // In the order of out's memory, which may be that of (batch, heads, seq,
+  // head_dim).
+  Dimension outer{tokens, xs[1], os[1], width};
+  Dimension inner{call.x.sizes[2], xs[2], os[2], 0};
+  if (std::abs(inner.out_stride) > std::abs(outer.out_stride)) {
+    std::swap(outer, inner);
+  }
+  for (int64_t i = 0; i < outer.size; ++i) {
+    for (int64_t j = 0; j < inner.size; ++j) {
+      const T* px = x + i * outer.x_stride + j * inner.x_stride;
+      T* pout = out + i * outer.out_stride + j * inner.out_stride;
+      const int64_t row = i * outer.table_stride + j * inner.table_stride;
+      if (contiguous) {
+        Rotate<kInterleaved>(px, px + half, cos + row, sin + row, pout,
+                             pout + half, n);
+      } else {
+        RotateStrided<kInterleaved>(px, px + half * xs[3], xs[3], cos + row,
+                                    sin + row, pout, pout + half * os[3], os[3],
+                                    n);
+      }
+      if (copy) {
+        CopyRest(px + 2 * half * xs[3], xs[3], pout + 2 * half * os[3], os[3],
+                 rest);
+      }
+    }
+  }
+}
+
+/// Tokens [begin, end), a stretch of them after the other.
+template <bool kInterleaved, class T>
+void Tokens(const RopeCall& call, int64_t begin, int64_t end) {
+  constexpr int64_t kElements = kInterleaved ? 2 : 1;  // of a table, per pair
+  const int64_t seq = call.x.sizes[1];
+  const int64_t all = last_size(call.cos);
+  const int64_t pairs = HWY_MIN(all, kTile / kElements);
+  const int64_t width =
+      HWY_MAX(1, hwy::RoundUpTo(kElements * pairs, Lanes<Compute<T>>()));
+  while (begin < end) {
+    const int64_t batch = begin / seq, at = begin % seq;
+    const int64_t tokens =
+        HWY_MIN(kTable<Compute<T>> / width, HWY_MIN(end - begin, seq - at));
+    int64_t pair = 0;
+    do {  // at least once, as there may be elements to copy
+      Block<kInterleaved, T>(call, batch, at, tokens, pair,
+                             HWY_MIN(pairs, all - pair));
+      pair += pairs;
+    } while (pair < all);
+    begin += tokens;
+  }
+}
+
+struct TokensOf {
+  bool interleaved;
+
+  template <class T>
+  HWY_INLINE RopeFunction operator()(T) const {
+    return interleaved ? Tokens<true, T> : Tokens<false, T>;
+  }
+};
+
+RopeFunction RopeForward(DType dtype, bool interleaved) {
+  return ForDType(dtype, TokensOf{interleaved});
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace foo_core
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace foo_core {
+namespace {
+
+constexpr const char* kOp = "rope";
+
+void check_ndim(const Argument& x, std::int64_t ndim, const char* dimensions) {
+  if (x.view.ndim == ndim) return;
+  fail(kOp, std::string(x.name) + " has shape " +
+                shape_text(x.view.ndim, x.view.sizes) + ", expected " +
+                dimensions);
+}
+
+void check_tables(const Argument& x, const Argument& cos, const Argument& sin) {
+  check_tensor(kOp, cos);
+  if (cos.view.dtype != DType::kFloat32) check_same_dtype(kOp, x, cos);
+  check_ndim(cos, 2, "(max_position, rotary_dim / 2)");
+  check_like(kOp, sin, cos);
+  const std::int64_t columns = last_size(cos.view);
+  if (columns > last_size(x.view) / 2) {
+    fail(kOp, "cos has " + std::to_string(columns) + " columns, which rotate " +
+                  std::to_string(2 * columns) +
+                  " elements, but x's last dimension is " +
+                  std::to_string(last_size(x.view)));
+  }
+}
+
+/// positions is sound and of x's (seq,) or (batch, seq).
+void check_positions(const Argument& positions, const std::int64_t* x_sizes) {
+  check_tensor(kOp, positions, DType::kInt64);
+  const ConstTensorView& view = positions.view;
+  if (view.ndim == 1 && view.sizes[0] == x_sizes[1]) return;
+  if (view.ndim == 2 && view.sizes[0] == x_sizes[0] &&
+      view.sizes[1] == x_sizes[1]) {
+    return;
+  }
+  fail(kOp, "positions has shape " + shape_text(view.ndim, view.sizes) +
+                ", expected " + shape_text(1, x_sizes + 1) + " or " +
+                shape_text(2, x_sizes));
+}
+
+/// Each position is a row of the tables.
+void check_range(const ConstTensorView& positions, std::int64_t max_position) {
+  const std::int64_t columns = last_size(positions);
+  const std::int64_t rows = count_rows(positions);
+  const auto* data = static_cast<const std::int64_t*>(positions.data);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t offset =
+        positions.ndim == 1 ? 0 : i * positions.strides[0];
+    for (std::int64_t j = 0; j < columns; ++j) {
+      const std::int64_t position = data[offset + j * last_stride(positions)];
+      if (position >= 0 && position < max_position) continue;
+      const std::int64_t index[] = {i, j};
+      fail(kOp, "positions holds " + std::to_string(position) + " at " +
+                    shape_text(positions.ndim, index + 2 - positions.ndim) +
+                    ", but cos has " + std::to_string(max_position) + " rows");
+    }
+  }
+}
+
+}  // namespace
+
+void rope(const ConstTensorView& x, const ConstTensorView& cos,
+          const ConstTensorView& sin, const ConstTensorView* positions,
+          const RopeOptions& options, const TensorView& out,
+          const ParallelFor& parallel_for) {
+  const Argument arg_x{"x", x}, arg_out{"out", out};
+  check_tensor(kOp, arg_x);
+  check_ndim(arg_x, 4, "(batch, seq, heads, head_dim)");
+  check_tables(arg_x, {"cos", cos}, {"sin", sin});
+  check_like(kOp, arg_out, arg_x);
+  const std::int64_t batch = x.sizes[0], seq = x.sizes[1];
+  if (positions != nullptr) {
+    check_positions({"positions", *positions}, x.sizes);
+    check_range(*positions, cos.sizes[0]);
+  } else if (seq > cos.sizes[0]) {
+    fail(kOp, "x has " + std::to_string(seq) + " positions, but cos has " +
+                  std::to_string(cos.sizes[0]) + " rows");
+  }
+  const std::int64_t count = numel(x);
+  if (count == 0) return;
+  check_no_self_overlap(kOp, arg_out);
+  check_overlap(kOp, arg_out, arg_x, true);
+  check_overlap(kOp, arg_out, {"cos", cos}, false);
+  check_overlap(kOp, arg_out, {"sin", sin}, false);
+
+  // positions as (batch, seq)
+  std::int64_t strides[] = {0, 1};
+  ConstTensorView wide{nullptr, DType::kInt64, 2, x.sizes, strides};
+  if (positions != nullptr) {
+    check_overlap(kOp, arg_out, {"positions", *positions}, false);
+    wide.data = positions->data;
+    strides[1] = last_stride(*positions);
+    if (positions->ndim == 2) strides[0] = positions->strides[0];
+    positions = &wide;
+  }
+
+  const std::int64_t tokens = batch * seq;
+  if (count < kGrain || tokens == 1) {
+    cpu::rope(x, cos, sin, positions, options, out, 0, tokens);
+    return;
+  }
+  RopeCall call{x, cos, sin, positions, options, out};
+  parallel_for.run(
+      parallel_for.self, 0, tokens,
+      std::max<std::int64_t>(1, kGrain * tokens / count),
+      [](void* self, std::int64_t begin, std::int64_t end) {
+        const auto& c = *static_cast<const RopeCall*>(self);
+        cpu::rope(c.x, c.cos, c.sin, c.positions, c.options, c.out, begin, end);
+      },
+      &call);
+}
+
+namespace cpu {
+
+void rope(const ConstTensorView& x, const ConstTensorView& cos,
+          const ConstTensorView& sin, const ConstTensorView* positions,
+          const RopeOptions& options, const TensorView& out, std::int64_t begin,
+          std::int64_t end) noexcept {
+  FOO_CORE_DISPATCH(RopeForward)(x.dtype, options.interleaved)(
+      {x, cos, sin, positions, options, out}, begin, end);
+}
+
+}  // namespace cpu
+}  // namespace foo_core
+#endif  // HWY_ONCE
