@@ -2,6 +2,7 @@
 // all throw.
 #include <string>
 
+#include "foo_core/cross_entropy.h"
 #include "foo_core/elementwise.h"
 #include "foo_core/error.h"
 #include "foo_core/rms_norm.h"
@@ -31,6 +32,19 @@ void mul(const ConstTensorView&, const ConstTensorView&, const TensorView&,
 void muladd(const ConstTensorView&, const ConstTensorView&, double,
             const TensorView&, void*) {
   fail("muladd");
+}
+
+void cross_entropy(const ConstTensorView&, const ConstTensorView&,
+                   const CrossEntropyOptions&, const TensorView&,
+                   const TensorView&, void*, void*) {
+  fail("cross_entropy");
+}
+
+void cross_entropy_backward(const ConstTensorView&, const ConstTensorView&,
+                            const ConstTensorView&, const ConstTensorView&,
+                            const CrossEntropyOptions&, const TensorView&,
+                            void*) {
+  fail("cross_entropy_backward");
 }
 
 void rms_norm(const ConstTensorView&, const ConstTensorView*, double,
