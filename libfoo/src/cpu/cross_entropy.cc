@@ -94,8 +94,8 @@ HWY_INLINE void AddBlock(const T* x, int64_t n, int64_t begin, RowSums& sums) {
   for (; i + 2 * step <= n; i += 2 * step) {
     const auto x0 = Subtract(Load(x + i), vshift);
     const auto x1 = Subtract(Load(x + i + step), vshift);
-    e0 = AddExp(e0, x0);
-    e1 = AddExp(e1, x1);
+    e0 = AddExp<T>(e0, x0);
+    e1 = AddExp<T>(e1, x1);
     if constexpr (kSmooth) {
       d0 = d0 + x0;
       d1 = d1 + x1;
@@ -103,12 +103,12 @@ HWY_INLINE void AddBlock(const T* x, int64_t n, int64_t begin, RowSums& sums) {
   }
   for (; i + step <= n; i += step) {
     const auto x0 = Subtract(Load(x + i), vshift);
-    e0 = AddExp(e0, x0);
+    e0 = AddExp<T>(e0, x0);
     if constexpr (kSmooth) d0 = d0 + x0;
   }
   if (i < n) {  // with e^x = 0, and x = 0, in the lanes that have no element
     constexpr C kLowest = -std::numeric_limits<C>::infinity();
-    e1 = AddExp(e1, Subtract(LoadFilled(x + i, n - i, kLowest), vshift));
+    e1 = AddExp<T>(e1, Subtract(LoadFilled(x + i, n - i, kLowest), vshift));
     if constexpr (kSmooth) {
       d1 = d1 + Subtract(LoadFilled(x + i, n - i, shift), vshift);
     }
@@ -130,7 +130,7 @@ template <class T>
 RowSums Sums(Row logits, int64_t n, int64_t target, bool smooth) {
   const auto* x = static_cast<const T*>(logits.data);
   RowSums sums;
-  sums.target = hwy::ConvertScalarTo<double>(x[target * logits.stride]);
+  sums.target = LoadOne(x + target * logits.stride);
   if (smooth) {
     AddRow<true>(x, logits.stride, n, sums);
   } else {
@@ -171,10 +171,8 @@ void Gradient(Row logits, int64_t n, int64_t target, double lse, double scale,
   const double term = smoothing == 0 ? 0 : -scale * mean;
   // exp(x) - 1 without cancellation; logits may be gone when it is needed.
   const double at_target =
-      scale *
-      (std::expm1(hwy::ConvertScalarTo<double>(x[target * logits.stride]) -
-                  lse) +
-       smoothing - mean);
+      scale * (std::expm1(LoadOne(x + target * logits.stride) - lse) +
+               smoothing - mean);
   HWY_ALIGN T tile[kTile], out_tile[kTile];
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
