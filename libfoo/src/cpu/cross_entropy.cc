@@ -76,6 +76,15 @@ HWY_INLINE Compute<T> Largest(const T* x, int64_t n) {
   return Largest(Larger(m0, m1));
 }
 
+template <bool kSmooth, class T>
+HWY_INLINE void AddElements(Pair<Compute<T>> x, Pair<Compute<T>> shift,
+                            Pair<Compute<T>>& exps,
+                            Pair<Compute<T>>& differences) {
+  const auto difference = Subtract(x, shift);
+  exps = AddExp<T>(exps, difference);
+  if constexpr (kSmooth) differences = differences + difference;
+}
+
 /// Adds a block of n elements of which the first is number `begin` of its row.
 /// They are read twice, but from memory only once.
 template <bool kSmooth, class T>
@@ -92,26 +101,18 @@ HWY_INLINE void AddBlock(const T* x, int64_t n, int64_t begin, RowSums& sums) {
   auto e0 = Pair<C>::Set(0), e1 = e0, d0 = e0, d1 = e0;
   int64_t i = 0;
   for (; i + 2 * step <= n; i += 2 * step) {
-    const auto x0 = Subtract(Load(x + i), vshift);
-    const auto x1 = Subtract(Load(x + i + step), vshift);
-    e0 = AddExp<T>(e0, x0);
-    e1 = AddExp<T>(e1, x1);
-    if constexpr (kSmooth) {
-      d0 = d0 + x0;
-      d1 = d1 + x1;
-    }
+    AddElements<kSmooth, T>(Load(x + i), vshift, e0, d0);
+    AddElements<kSmooth, T>(Load(x + i + step), vshift, e1, d1);
   }
   for (; i + step <= n; i += step) {
-    const auto x0 = Subtract(Load(x + i), vshift);
-    e0 = AddExp<T>(e0, x0);
-    if constexpr (kSmooth) d0 = d0 + x0;
+    AddElements<kSmooth, T>(Load(x + i), vshift, e0, d0);
   }
-  if (i < n) {  // with e^x = 0, and x = 0, in the lanes that have no element
+  if (i < n) {  // with e^x = 0, and then x = 0, where there is no element
     constexpr C kLowest = -std::numeric_limits<C>::infinity();
-    e1 = AddExp<T>(e1, Subtract(LoadFilled(x + i, n - i, kLowest), vshift));
-    if constexpr (kSmooth) {
-      d1 = d1 + Subtract(LoadFilled(x + i, n - i, shift), vshift);
-    }
+    const auto exps = LoadFilled(x + i, n - i, kLowest);
+    AddElements<false, T>(exps, vshift, e1, d1);
+    const auto differences = LoadFilled(x + i, n - i, shift);
+    if constexpr (kSmooth) d1 = d1 + Subtract(differences, vshift);
   }
   sums.exps += static_cast<double>(Sum(e0 + e1));
   if constexpr (kSmooth) sums.differences += static_cast<double>(Sum(d0 + d1));
