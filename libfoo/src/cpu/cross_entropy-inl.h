@@ -7,6 +7,7 @@
 #endif
 
 #include "cpu/math-inl.h"
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
@@ -40,6 +41,15 @@ HWY_INLINE Pair<Compute<T>> LoadFilled(const T* p, int64_t n, Compute<T> fill) {
 template <class T>
 HWY_INLINE double LoadOne(const T* p) {
   return static_cast<double>(hn::GetLane(LoadN(p, 1).a));
+}
+
+/// Has the n elements that come 16 KiB after p fetched. The processor's own
+/// prefetching stops where a block is read for the second time.
+template <class T>
+HWY_INLINE void FetchAhead(const T* p, int64_t n) {
+  const char* begin = reinterpret_cast<const char*>(p) + 16384;
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(begin + i);
 }
 
 /// 2^x for |x| <= 1/2, exact for 0: minimax polynomials with relative errors

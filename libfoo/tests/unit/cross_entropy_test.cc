@@ -429,6 +429,59 @@ TEST_P(CrossEntropyTest, NearlyRightRows) {
   }
 }
 
+/// The gradient by way of log-probabilities, all in float32, with a sum of
+/// exponentials as PyTorch's vectors of 8 lanes make it.
+Values plain_gradient(const Values& logits, const Values& target,
+                      std::size_t n) {
+  Values result(logits.size());
+  for (std::size_t row = 0; row < target.size(); ++row) {
+    const std::vector<float> x(logits.begin() + row * n,
+                               logits.begin() + (row + 1) * n);
+    const float max = *std::max_element(x.begin(), x.end());
+    float sums[8] = {}, sum = 0;
+    for (std::size_t j = 0; j < n; ++j) sums[j % 8] += std::exp(x[j] - max);
+    for (const float part : sums) sum += part;
+    for (std::size_t j = 0; j < n; ++j) {
+      const float p = std::exp(x[j] - max - std::log(sum));
+      const bool is_target = static_cast<double>(j) == target[row];
+      result[row * n + j] = static_cast<double>(is_target ? p - 1 : p);
+    }
+  }
+  return result;
+}
+
+double distance(const Values& x, const Values& y) {
+  double squares = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    squares += (x[i] - y[i]) * (x[i] - y[i]);
+  }
+  return std::sqrt(squares);
+}
+
+TEST_P(CrossEntropyTest, GradientIsAsAccurateAsThatOfLogProbabilities) {
+  if (dtype() != DType::kFloat32) GTEST_SKIP() << "measured in float32";
+  for (const std::int64_t n : {2, 10, 100, 3000}) {
+    for (const double scale : {1.0, 5.0}) {
+      const std::int64_t rows = 60000 / n;
+      Tensor logits = make({rows, n}).randomize(1, scale);
+      Tensor target(DType::kInt64, {rows});
+      for (std::int64_t row = 0; row < rows; ++row) target.set(row, row % n);
+      const Options options = options_of(kSum);
+      Tensor loss = make_loss(options, {}), lse = make_lse({rows});
+      Tensor grad_logits = make({rows, n});
+      forward(logits, target, options, loss, lse);
+      loss.set(0, 1);
+      cross_entropy_backward(loss, logits, target, lse, options, grad_logits);
+      const Values x = logits.values(), labels = target.values();
+      const Values expected = reference(x, labels, n, options).gradient;
+      const double plain = distance(
+          plain_gradient(x, labels, static_cast<std::size_t>(n)), expected);
+      EXPECT_LE(distance(grad_logits.values(), expected), 1.1 * plain)
+          << n << " classes, scale " << scale;
+    }
+  }
+}
+
 TEST_P(CrossEntropyTest, InPlaceAndThreads) {
   for (const double smoothing : {0.0, 0.1}) {
     for (const Reduction reduction : {kNone, kMean}) {
