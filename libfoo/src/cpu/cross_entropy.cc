@@ -235,12 +235,13 @@ void set_number(const TensorView& x, std::int64_t offset, double value) {
 /// The number of rows that are not ignored.
 std::int64_t check_targets(const char* op, const ConstTensorView& target,
                            std::int64_t classes, std::int64_t ignore_index) {
+  const std::int64_t rows = numel(target);
+  if (rows == 0) return 0;
   Nest<1> nest;
   for (std::int64_t d = 0; d < target.ndim; ++d) {
     nest.append(target.sizes[d], {target.strides[d]});
   }
   nest.finish();
-  const std::int64_t rows = numel(target);
   std::int64_t count = 0;
   Walker<1> at(nest, nest.ndim, 0);
   for (std::int64_t row = 0; row < rows; ++row, at.next()) {
