@@ -2,6 +2,7 @@
 #pragma once
 
 #include "foo_core/build_info.h"
+#include "foo_core/cross_entropy.h"
 #include "foo_core/elementwise.h"
 #include "foo_core/error.h"
 #include "foo_core/export.h"

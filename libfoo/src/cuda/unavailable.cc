@@ -2,6 +2,7 @@
 // all throw.
 #include <string>
 
+#include "foo_core/cross_entropy.h"
 #include "foo_core/elementwise.h"
 #include "foo_core/error.h"
 #include "foo_core/quantize.h"
@@ -38,6 +39,19 @@ void muladd(const ConstTensorView&, const ConstTensorView&, double,
 void quantize_int8_rowwise(const ConstTensorView&, const TensorView&,
                            const TensorView&, void*) {
   fail("quantize_int8_rowwise");
+}
+
+void cross_entropy(const ConstTensorView&, const ConstTensorView&,
+                   const CrossEntropyOptions&, const TensorView&,
+                   const TensorView&, void*, void*) {
+  fail("cross_entropy");
+}
+
+void cross_entropy_backward(const ConstTensorView&, const ConstTensorView&,
+                            const ConstTensorView&, const ConstTensorView&,
+                            const CrossEntropyOptions&, const TensorView&,
+                            void*) {
+  fail("cross_entropy_backward");
 }
 
 void rms_norm(const ConstTensorView&, const ConstTensorView*, double,
