@@ -83,15 +83,6 @@ std::string dtype_name(const Tensor& tensor) {
   }
 }
 
-// "(2, 3)", as Python writes a shape.
-std::string shape_text(IntHeaderOnlyArrayRef shape) {
-  std::string text = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    text += (i ? ", " : "") + std::to_string(shape[i]);
-  }
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
-
 std::string device_name(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";
   if (!tensor.is_cuda()) return "another kind of device";
@@ -118,14 +109,6 @@ void check_dense(const char* op, const Argument& argument) {
   }
 }
 
-void check_device(const char* op, const Argument& argument,
-                  const Argument& other) {
-  if (same_device(argument.tensor, other.tensor)) return;
-  wrong(op, argument,
-        "is on " + device_name(argument.tensor) + ", but " + other.name +
-            " is on " + device_name(other.tensor));
-}
-
 Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
              const Tensor& like) {
   std::int64_t strides[Shape::kMaxDims];
@@ -145,6 +128,22 @@ Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
 
 void fail(const std::string& message) {
   throw std::runtime_error("torch_foo." + message);
+}
+
+std::string shape_text(IntHeaderOnlyArrayRef shape) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+void check_device(const char* op, const Argument& argument,
+                  const Argument& other) {
+  if (same_device(argument.tensor, other.tensor)) return;
+  wrong(op, argument,
+        "is on " + device_name(argument.tensor) + ", but " + other.name +
+            " is on " + device_name(other.tensor));
 }
 
 void check_arguments(const char* op,

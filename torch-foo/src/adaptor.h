@@ -11,6 +11,7 @@
 #include <foo_core/foo_core.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -34,15 +35,26 @@ struct Argument {
 /// one CPU or CUDA device. Shapes are foo_core's to check.
 void check_arguments(const char* op, std::initializer_list<Argument> arguments);
 
+/// Checks that an argument is on the device of another one.
+void check_device(const char* op, const Argument& argument,
+                  const Argument& other);
+
 /// Checks that an argument is a dense tensor of this dtype on the device of
 /// another one.
 void check_argument(const char* op, const Argument& argument,
                     foo_core::DType dtype, const Argument& other);
 
+/// "(2, 3)", as Python writes a shape.
+std::string shape_text(IntHeaderOnlyArrayRef shape);
+
 /// A shape in memory of its own, without an allocation.
 struct Shape {
   static constexpr int kMaxDims = 64;  // of any tensor
 
+  Shape() = default;
+  explicit Shape(IntHeaderOnlyArrayRef shape) : ndim(shape.size()) {
+    std::copy_n(shape.data(), ndim, sizes);
+  }
   operator IntHeaderOnlyArrayRef() const { return {sizes, ndim}; }
 
   std::size_t ndim;
