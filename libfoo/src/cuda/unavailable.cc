@@ -38,10 +38,23 @@ void rms_norm(const ConstTensorView&, const ConstTensorView*, double,
   fail("rms_norm");
 }
 
+void add_rms_norm(const ConstTensorView&, const ConstTensorView&,
+                  const ConstTensorView*, double, const TensorView&,
+                  const TensorView&, void*) {
+  fail("add_rms_norm");
+}
+
 void rms_norm_backward(const ConstTensorView&, const ConstTensorView&,
                        const ConstTensorView*, double, const TensorView*,
                        const TensorView*, void*, void*) {
   fail("rms_norm_backward");
+}
+
+void add_rms_norm_backward(const ConstTensorView&, const ConstTensorView*,
+                           const ConstTensorView&, const ConstTensorView*,
+                           double, const TensorView*, const TensorView*, void*,
+                           void*) {
+  fail("add_rms_norm_backward");
 }
 
 }  // namespace foo_core::cuda
