@@ -5,6 +5,7 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
+#include "cpu/stream.h"
 #include "foo_core/rms_norm.h"
 #include "row.h"
 
@@ -14,6 +15,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "cpu/rms_norm-inl.h"
+#include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_RMS_NORM_BACKWARD_
 #define FOO_CORE_RMS_NORM_BACKWARD_
@@ -28,8 +30,10 @@ struct BackwardRows {
   int count = 0;
   const void* grad[kRows];
   const void* x[kRows];
+  const void* addend[kRows];
   void* grad_x[kRows];
-  std::int64_t grad_stride, x_stride, grad_x_stride;
+  std::int64_t grad_stride, x_stride, addend_stride, grad_x_stride;
+  bool stream;  // grad_x
 };
 
 /// Sums over rows, which become grad_weight, are vectors in the type of
@@ -37,13 +41,16 @@ struct BackwardRows {
 /// they are in the order that Load leaves them in.
 constexpr std::int64_t kGroup = 64;
 
+/// Elements of those sums that are combined at a time.
+constexpr std::int64_t kColumns = 16 * kGroup;
+
 struct BackwardKernels {
   /// Adds the rows' part to sum.
   void (*rows)(const BackwardRows& rows, Row weight, double eps, void* sum,
                std::int64_t n);
   /// sum += addend
   void (*accumulate)(void* sum, const void* addend, std::int64_t n);
-  /// out = sum, rounded
+  /// out = sum, rounded; n <= kColumns
   void (*finish)(const void* sum, MutableRow out, std::int64_t n);
 };
 
@@ -57,8 +64,8 @@ namespace HWY_NAMESPACE {
 /// What the gradient of one row needs to know of all of it.
 template <class C>
 struct RowStats {
-  C r;     // 1 / sqrt(mean(x^2) + eps)
-  C mean;  // of grad * weight * x * r
+  C r;      // 1 / sqrt(mean(x^2) + eps)
+  C slope;  // r^3 * mean(grad * weight * x)
 };
 
 /// Adds x^2 to squares and g * x to products, g = grad * weight, for n
@@ -74,9 +81,10 @@ HWY_INLINE void AddProducts(const T* grad, const T* x, const T* weight,
   products = MulAdd(g, vx, products);
 }
 
+// Once for all of Rows, which would be slow to compile otherwise.
 template <bool kWeight, class T>
-HWY_INLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
-                                      int64_t n) {
+HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
+                                        int64_t n) {
   using C = Compute<T>;
   const auto* tgrad = static_cast<const T*>(grad.data);
   const auto* tx = static_cast<const T*>(x.data);
@@ -110,101 +118,132 @@ HWY_INLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
     }
   }
   const double r = InverseRms<C>(squares, eps, n);
-  return {static_cast<C>(r),
-          static_cast<C>(r * products / static_cast<double>(n))};
+  const double mean = products / static_cast<double>(n);
+  return {static_cast<C>(r), static_cast<C>(r * mean * r * r)};
 }
 
-/// Elements [i, i + n) of Gradients.
-template <bool kWeight, bool kGradX, bool kSum, int kCount, bool kAll, class T>
-HWY_INLINE void GradientsAt(int64_t i, int64_t n, const T* const* grad,
-                            const T* const* x, const T* weight,
-                            const RowStats<Compute<T>>* stats, T* const* grad_x,
-                            Compute<T>* sum) {
+/// What Gradients computes of one row.
+template <class T>
+struct GradientRow {
+  const T* grad;
+  const T* x;
+  const T* addend;
+  T* grad_x;
+  RowStats<Compute<T>> stats;
+};
+
+/// Elements [i, i + n) of one row of Gradients.
+template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
+          bool kAll, class T>
+HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
+                           Pair<Compute<T>> slope, Pair<Compute<T>> weight,
+                           Pair<Compute<T>>& sum, int64_t i, int64_t n) {
+  const auto x = LoadSome<kAll>(row.x + i, n);
+  const auto grad = LoadSome<kAll>(row.grad + i, n);
+  const auto g = grad * r;
+  if constexpr (kSum) sum = MulAdd(g, x, sum);
+  if constexpr (!kGradX) return;
+  auto y = g;
+  if constexpr (kAddend) {
+    const auto addend = LoadSome<kAll>(row.addend + i, n);
+    // Not g + addend, which compilers round once or twice as they like.
+    y = kWeight ? MulAdd(g, weight, addend) : MulAdd(grad, r, addend);
+  } else if constexpr (kWeight) {
+    y = g * weight;
+  }
+  y = NegMulAdd(x, slope, y);
+  if constexpr (kStream && kAll) return Store<true>(y, row.grad_x + i);
+  StoreSome<kAll>(y, row.grad_x + i, n);
+}
+
+/// For each of kCount rows:
+/// grad_x = r * grad * weight - x * slope + addend and sum += r * grad * x.
+template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
+          int kCount, class T>
+HWY_INLINE void Gradients(const GradientRow<T>* rows, const T* weight,
+                          Compute<T>* sum, int64_t n) {
   using V = Pair<Compute<T>>;
-  V w, total;
-  if constexpr (kWeight) w = LoadSome<kAll>(weight + i, n);
-  if constexpr (kSum) total = Load(sum + i);
-  for (int k = 0; k < kCount; ++k) {
-    const auto r = V::Set(stats[k].r);
-    const auto g = LoadSome<kAll>(grad[k] + i, n);
-    const auto u = LoadSome<kAll>(x[k] + i, n) * r;
-    if constexpr (kSum) total = MulAdd(g, u, total);
-    if constexpr (kGradX) {
-      const auto mean = V::Set(stats[k].mean);
-      auto gw = g;
-      if constexpr (kWeight) gw = g * w;
-      StoreSome<kAll>(r * NegMulAdd(u, mean, gw), grad_x[k] + i, n);
-    }
-  }
-  if constexpr (kSum) Store(total, sum + i);
-}
-
-/// With u = x * r and g = grad * weight, for each of kCount rows:
-/// grad_x = r * (g - u * mean(g * u)) and sum += grad * u.
-template <bool kWeight, bool kGradX, bool kSum, int kCount, class T>
-HWY_INLINE void Gradients(const T* const* grad, const T* const* x,
-                          const T* weight, const RowStats<Compute<T>>* stats,
-                          T* const* grad_x, Compute<T>* sum, int64_t n) {
   const int64_t step = Lanes<Compute<T>>();
+  GradientRow<T> row[kCount];
+  V r[kCount], slope[kCount];
+  for (int k = 0; k < kCount; ++k) {
+    row[k] = rows[k];
+    r[k] = V::Set(row[k].stats.r);
+    slope[k] = V::Set(row[k].stats.slope);
+  }
+  const auto at = [&](auto all, int64_t i, int64_t m) HWY_ATTR {
+    constexpr bool kAll = decltype(all)::value;
+    V w, total;
+    if constexpr (kWeight) w = LoadSome<kAll>(weight + i, m);
+    if constexpr (kSum) total = Load(sum + i);
+    HWY_UNROLL(kRows)
+    for (int k = 0; k < kCount; ++k) {
+      GradientAt<kWeight, kGradX, kSum, kAddend, kStream, kAll>(
+          row[k], r[k], slope[k], w, total, i, m);
+    }
+    if constexpr (kSum) Store(total, sum + i);
+  };
   int64_t i = 0;
-  for (; i + step <= n; i += step) {
-    GradientsAt<kWeight, kGradX, kSum, kCount, true>(i, step, grad, x, weight,
-                                                     stats, grad_x, sum);
-  }
-  if (i < n) {
-    GradientsAt<kWeight, kGradX, kSum, kCount, false>(i, n - i, grad, x, weight,
-                                                      stats, grad_x, sum);
-  }
+  for (; i + step <= n; i += step) at(std::true_type(), i, step);
+  if (i < n) at(std::false_type(), i, n - i);
 }
 
 /// One row with any strides.
-template <bool kWeight, bool kGradX, bool kSum, class T>
-HWY_INLINE void StridedRow(Row grad, Row x, Row weight,
+template <bool kWeight, bool kGradX, bool kSum, bool kAddend, class T>
+HWY_INLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
                            const RowStats<Compute<T>>& stats, MutableRow grad_x,
                            Compute<T>* sum, int64_t n) {
-  HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile], out_tile[kTile];
+  HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile], a_tile[kTile],
+      out_tile[kTile];
   const auto* tgrad = static_cast<const T*>(grad.data);
   const auto* tx = static_cast<const T*>(x.data);
   const auto* tw = static_cast<const T*>(weight.data);
+  const auto* ta = static_cast<const T*>(addend.data);
   auto* out = static_cast<T*>(grad_x.data);
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    const T* pg = Gather(tgrad, grad.stride, i, m, g_tile);
-    const T* px = Gather(tx, x.stride, i, m, x_tile);
     const T* pw = kWeight ? Gather(tw, weight.stride, i, m, w_tile) : nullptr;
-    T* pout = kGradX ? Target(out, grad_x.stride, i, out_tile) : nullptr;
-    Gradients<kWeight, kGradX, kSum, 1>(&pg, &px, pw, &stats, &pout,
-                                        kSum ? sum + i : nullptr, m);
+    const GradientRow<T> row{
+        Gather(tgrad, grad.stride, i, m, g_tile),
+        Gather(tx, x.stride, i, m, x_tile),
+        kAddend ? Gather(ta, addend.stride, i, m, a_tile) : nullptr,
+        kGradX ? Target(out, grad_x.stride, i, out_tile) : nullptr, stats};
+    Gradients<kWeight, kGradX, kSum, kAddend, false, 1>(
+        &row, pw, kSum ? sum + i : nullptr, m);
     if constexpr (kGradX) Scatter(out_tile, out, grad_x.stride, i, m);
   }
 }
 
-template <bool kWeight, bool kGradX, bool kSum, class T>
+template <bool kWeight, bool kGradX, bool kSum, bool kAddend, class T>
 void Rows(const BackwardRows& rows, Row weight, double eps, void* sum,
           int64_t n) {
-  RowStats<Compute<T>> stats[kRows];
+  GradientRow<T> row[kRows];
+  bool stream = rows.stream;
   for (int k = 0; k < rows.count; ++k) {
-    stats[k] = Stats<kWeight, T>({rows.grad[k], rows.grad_stride},
-                                 {rows.x[k], rows.x_stride}, weight, eps, n);
+    stream = stream && can_stream(rows.grad_x[k]);
+    row[k] = {
+        static_cast<const T*>(rows.grad[k]), static_cast<const T*>(rows.x[k]),
+        static_cast<const T*>(rows.addend[k]), static_cast<T*>(rows.grad_x[k]),
+        Stats<kWeight, T>({rows.grad[k], rows.grad_stride},
+                          {rows.x[k], rows.x_stride}, weight, eps, n)};
   }
   auto* tsum = static_cast<Compute<T>*>(sum);
   if (rows.count == kRows && rows.grad_stride == 1 && rows.x_stride == 1 &&
-      weight.stride == 1 && rows.grad_x_stride == 1) {
-    const T *grad[kRows], *x[kRows];
-    T* grad_x[kRows];
-    for (int k = 0; k < kRows; ++k) {
-      grad[k] = static_cast<const T*>(rows.grad[k]);
-      x[k] = static_cast<const T*>(rows.x[k]);
-      grad_x[k] = static_cast<T*>(rows.grad_x[k]);
+      rows.addend_stride == 1 && weight.stride == 1 &&
+      rows.grad_x_stride == 1) {
+    const auto* tw = static_cast<const T*>(weight.data);
+    if (stream) {
+      Gradients<kWeight, kGradX, kSum, kAddend, true, kRows>(row, tw, tsum, n);
+    } else {
+      Gradients<kWeight, kGradX, kSum, kAddend, false, kRows>(row, tw, tsum, n);
     }
-    Gradients<kWeight, kGradX, kSum, kRows>(
-        grad, x, static_cast<const T*>(weight.data), stats, grad_x, tsum, n);
     return;
   }
   for (int k = 0; k < rows.count; ++k) {
-    StridedRow<kWeight, kGradX, kSum, T>(
+    StridedRow<kWeight, kGradX, kSum, kAddend, T>(
         {rows.grad[k], rows.grad_stride}, {rows.x[k], rows.x_stride}, weight,
-        stats[k], {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
+        {rows.addend[k], rows.addend_stride}, row[k].stats,
+        {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
   }
 }
 
@@ -212,11 +251,16 @@ template <class T>
 void AnyRows(const BackwardRows& rows, Row weight, double eps, void* sum,
              int64_t n) {
   const bool grad_x = rows.grad_x[0] != nullptr;
+  const bool addend = rows.addend[0] != nullptr;
   const auto choose = [&](auto has_weight) HWY_ATTR {
     constexpr bool kWeight = decltype(has_weight)::value;
-    if (!grad_x) return Rows<kWeight, false, true, T>;
-    return sum == nullptr ? Rows<kWeight, true, false, T>
-                          : Rows<kWeight, true, true, T>;
+    if (!grad_x) return Rows<kWeight, false, true, false, T>;
+    if (addend) {
+      return sum == nullptr ? Rows<kWeight, true, false, true, T>
+                            : Rows<kWeight, true, true, true, T>;
+    }
+    return sum == nullptr ? Rows<kWeight, true, false, false, T>
+                          : Rows<kWeight, true, true, false, T>;
   };
   const auto function = weight.data == nullptr ? choose(std::false_type())
                                                : choose(std::true_type());
@@ -237,12 +281,12 @@ void Finish(const void* sum, MutableRow out, int64_t n) {
   const auto* s = static_cast<const Compute<T>*>(sum);
   auto* tout = static_cast<T*>(out.data);
   const int64_t step = Lanes<Compute<T>>();
-  HWY_ALIGN T tile[kTile];
-  for (int64_t i = 0; i < n; i += step) {
-    const int64_t m = HWY_MIN(step, n - i);
-    StoreN(Load(s + i), Target(tout, out.stride, i, tile), m);
-    Scatter(tile, tout, out.stride, i, m);
-  }
+  HWY_ALIGN T tile[kColumns];
+  T* p = Target(tout, out.stride, 0, tile);
+  int64_t i = 0;
+  for (; i + step <= n; i += step) Store(Load(s + i), p + i);
+  if (i < n) StoreN(Load(s + i), p + i, n - i);
+  Scatter(tile, tout, out.stride, 0, n);
 }
 
 struct KernelsOf {
@@ -294,13 +338,14 @@ struct BackwardLoop {
   const ConstTensorView* x;
   const ConstTensorView* weight;
   double eps;
+  const ConstTensorView* addend;
   const TensorView* grad_x;
   const TensorView* grad_weight;
   char* scratch;
   std::int64_t rows;
   std::int64_t n;
   Blocks blocks;
-  Nest<3> nest;
+  Nest<4> nest;
 
   std::int64_t sum_bytes() const {
     return groups_of(n) * kGroup * compute_size(x->dtype);
@@ -314,18 +359,24 @@ struct BackwardLoop {
     BackwardRows group;
     group.grad_stride = last_stride(*grad);
     group.x_stride = last_stride(*x);
+    group.addend_stride = addend == nullptr ? 1 : last_stride(*addend);
     group.grad_x_stride = grad_x == nullptr ? 1 : last_stride(*grad_x);
-    Walker<3> at(nest, nest.ndim, begin);
+    group.stream = grad_x != nullptr &&
+                   (addend == nullptr || addend->data != grad_x->data) &&
+                   worth_streaming(*grad_x, {grad->data, x->data});
+    Walker<4> at(nest, nest.ndim, begin);
     for (; begin < end; begin += group.count) {
       group.count =
           static_cast<int>(std::min<std::int64_t>(kRows, end - begin));
       for (int k = 0; k < group.count; ++k, at.next()) {
         group.grad[k] = row_at(grad, at.offset(0)).data;
         group.x[k] = row_at(x, at.offset(1)).data;
-        group.grad_x[k] = row_at(grad_x, at.offset(2)).data;
+        group.addend[k] = row_at(addend, at.offset(2)).data;
+        group.grad_x[k] = row_at(grad_x, at.offset(3)).data;
       }
       kernels.rows(group, row_at(weight, 0), eps, sum, n);
     }
+    if (group.stream) hwy::FlushStream();
   }
 
   void run_block(std::int64_t block) const {
@@ -353,38 +404,34 @@ struct BackwardLoop {
     const std::int64_t stride = last_stride(*grad_weight);
     auto* out = static_cast<char*>(grad_weight->data);
     for (std::int64_t column = begin * kGroup; column < end * kGroup;
-         column += kGroup) {
+         column += kColumns) {
+      const std::int64_t width = std::min(end * kGroup - column, kColumns);
       const std::int64_t at = column * compute_size(x->dtype);
       for (std::int64_t step = 1; step < blocks.count; step *= 2) {
         for (std::int64_t i = 0; i + step < blocks.count; i += 2 * step) {
           kernels.accumulate(block_sum(i) + at, block_sum(i + step) + at,
-                             kGroup);
+                             width);
         }
       }
       kernels.finish(block_sum(0) + at,
                      {out + column * stride * item_size(x->dtype), stride},
-                     std::min(n - column, kGroup));
+                     std::min(n - column, width));
     }
   }
 };
 
-}  // namespace
-
-std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
-  if (x.ndim < 1) return 0;
-  const Blocks blocks(count_rows(x));
-  return blocks.count * blocks.sums() * groups_of(last_size(x)) * kGroup *
-         compute_size(x.dtype);
-}
-
-void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
-                       const ConstTensorView* weight, double eps,
-                       const TensorView* grad_x, const TensorView* grad_weight,
-                       void* scratch, const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "rms_norm_backward";
-  const Argument arg_x{"x", x}, arg_grad{"grad", grad};
+/// Both operators, in whose messages x is called x_name. addend: to be added
+/// to grad_x, or null.
+void backward(const char* kOp, const ConstTensorView& grad,
+              const ConstTensorView* addend, const char* x_name,
+              const ConstTensorView& x, const ConstTensorView* weight,
+              double eps, const TensorView* grad_x,
+              const TensorView* grad_weight, void* scratch,
+              const ParallelFor& parallel_for) {
+  const Argument arg_x{x_name, x}, arg_grad{"grad", grad};
   check_has_rows(kOp, arg_x);
   check_like(kOp, arg_grad, arg_x);
+  if (addend != nullptr) check_like(kOp, {"grad_residual", *addend}, arg_x);
   if (weight != nullptr) check_last_size(kOp, {"weight", *weight}, arg_x);
   if (grad_x != nullptr) check_like(kOp, {"grad_x", *grad_x}, arg_x);
   if (grad_weight != nullptr) {
@@ -406,6 +453,9 @@ void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
     check_no_self_overlap(kOp, out);
     check_overlap(kOp, out, arg_grad, alias_rows);
     check_overlap(kOp, out, arg_x, alias_rows);
+    if (addend != nullptr) {
+      check_overlap(kOp, out, {"grad_residual", *addend}, alias_rows);
+    }
     if (weight != nullptr) check_overlap(kOp, out, {"weight", *weight}, false);
   };
   if (needed > 0) check_output({"scratch", scratch_view}, false);
@@ -431,6 +481,7 @@ void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
                     &x,
                     weight,
                     eps,
+                    addend,
                     grad_x,
                     grad_weight,
                     static_cast<char*>(scratch),
@@ -440,6 +491,7 @@ void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
                     {}};
   for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
     loop.nest.append(x.sizes[d], {grad.strides[d], x.strides[d],
+                                  addend == nullptr ? 0 : addend->strides[d],
                                   grad_x == nullptr ? 0 : grad_x->strides[d]});
   }
   loop.nest.finish();
@@ -474,6 +526,35 @@ void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
         static_cast<const BackwardLoop*>(self)->combine(begin, end);
       },
       &loop);
+}
+
+}  // namespace
+
+std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
+  if (x.ndim < 1) return 0;
+  const Blocks blocks(count_rows(x));
+  return blocks.count * blocks.sums() * groups_of(last_size(x)) * kGroup *
+         compute_size(x.dtype);
+}
+
+void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
+                       const ConstTensorView* weight, double eps,
+                       const TensorView* grad_x, const TensorView* grad_weight,
+                       void* scratch, const ParallelFor& parallel_for) {
+  backward("rms_norm_backward", grad, nullptr, "x", x, weight, eps, grad_x,
+           grad_weight, scratch, parallel_for);
+}
+
+void add_rms_norm_backward(const ConstTensorView& grad,
+                           const ConstTensorView* grad_residual,
+                           const ConstTensorView& residual_out,
+                           const ConstTensorView* weight, double eps,
+                           const TensorView* grad_x,
+                           const TensorView* grad_weight, void* scratch,
+                           const ParallelFor& parallel_for) {
+  backward("add_rms_norm_backward", grad, grad_residual, "residual_out",
+           residual_out, weight, eps, grad_x, grad_weight, scratch,
+           parallel_for);
 }
 
 }  // namespace foo_core

@@ -75,11 +75,18 @@ HWY_INLINE Pair<C> Load(const C* p) {
   return {hn::LoadU(d, p), hn::LoadU(d, p + hn::Lanes(d))};
 }
 
-template <class C>
+/// Of one vector: past the caches if kStream, and p is then aligned.
+template <bool kStream, class D>
+HWY_INLINE void StoreVector(hn::Vec<D> x, D d, hn::TFromD<D>* p) {
+  if constexpr (kStream) return hn::Stream(x, d, p);
+  hn::StoreU(x, d, p);
+}
+
+template <bool kStream = false, class C>
 HWY_INLINE void Store(Pair<C> x, C* p) {
   const hn::ScalableTag<C> d;
-  hn::StoreU(x.a, d, p);
-  hn::StoreU(x.b, d, p + hn::Lanes(d));
+  StoreVector<kStream>(x.a, d, p);
+  StoreVector<kStream>(x.b, d, p + hn::Lanes(d));
 }
 
 #if HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4
@@ -114,6 +121,8 @@ HWY_INLINE Pair<float> Load(const hwy::float16_t* p) {
 #endif
 }
 
+/// Never past the caches, for which half vectors are too short.
+template <bool kStream = false>
 HWY_INLINE void Store(Pair<float> x, hwy::float16_t* p) {
   const hn::ScalableTag<float> d;
   const hn::Rebind<hwy::float16_t, decltype(d)> dh;
@@ -145,13 +154,15 @@ HWY_INLINE auto RoundToBFloat16(V x) {
   return hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), odd);
 }
 
+template <bool kStream = false>
 HWY_INLINE void Store(Pair<float> x, hwy::bfloat16_t* p) {
   const hn::ScalableTag<float> d;
   const hn::Repartition<uint16_t, decltype(d)> dh;
   const auto first = hn::ShiftRight<16>(RoundToBFloat16(x.a));
   const auto second = RoundToBFloat16(x.b);
-  hn::StoreU(hn::OddEven(hn::BitCast(dh, second), hn::BitCast(dh, first)), dh,
-             reinterpret_cast<uint16_t*>(p));
+  StoreVector<kStream>(
+      hn::OddEven(hn::BitCast(dh, second), hn::BitCast(dh, first)), dh,
+      reinterpret_cast<uint16_t*>(p));
 }
 
 /// The first n <= Lanes() elements; the others are 0.

@@ -59,6 +59,12 @@ void rms_norm(const ConstTensorView&, const ConstTensorView*, double,
   fail("rms_norm");
 }
 
+void add_rms_norm(const ConstTensorView&, const ConstTensorView&,
+                  const ConstTensorView*, double, const TensorView&,
+                  const TensorView&, void*) {
+  fail("add_rms_norm");
+}
+
 void rms_norm_backward(const ConstTensorView&, const ConstTensorView&,
                        const ConstTensorView*, double, const TensorView*,
                        const TensorView*, void*, void*) {
@@ -69,6 +75,13 @@ void rope(const ConstTensorView&, const ConstTensorView&,
           const ConstTensorView&, const ConstTensorView*, const RopeOptions&,
           const TensorView&, void*) {
   fail("rope");
+}
+
+void add_rms_norm_backward(const ConstTensorView&, const ConstTensorView*,
+                           const ConstTensorView&, const ConstTensorView*,
+                           double, const TensorView*, const TensorView*, void*,
+                           void*) {
+  fail("add_rms_norm_backward");
 }
 
 }  // namespace foo_core::cuda

@@ -172,6 +172,71 @@ TEST_F(ChecksTest, RmsNorm) {
                  "rms_norm: out overlaps x without being exactly x");
 }
 
+TEST_F(ChecksTest, AddRmsNorm) {
+  const View x = at(0, {2, 4}, {4, 1}), residual = at(16, {2, 4}, {4, 1});
+  const View out = at(32, {2, 4}, {4, 1}), sum = at(48, {2, 4}, {4, 1});
+  const View weight = at(64, {4}, {1}), moved = at(1, {2, 4}, {4, 1});
+  const View moved_residual = at(17, {2, 4}, {4, 1});
+  const View tall = at(100, {4, 2}, {2, 1}), on_weight = at(62, {2, 4}, {4, 1});
+  const ConstTensorView w = weight;
+  const std::string op = "add_rms_norm: ";
+  const auto refuse_add = [&](const View& a, const View& b, const View& y,
+                              const View& s, const std::string& message) {
+    const auto before = buffer_;
+    EXPECT_INVALID(add_rms_norm(a, b, &w, 0, y, s), op + message);
+    EXPECT_EQ(buffer_, before) << "written before all checks passed";
+  };
+  EXPECT_NO_THROW(add_rms_norm(x, residual, &w, 0, out, sum));
+  EXPECT_NO_THROW(add_rms_norm(x, residual, &w, 0, x, residual));
+  EXPECT_NO_THROW(add_rms_norm(x, residual, &w, 0, residual, x));
+  EXPECT_NO_THROW(add_rms_norm(x, x, nullptr, 0, out, x));
+  refuse_add(x, residual, out, out,
+             "out overlaps residual_out, expected memory of its own");
+  refuse_add(x, residual, x, x,
+             "out overlaps residual_out, expected memory of its own");
+  refuse_add(x, residual, moved, sum, "out overlaps x without being exactly x");
+  refuse_add(x, residual, out, moved_residual,
+             "residual_out overlaps residual without being exactly residual");
+  refuse_add(x, residual, out, on_weight,
+             "residual_out overlaps weight, expected memory of its own");
+  refuse_add(x, tall, out, sum, "residual has shape (4, 2), expected (2, 4)");
+  refuse_add(x, residual, tall, sum, "out has shape (4, 2), expected (2, 4)");
+  refuse_add(x, residual, out, tall,
+             "residual_out has shape (4, 2), expected (2, 4)");
+  refuse_add(x, residual, at(32, {2, 4}, {0, 1}), sum,
+             "out overlaps itself: two of its indices share memory");
+  Tensor half(DType::kFloat16, {2, 4}), scalar(kF32, {});
+  EXPECT_INVALID(add_rms_norm(x, half, &w, 0, out, sum),
+                 op + "residual is float16, but x is float32");
+  EXPECT_INVALID(add_rms_norm(scalar, x, &w, 0, out, sum),
+                 op + "x has no dimensions, expected at least 1");
+}
+
+TEST_F(ChecksTest, AddRmsNormBackward) {
+  const View sum = at(0, {2, 4}, {4, 1}), grad = at(16, {2, 4}, {4, 1});
+  const View addend = at(32, {2, 4}, {4, 1}), out = at(48, {2, 4}, {4, 1});
+  const View moved = at(33, {2, 4}, {4, 1}), tall = at(100, {4, 2}, {2, 1});
+  const std::string op = "add_rms_norm_backward: ";
+  const auto run = [&](const View& gr, const View& gx) {
+    const ConstTensorView gr_view = gr;
+    const TensorView gx_view = gx;
+    add_rms_norm_backward(grad, &gr_view, sum, nullptr, 0, &gx_view, nullptr,
+                          nullptr);
+  };
+  EXPECT_NO_THROW(run(addend, out));
+  for (const View& input : {addend, grad, sum}) {
+    EXPECT_NO_THROW(run(addend, input));
+  }
+  EXPECT_INVALID(run(addend, moved),
+                 op + "grad_x overlaps grad_residual without being exactly "
+                      "grad_residual");
+  EXPECT_INVALID(run(tall, out),
+                 op + "grad_residual has shape (4, 2), expected (2, 4)");
+  EXPECT_INVALID(run(addend, at(1, {2, 4}, {4, 1})),
+                 op + "grad_x overlaps residual_out without being exactly "
+                      "residual_out");
+}
+
 TEST_F(ChecksTest, RmsNormBackward) {
   const View x = at(0, {2, 4}, {4, 1}), grad = at(16, {2, 4}, {4, 1});
   const View weight = at(32, {4}, {1});

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -99,6 +100,34 @@ class RmsNormTest : public KernelTest {
     expect_close(out, reference(x.values(), {}, n, kEps));
   }
 
+  void check_add(Tensor x, Tensor residual, Tensor weight, Tensor out,
+                 Tensor residual_out) {
+    const std::int64_t n = x.sizes.back();
+    x.randomize(1, 3);
+    residual.randomize(2, 2);
+    weight.randomize(3);
+    const Values sums = rounded_sum(x, residual);
+    const ConstTensorView w = weight;
+    for (const ConstTensorView* pw : {&w, (const ConstTensorView*)nullptr}) {
+      residual_out.randomize(4);
+      add_rms_norm(x, residual, pw, kEps, out, residual_out);
+      EXPECT_EQ(residual_out.values(), sums);
+      EXPECT_TRUE(residual_out.guards_intact());
+      expect_close(
+          out,
+          reference(sums, pw != nullptr ? weight.values() : Values(), n, kEps));
+    }
+  }
+
+  Values rounded_sum(const Tensor& x, const Tensor& residual) const {
+    Values sums = x.values();
+    const Values addend = residual.values();
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      sums[i] = round_to(dtype(), sums[i] + addend[i]);
+    }
+    return sums;
+  }
+
   static std::unique_ptr<void, Free> scratch_for(const ConstTensorView& x) {
     const std::int64_t size = rms_norm_backward_scratch_size(x);
     void* p =
@@ -114,8 +143,9 @@ class RmsNormTest : public KernelTest {
     return unit + compute * (3 + std::log2(1 + static_cast<double>(rows)));
   }
 
+  // Of rms_norm, or of add_rms_norm if there is a grad_residual.
   void check_backward(Tensor grad, Tensor x, Tensor weight, Tensor grad_x,
-                      Tensor grad_weight) {
+                      Tensor grad_weight, Tensor* grad_residual = nullptr) {
     const std::int64_t n = x.sizes.back();
     const std::int64_t rows = n == 0 ? 0 : x.numel() / n;
     x.randomize(1, 3);
@@ -124,11 +154,30 @@ class RmsNormTest : public KernelTest {
     const auto scratch = scratch_for(x);
     const ConstTensorView w = weight;
     const TensorView gx = grad_x, gw = grad_weight;
+    const auto run = [&](const ConstTensorView* pw, const TensorView* pgx,
+                         const TensorView* pgw) {
+      void* p = pgw == nullptr ? nullptr : scratch.get();
+      if (grad_residual == nullptr) {
+        rms_norm_backward(grad, x, pw, kEps, pgx, pgw, p);
+      } else {
+        const ConstTensorView gr = *grad_residual;
+        add_rms_norm_backward(grad, &gr, x, pw, kEps, pgx, pgw, p);
+      }
+    };
     for (const ConstTensorView* pw : {&w, (const ConstTensorView*)nullptr}) {
-      const auto expected = reference_backward(
+      auto expected = reference_backward(
           grad.values(), x.values(), pw != nullptr ? weight.values() : Values(),
           n, kEps);
-      rms_norm_backward(grad, x, pw, kEps, &gx, &gw, scratch.get());
+      if (grad_residual != nullptr) {
+        grad_residual->randomize(5);
+        const Values addend = grad_residual->values();
+        for (std::size_t i = 0; i < addend.size(); ++i) {
+          expected.x[i] += addend[i];
+          expected.x_term[i] =
+              std::fabs(expected.x_term[i]) + std::fabs(addend[i]);
+        }
+      }
+      run(pw, &gx, &gw);
       const auto both_x = grad_x.memory(), both_weight = grad_weight.memory();
       EXPECT_LE(relative_l2(grad_x.values(), expected.x, expected.x_term),
                 tolerance(1));
@@ -138,10 +187,10 @@ class RmsNormTest : public KernelTest {
       EXPECT_TRUE(grad_x.guards_intact());
       EXPECT_TRUE(grad_weight.guards_intact());
       grad_x.randomize(4);
-      rms_norm_backward(grad, x, pw, kEps, &gx, nullptr, nullptr);
+      run(pw, &gx, nullptr);
       EXPECT_EQ(grad_x.memory(), both_x);
       grad_weight.randomize(4);
-      rms_norm_backward(grad, x, pw, kEps, nullptr, &gw, scratch.get());
+      run(pw, nullptr, &gw);
       EXPECT_EQ(grad_weight.memory(), both_weight);
     }
   }
@@ -211,6 +260,78 @@ TEST_P(RmsNormTest, EpsNaNAndInfinity) {
   EXPECT_TRUE(std::isnan(out.get(0)));  // 0 * inf
 }
 
+TEST_P(RmsNormTest, AddEverySizeAroundTheVectors) {
+  for (std::int64_t n = 0; n <= 140; n += n < 70 ? 1 : 7) {
+    check_add(make({3, n}), make({3, n}), make({n}), make({3, n}),
+              make({3, n}));
+  }
+  for (const std::int64_t n : {1023, 1025, 4096, 8200}) {
+    check_add(make({2, n}), make({2, n}), make({n}), make({2, n}),
+              make({2, n}));
+  }
+  check_add(make({70}), make({70}), make({70}), make({70}), make({70}));
+  check_add(make({0, 5}), make({0, 5}), make({5}), make({0, 5}), make({0, 5}));
+}
+
+TEST_P(RmsNormTest, AddAnyStrides) {
+  check_add(make({5, 70}, {1, 5}), make({5, 70}, {-100, 1}), make({70}, {-2}),
+            make({5, 70}), make({5, 70}, {1, 5}));
+  check_add(make({5, 2500}, {0, 1}), make({5, 2500}, {1, 0}), make({2500}, {2}),
+            make({5, 2500}, {-5000, -2}), make({5, 2500}));
+  check_add(make({2, 3, 40}, {40, 80, 1}), make({2, 3, 40}, {0, 40, 1}),
+            make({40}, {0}), make({2, 3, 40}, {1, 2, 6}),
+            make({2, 3, 40}, {120, -40, -1}));
+}
+
+TEST_P(RmsNormTest, AddInPlaceAndRangesAndThreads) {
+  const Tensor x = make({301, 333}).randomize(1);
+  const Tensor residual = make({301, 333}).randomize(2);
+  Tensor weight = make({333}).randomize(3);
+  const ConstTensorView w = weight;
+  Tensor out = make({301, 333});
+  Tensor sum = out, parts = out, part_sums = out, many = out, many_sums = out;
+  add_rms_norm(x, residual, &w, kEps, out, sum);
+  for (const auto& range : {std::pair{300, 301}, {0, 1}, {1, 1}, {1, 300}}) {
+    cpu::add_rms_norm(x, residual, &w, kEps, parts, part_sums, range.first,
+                      range.second);
+  }
+  EXPECT_EQ(parts.memory(), out.memory());
+  EXPECT_EQ(part_sums.memory(), sum.memory());
+  add_rms_norm(x, residual, &w, kEps, many, many_sums, threads());
+  EXPECT_EQ(many.memory(), out.memory());
+  EXPECT_EQ(many_sums.memory(), sum.memory());
+  Tensor a = x, b = residual;
+  add_rms_norm(a, b, &w, kEps, a, b, threads());  // the decode step's form
+  EXPECT_EQ(a.memory(), out.memory());
+  EXPECT_EQ(b.memory(), sum.memory());
+  a = x, b = residual;
+  add_rms_norm(a, b, &w, kEps, b, a);
+  EXPECT_EQ(b.memory(), out.memory());
+  EXPECT_EQ(a.memory(), sum.memory());
+}
+
+TEST_P(RmsNormTest, AddNaNInfinityAndOverflow) {
+  const double inf = INFINITY, nan = std::nan("");
+  double largest = 1;  // the largest power of two
+  while (std::isfinite(round_to(dtype(), 2 * largest))) largest *= 2;
+  const double tiny = ulp(dtype(), 0);  // the smallest subnormal
+  const double x[4][2] = {{nan, 1}, {inf, 1}, {largest, 1}, {tiny, 0}};
+  const double residual[4][2] = {{1, 1}, {-inf, 1}, {largest, 1}, {tiny, 0}};
+  Tensor a = make({4, 2}).randomize(0, 0), b = a, out = a, sum = a;
+  for (int i = 0; i < 8; ++i) {
+    a.set(i, x[i / 2][i % 2]);
+    b.set(i, residual[i / 2][i % 2]);
+  }
+  add_rms_norm(a, b, nullptr, 1, out, sum);
+  for (const int i : {0, 2}) EXPECT_TRUE(std::isnan(sum.get(i)));
+  for (const int i : {1, 3, 5, 7}) EXPECT_EQ(sum.get(i), i == 7 ? 0 : 2);
+  EXPECT_EQ(sum.get(4), inf);
+  EXPECT_EQ(sum.get(6), 2 * tiny);
+  for (const int i : {0, 1, 2, 3, 4}) EXPECT_TRUE(std::isnan(out.get(i)));
+  EXPECT_EQ(out.get(5), 0);  // 2 / inf
+  EXPECT_EQ(out.get(6), 2 * tiny);
+}
+
 TEST_P(RmsNormTest, BackwardEverySizeAroundTheVectors) {
   for (std::int64_t n = 1; n <= 140; n += n < 40 ? 1 : 7) {
     check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
@@ -236,6 +357,136 @@ TEST_P(RmsNormTest, BackwardAnyStrides) {
   check_backward(make({2, 3, 40}, {40, 80, 1}), make({2, 3, 40}, {0, 40, 1}),
                  make({40}, {0}), make({2, 3, 40}, {1, 2, 6}),
                  make({40}, {-1}));
+}
+
+TEST_P(RmsNormTest, AddBackward) {
+  for (std::int64_t n = 1; n <= 140; n += n < 40 ? 1 : 7) {
+    Tensor addend = make({3, n});
+    check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
+                   make({n}), &addend);
+  }
+  for (const std::int64_t rows : {1, 2, 5, 17, 257}) {
+    Tensor addend = make({rows, 1100});
+    check_backward(make({rows, 1100}), make({rows, 1100}), make({1100}),
+                   make({rows, 1100}), make({1100}), &addend);
+  }
+  Tensor addend = make({5, 70}, {0, -1});
+  check_backward(make({5, 70}), make({5, 70}, {1, 5}), make({70}, {-2}),
+                 make({5, 70}, {-100, 1}), make({70}, {3}), &addend);
+}
+
+TEST_P(RmsNormTest, AddBackwardIsRoundedOnce) {
+  constexpr std::int64_t kRows = 6, kN = 333;
+  Tensor grad = make({kRows, kN}).randomize(1), x = make({kRows, kN});
+  Tensor addend = make({kRows, kN}).randomize(2), weight = make({kN});
+  x.randomize(3, 3);
+  weight.randomize(4);
+  Tensor grad_x = make({kRows, kN});
+  const ConstTensorView w = weight, gr = addend;
+  const TensorView gx = grad_x;
+  const auto expected =
+      reference_backward(grad.values(), x.values(), weight.values(), kN, kEps);
+  add_rms_norm_backward(grad, &gr, x, &w, kEps, &gx, nullptr, nullptr);
+  const double unit = dtype() == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
+  for (std::int64_t i = 0; i < kRows * kN; ++i) {
+    const auto j = static_cast<std::size_t>(i);
+    const double exact = expected.x[j] + addend.get(i);
+    const double terms = std::fabs(expected.x_term[j]) +
+                         std::fabs(expected.x_term[j] - expected.x[j]) +
+                         std::fabs(addend.get(i));
+    ASSERT_LE(std::fabs(grad_x.get(i) - exact),
+              0.5 * ulp(dtype(), exact) + 8 * unit * terms);
+  }
+  // Without grad_residual it is rms_norm_backward.
+  add_rms_norm_backward(grad, nullptr, x, &w, kEps, &gx, nullptr, nullptr);
+  const auto without = grad_x.memory();
+  rms_norm_backward(grad, x, &w, kEps, &gx, nullptr, nullptr);
+  EXPECT_EQ(grad_x.memory(), without);
+}
+
+TEST_P(RmsNormTest, AddBackwardInPlaceAndThreads) {
+  Tensor x = make({200, 331}).randomize(1, 2), weight = make({331});
+  Tensor grad = make({200, 331}).randomize(2);
+  Tensor addend = make({200, 331}).randomize(3);
+  weight.randomize(4);
+  const auto scratch = scratch_for(x);
+  const ConstTensorView w = weight;
+  const auto run = [&](const Tensor& gr, const Tensor& out,
+                       const ParallelFor& parallel_for) {
+    Tensor grad_weight = make({331});
+    const ConstTensorView gr_view = gr;
+    const TensorView gx = out, gw = grad_weight;
+    add_rms_norm_backward(grad, &gr_view, x, &w, kEps, &gx, &gw, scratch.get(),
+                          parallel_for);
+    return grad_weight.memory();
+  };
+  Tensor one = make({200, 331}), many = one;
+  const auto expected = run(addend, one, serial());
+  EXPECT_EQ(run(addend, many, threads()), expected);
+  EXPECT_EQ(many.memory(), one.memory());
+  EXPECT_EQ(run(addend, addend, threads()), expected);
+  EXPECT_EQ(addend.memory(), one.memory());
+}
+
+// Large results go past the caches where their rows are aligned.
+TEST_P(RmsNormTest, LargeResultsAreThoseOfSmallCalls) {
+  const std::int64_t n = 4096, item = item_size(dtype());
+  const std::int64_t rows = (12 << 20) / (n * item) + 1;
+  Tensor a = make({rows + n}).randomize(1), b = make({rows + n}).randomize(2);
+  Tensor weight = make({n}).randomize(3), out = make({1, n}), sum = out;
+  Tensor gradient = out;
+  const ConstTensorView w = weight;
+  const TensorView gx_one = gradient;
+  const std::int64_t sizes[] = {rows, n}, one[] = {1, n};
+  const std::int64_t windows[] = {1, 1}, strides[] = {n, 1};
+  const auto window = [&](const Tensor& x, std::int64_t i,
+                          const std::int64_t* shape) -> ConstTensorView {
+    const auto* data = static_cast<const char*>(x.view().data);
+    return {data + i * item, dtype(), 2, shape, windows};
+  };
+  const auto bytes = static_cast<std::size_t>(rows * n * item);
+  const auto allocate = [&] {
+    return std::unique_ptr<void, Free>(std::aligned_alloc(64, bytes + 64));
+  };
+  const auto memory = allocate(), memory_2 = allocate(), memory_3 = allocate();
+  for (const std::int64_t offset : {std::int64_t{0}, item}) {
+    const auto view = [&](const auto& p) -> TensorView {
+      std::memset(p.get(), 0xA5, bytes + 64);
+      return {static_cast<char*>(p.get()) + offset, dtype(), 2, sizes, strides};
+    };
+    const TensorView y = view(memory), y_2 = view(memory_2);
+    const TensorView gx = view(memory_3);
+    add_rms_norm(window(a, 0, sizes), window(b, 0, sizes), &w, kEps, y, y_2,
+                 threads());
+    rms_norm_backward(window(a, 0, sizes), window(b, 0, sizes), &w, kEps, &gx,
+                      nullptr, nullptr, threads());
+    const auto expect_row = [&](const TensorView& got, std::int64_t i,
+                                const Tensor& expected) {
+      const auto size = static_cast<std::size_t>(n * item);
+      ASSERT_EQ(
+          std::memcmp(static_cast<char*>(got.data) + i * n * item,
+                      static_cast<const char*>(expected.view().data), size),
+          0)
+          << "row " << i;
+    };
+    for (std::int64_t i = 0; i < rows; ++i) {
+      add_rms_norm(window(a, i, one), window(b, i, one), &w, kEps, out, sum);
+      expect_row(y, i, out);
+      expect_row(y_2, i, sum);
+      rms_norm_backward(window(a, i, one), window(b, i, one), &w, kEps, &gx_one,
+                        nullptr, nullptr);
+      expect_row(gx, i, gradient);
+    }
+    rms_norm(window(a, 0, sizes), &w, kEps, y, threads());
+    for (std::int64_t i = 0; i < rows; ++i) {
+      rms_norm(window(a, i, one), &w, kEps, out);
+      expect_row(y, i, out);
+    }
+    for (const TensorView& large : {y, y_2, gx}) {
+      const auto* end = static_cast<unsigned char*>(large.data) + bytes;
+      for (std::int64_t i = 0; i < 64 - offset; ++i) ASSERT_EQ(end[i], 0xA5);
+    }
+  }
 }
 
 TEST_P(RmsNormTest, BackwardOfNothing) {
