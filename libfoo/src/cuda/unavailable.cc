@@ -4,6 +4,7 @@
 
 #include "foo_core/elementwise.h"
 #include "foo_core/error.h"
+#include "foo_core/glu.h"
 #include "foo_core/rms_norm.h"
 
 namespace foo_core::cuda {
@@ -31,6 +32,28 @@ void mul(const ConstTensorView&, const ConstTensorView&, const TensorView&,
 void muladd(const ConstTensorView&, const ConstTensorView&, double,
             const TensorView&, void*) {
   fail("muladd");
+}
+
+void silu_mul(const ConstTensorView&, const ConstTensorView&, const TensorView&,
+              void*) {
+  fail("silu_mul");
+}
+
+void silu_mul_backward(const ConstTensorView&, const ConstTensorView&,
+                       const ConstTensorView&, const TensorView*,
+                       const TensorView*, void*) {
+  fail("silu_mul_backward");
+}
+
+void gelu_mul(const ConstTensorView&, const ConstTensorView&, GeluApproximation,
+              const TensorView&, void*) {
+  fail("gelu_mul");
+}
+
+void gelu_mul_backward(const ConstTensorView&, const ConstTensorView&,
+                       const ConstTensorView&, GeluApproximation,
+                       const TensorView*, const TensorView*, void*) {
+  fail("gelu_mul_backward");
 }
 
 void rms_norm(const ConstTensorView&, const ConstTensorView*, double,
