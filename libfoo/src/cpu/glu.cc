@@ -19,7 +19,9 @@
 #define FOO_CORE_GLU_FORWARD_
 namespace foo_core {
 
-using ForwardFunction = void (*)(Row gate, Row up, MutableRow out,
+/// n elements; the next rows begin `next` elements after these.
+using ForwardFunction = void (*)(Row gate, std::int64_t gate_next, Row up,
+                                 std::int64_t up_next, MutableRow out,
                                  std::int64_t n);
 
 }  // namespace foo_core
@@ -38,7 +40,8 @@ HWY_INLINE void ForwardAt(const T* gate, const T* up, T* out, int64_t n) {
 }
 
 template <class F, class T>
-void Forward(Row gate, Row up, MutableRow out, int64_t n) {
+void Forward(Row gate, int64_t gate_next, Row up, int64_t up_next,
+             MutableRow out, int64_t n) {
   const auto* tgate = static_cast<const T*>(gate.data);
   const auto* tup = static_cast<const T*>(up.data);
   auto* tout = static_cast<T*>(out.data);
@@ -51,6 +54,8 @@ void Forward(Row gate, Row up, MutableRow out, int64_t n) {
     T* pout = Target(tout, out.stride, begin, out_tile);
     int64_t i = 0;
     for (; i + step <= m; i += step) {
+      PrefetchLoad(pgate + i, gate_next);
+      PrefetchLoad(pup + i, up_next);
       ForwardAt<F, true>(pgate + i, pup + i, pout + i, step);
     }
     if (i < m) ForwardAt<F, false>(pgate + i, pup + i, pout + i, m - i);
@@ -88,8 +93,8 @@ struct ForwardLoop {
   void run(std::int64_t begin, std::int64_t end) const {
     for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
       const std::int64_t* strides = nest.inner_strides();
-      forward({element_at(gate, at[0]), strides[0]},
-              {element_at(up, at[1]), strides[1]},
+      forward({element_at(gate, at[0]), strides[0]}, nest.next_row(0),
+              {element_at(up, at[1]), strides[1]}, nest.next_row(1),
               {element_at(out, at[2]), strides[2]}, n);
     });
   }

@@ -19,9 +19,11 @@
 #define FOO_CORE_GLU_BACKWARD_
 namespace foo_core {
 
-/// A piece of each tensor; the gradients' data is null where not wanted.
+/// A piece of each tensor; the gradients' data is null where not wanted. The
+/// next rows begin `next` elements after these.
 struct BackwardPieces {
   Row grad, gate, up;
+  std::int64_t grad_next, gate_next, up_next;
   MutableRow grad_gate, grad_up;
 };
 
@@ -74,6 +76,9 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
                 : grad_up_tile;
     int64_t i = 0;
     for (; i + step <= m; i += step) {
+      PrefetchLoad(g + i, pieces.grad_next);
+      PrefetchLoad(x + i, pieces.gate_next);
+      PrefetchLoad(u + i, pieces.up_next);
       BackwardAt<F, kGate, kUp, true>(g + i, x + i, u + i, gx + i, gu + i,
                                       step);
     }
@@ -129,6 +134,9 @@ struct BackwardLoop {
       backward({{element_at(grad, at[0]), strides[0]},
                 {element_at(gate, at[1]), strides[1]},
                 {element_at(up, at[2]), strides[2]},
+                nest.next_row(0),
+                nest.next_row(1),
+                nest.next_row(2),
                 output(grad_gate, 3),
                 output(grad_up, 4)},
                n);

@@ -285,16 +285,26 @@ HWY_INLINE SigmoidFraction<V> Sigmoid(V x, Tail... tail) {
   using C = hn::TFromV<V>;
   using K = ExpConstants<C>;
   const hn::RebindToUnsigned<hn::DFromV<V>> du;
-  using Bits = hn::TFromD<decltype(du)>;
+  const auto bias2 = hn::Set(du, hn::TFromD<decltype(du)>{2 * K::kBias});
   V sum;
-  auto r = ExpReduce<T>(x, C(-0.5), K::kMagic + K::kBias, sum);
-  if constexpr (sizeof...(tail) > 0) r = hn::Add(r, tail...);
-  const auto root = TimesExpReduced<T>(1, r, C(-0.5));
-  const auto square = hn::Mul(root, root);
-  const auto bits = hn::BitCast(du, sum);
-  const auto inverse = PowerOf2(bits);
-  const auto power = PowerOf2(hn::Sub(hn::Set(du, Bits{2 * K::kBias}), bits));
-  return {power, hn::Mul(square, inverse), hn::MulAdd(square, inverse, power)};
+  if constexpr (kIsHalf<T>) {  // one operation less, but twice the error
+    const auto r = ExpReduce<T>(x, C(-0.5), K::kMagic + K::kBias, sum);
+    const auto root = TimesExpReduced<T>(1, r, C(-0.5));
+    const auto square = hn::Mul(root, root);
+    const auto bits = hn::BitCast(du, sum);
+    const auto inverse = PowerOf2(bits), power = PowerOf2(hn::Sub(bias2, bits));
+    return {power, hn::Mul(square, inverse),
+            hn::MulAdd(square, inverse, power)};
+  } else {  // the exponent n is split as in ScaledExp
+    auto r = ExpReduce<T>(x, C(-1), K::kMagic + 2 * K::kBias, sum);
+    if constexpr (sizeof...(tail) > 0) r = hn::Add(r, tail...);
+    const auto exp = TimesExpReduced<T>(1, r, C(-1));
+    const auto bits = hn::BitCast(du, sum);
+    const auto half = hn::ShiftRight<1>(bits);
+    const auto inverse = PowerOf2(half);
+    const auto power = PowerOf2(hn::Sub(hn::Add(bias2, half), bits));
+    return {power, hn::Mul(exp, inverse), hn::MulAdd(exp, inverse, power)};
+  }
 }
 
 /// exp(x^2 / 2) * Phi(-x), Phi the normal distribution function, for x from 0

@@ -20,6 +20,16 @@ struct Nest {
   std::int64_t inner_size() const { return sizes[ndim - 1]; }
   const std::int64_t* inner_strides() const { return strides[ndim - 1]; }
 
+  /// From one innermost loop to the next, in elements of tensor k, if that is
+  /// worth to be prefetched: elements are contiguous, and few enough to stay in
+  /// a cache until then. Else 0.
+  std::int64_t next_row(int k) const {
+    constexpr std::int64_t kMost = 16384;
+    const bool useful =
+        ndim > 1 && strides[ndim - 1][k] == 1 && inner_size() <= kMost;
+    return useful ? strides[ndim - 2][k] : 0;
+  }
+
   /// Appends a dimension inside those there are.
   void append(std::int64_t size, const std::int64_t (&stride)[N]) {
     if (size == 1) return;
