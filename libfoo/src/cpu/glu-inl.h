@@ -23,12 +23,15 @@ struct Activated {
   V value, slope;
 };
 
-/// From y = x * sigmoid(z): y' = sigmoid(z) + y * (1 - sigmoid(z)) * z'.
-template <class V, class... Slope>
+/// From y = x * sigmoid(z): y' = sigmoid(z) + y * (1 - sigmoid(z)) * z'. The
+/// second division saves y a rounding, which 16-bit results do not need.
+template <class T, class V, class... Slope>
 HWY_INLINE Activated<V> Derive(V x, SigmoidFraction<V> sigmoid, Slope... z) {
   const auto inverse =
       hn::Div(hn::Set(hn::DFromV<V>(), 1), sigmoid.denominator);
-  const auto y = hn::Mul(hn::Mul(x, inverse), sigmoid.power);
+  const auto quotient =
+      kIsHalf<T> ? hn::Mul(x, inverse) : hn::Div(x, sigmoid.denominator);
+  const auto y = hn::Mul(quotient, sigmoid.power);
   auto rest = hn::Mul(sigmoid.rest, inverse);
   if constexpr (sizeof...(z) > 0) rest = hn::Mul(rest, z...);
   return {y, hn::MulAdd(y, rest, hn::Mul(sigmoid.power, inverse))};
@@ -50,7 +53,7 @@ struct Silu {
 
   template <class T, class V>
   static HWY_INLINE Activated<V> Derivative(V x) {
-    return Derive(x, Sigmoid<T>(Clamp(x)));
+    return Derive<T>(x, Sigmoid<T>(Clamp(x)));
   }
 };
 
@@ -157,7 +160,7 @@ struct GeluTanh {
   static HWY_INLINE Activated<V> Derivative(V x) {
     V slope;
     const auto s = Split<T>(x, slope);
-    return Derive(x, s, slope);
+    return Derive<T>(x, s, slope);
   }
 };
 
