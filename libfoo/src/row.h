@@ -30,17 +30,23 @@ inline std::int64_t count_rows(const ConstTensorView& x) {
   return count;
 }
 
+inline const void* element_at(const ConstTensorView& x, std::int64_t offset) {
+  return static_cast<const char*>(x.data) + offset * item_size(x.dtype);
+}
+
+inline void* element_at(const TensorView& x, std::int64_t offset) {
+  return static_cast<char*>(x.data) + offset * item_size(x.dtype);
+}
+
 /// The row of x that begins `offset` elements after its data; null for null.
 inline Row row_at(const ConstTensorView* x, std::int64_t offset) {
   if (x == nullptr) return {nullptr, 1};
-  return {static_cast<const char*>(x->data) + offset * item_size(x->dtype),
-          last_stride(*x)};
+  return {element_at(*x, offset), last_stride(*x)};
 }
 
 inline MutableRow row_at(const TensorView* x, std::int64_t offset) {
   if (x == nullptr) return {nullptr, 1};
-  return {static_cast<char*>(x->data) + offset * item_size(x->dtype),
-          last_stride(*x)};
+  return {element_at(*x, offset), last_stride(*x)};
 }
 
 }  // namespace foo_core

@@ -1,7 +1,6 @@
 #include "foo_core/elementwise.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 
 #include "checks.h"
@@ -139,19 +138,11 @@ struct Loop {
   Nest<3> nest;
 
   void run(std::int64_t begin, std::int64_t end) const {
-    const std::int64_t size = nest.inner_size();
     const std::int64_t* strides = nest.inner_strides();
-    if (begin >= end) return;
-    std::int64_t i = begin % size;
-    Walker<3> at(nest, nest.ndim - 1, begin / size);
-    for (;; at.next(), i = 0) {
-      const std::int64_t n = std::min(size - i, end - begin);
-      row(a + (at.offset(0) + i * strides[0]) * item_size, strides[0],
-          b + (at.offset(1) + i * strides[1]) * item_size, strides[1], c,
-          out + (at.offset(2) + i * strides[2]) * item_size, strides[2], n);
-      begin += n;
-      if (begin == end) return;
-    }
+    for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
+      row(a + at[0] * item_size, strides[0], b + at[1] * item_size, strides[1],
+          c, out + at[2] * item_size, strides[2], n);
+    });
   }
 
   static void body(void* self, std::int64_t begin, std::int64_t end) {
@@ -219,18 +210,6 @@ void check(const char* op, const Argument& a, const Argument& b,
     sizes[d] = size_a == 1 ? size_b : size_a;
   }
   check_shape(op, out, ndim, sizes);
-}
-
-/// Dimensions by descending stride.
-void sort_dims(const TensorView& x, int (&order)[kMaxDims]) {
-  for (int d = 0; d < x.ndim; ++d) {
-    const std::int64_t stride = std::abs(x.strides[d]);
-    int at = d;
-    for (; at > 0 && std::abs(x.strides[order[at - 1]]) < stride; --at) {
-      order[at] = order[at - 1];
-    }
-    order[at] = d;
-  }
 }
 
 void run(const char* name, Op op, const ConstTensorView& a,

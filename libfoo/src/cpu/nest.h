@@ -1,7 +1,9 @@
 // A loop nest that N tensors of one shape are walked in together.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 
 #include "checks.h"
 
@@ -17,6 +19,16 @@ struct Nest {
 
   std::int64_t inner_size() const { return sizes[ndim - 1]; }
   const std::int64_t* inner_strides() const { return strides[ndim - 1]; }
+
+  /// From one innermost loop to the next, in elements of tensor k, if that is
+  /// worth to be prefetched: elements are contiguous, and few enough to stay in
+  /// a cache until then. Else 0.
+  std::int64_t next_row(int k) const {
+    constexpr std::int64_t kMost = 16384;
+    const bool useful =
+        ndim > 1 && strides[ndim - 1][k] == 1 && inner_size() <= kMost;
+    return useful ? strides[ndim - 2][k] : 0;
+  }
 
   /// Appends a dimension inside those there are.
   void append(std::int64_t size, const std::int64_t (&stride)[N]) {
@@ -79,5 +91,38 @@ class Walker {
   std::int64_t index_[kMaxDims];
   std::int64_t offsets_[N] = {};
 };
+
+/// Elements [begin, end) of a nest, in runs: f(offsets, n) for n elements that
+/// begin there in each tensor and are inner_strides() apart.
+template <int N, class F>
+void for_each_run(const Nest<N>& nest, std::int64_t begin, std::int64_t end,
+                  F f) {
+  if (begin >= end) return;
+  const std::int64_t size = nest.inner_size();
+  std::int64_t i = begin % size;
+  Walker<N> at(nest, nest.ndim - 1, begin / size);
+  for (;; at.next(), i = 0) {
+    const std::int64_t n = std::min(size - i, end - begin);
+    std::int64_t offsets[N];
+    for (int k = 0; k < N; ++k) {
+      offsets[k] = at.offset(k) + i * nest.inner_strides()[k];
+    }
+    f(offsets, n);
+    begin += n;
+    if (begin == end) return;
+  }
+}
+
+/// Dimensions by descending stride: the order of x's memory.
+inline void sort_dims(const ConstTensorView& x, int (&order)[kMaxDims]) {
+  for (int d = 0; d < x.ndim; ++d) {
+    const std::int64_t stride = std::abs(x.strides[d]);
+    int at = d;
+    for (; at > 0 && std::abs(x.strides[order[at - 1]]) < stride; --at) {
+      order[at] = order[at - 1];
+    }
+    order[at] = d;
+  }
+}
 
 }  // namespace foo_core

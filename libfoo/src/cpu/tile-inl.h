@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "cpu/vec-inl.h"
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
@@ -27,6 +28,21 @@ HWY_INLINE const T* Gather(const T* row, int64_t stride, int64_t i, int64_t n,
   if (stride == 0 && i > 0) return tile;  // holds that element already
   for (int64_t j = 0; j < n; ++j) tile[j] = row[(i + j) * stride];
   return tile;
+}
+
+/// Asks for what Load(p + distance) will read; harmless for any distance. Where
+/// rows have gaps, as halves of packed rows do, CPUs lose track at their ends,
+/// and the more, the more is computed: without this for the row to come, a
+/// bfloat16 silu_mul of such rows took 2.1 times as long (4096 x 4096, Zen 5).
+template <class T>
+HWY_INLINE void PrefetchLoad(const T* p, int64_t distance) {
+  constexpr auto kBytes = static_cast<std::uintptr_t>(
+      2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>()) * sizeof(T));
+  const auto at = reinterpret_cast<std::uintptr_t>(p) +
+                  static_cast<std::uintptr_t>(distance) * sizeof(T);
+  for (std::uintptr_t i = 0; i < kBytes; i += 64) {  // a cache line
+    hwy::Prefetch(reinterpret_cast<const T*>(at + i));
+  }
 }
 
 /// Where elements [i, i + n) of a row are to be written.

@@ -5,6 +5,7 @@
 #include "foo_core/cross_entropy.h"
 #include "foo_core/elementwise.h"
 #include "foo_core/error.h"
+#include "foo_core/glu.h"
 #include "foo_core/quantize.h"
 #include "foo_core/rms_norm.h"
 #include "foo_core/rope.h"
@@ -52,6 +53,28 @@ void cross_entropy_backward(const ConstTensorView&, const ConstTensorView&,
                             const CrossEntropyOptions&, const TensorView&,
                             void*) {
   fail("cross_entropy_backward");
+}
+
+void silu_mul(const ConstTensorView&, const ConstTensorView&, const TensorView&,
+              void*) {
+  fail("silu_mul");
+}
+
+void silu_mul_backward(const ConstTensorView&, const ConstTensorView&,
+                       const ConstTensorView&, const TensorView*,
+                       const TensorView*, void*) {
+  fail("silu_mul_backward");
+}
+
+void gelu_mul(const ConstTensorView&, const ConstTensorView&, GeluApproximation,
+              const TensorView&, void*) {
+  fail("gelu_mul");
+}
+
+void gelu_mul_backward(const ConstTensorView&, const ConstTensorView&,
+                       const ConstTensorView&, GeluApproximation,
+                       const TensorView*, const TensorView*, void*) {
+  fail("gelu_mul_backward");
 }
 
 void rms_norm(const ConstTensorView&, const ConstTensorView*, double,

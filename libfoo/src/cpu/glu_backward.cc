@@ -1,0 +1,224 @@
+#include <cstdint>
+#include <type_traits>
+
+#include "checks.h"
+#include "cpu/nest.h"
+#include "cpu/simd.h"
+#include "foo_core/glu.h"
+#include "glu.h"
+#include "row.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/glu_backward.cc"
+// These after HWY_TARGET_INCLUDE, which they read.
+#include "hwy/foreach_target.h"
+//
+#include "cpu/glu-inl.h"
+
+#ifndef FOO_CORE_GLU_BACKWARD_
+#define FOO_CORE_GLU_BACKWARD_
+namespace foo_core {
+
+/// A piece of each tensor; the gradients' data is null where not wanted. The
+/// next rows begin `next` elements after these.
+struct BackwardPieces {
+  Row grad, gate, up;
+  std::int64_t grad_next, gate_next, up_next;
+  MutableRow grad_gate, grad_up;
+};
+
+using BackwardFunction = void (*)(const BackwardPieces& pieces, std::int64_t n);
+
+}  // namespace foo_core
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace foo_core {
+namespace HWY_NAMESPACE {
+
+template <class F, bool kGate, bool kUp, bool kAll, class T>
+HWY_INLINE void BackwardAt(const T* grad, const T* gate, const T* up,
+                           T* grad_gate, T* grad_up, int64_t n) {
+  using V = Pair<Compute<T>>;
+  const V g = LoadSome<kAll>(grad, n);
+  const V x = LoadSome<kAll>(gate, n);
+  const auto a = F::template Derivative<T>(x.a);
+  const auto b = F::template Derivative<T>(x.b);
+  if constexpr (kGate) {
+    const V slope{a.slope, b.slope};
+    const V result = g * LoadSome<kAll>(up, n) * slope;
+    if constexpr (kUp) StoreSome<kAll>(g * V{a.value, b.value}, grad_up, n);
+    StoreSome<kAll>(result, grad_gate, n);
+  } else {
+    StoreSome<kAll>(g * V{a.value, b.value}, grad_up, n);
+  }
+}
+
+template <class F, bool kGate, bool kUp, class T>
+void Backward(const BackwardPieces& pieces, int64_t n) {
+  const auto* tgrad = static_cast<const T*>(pieces.grad.data);
+  const auto* tgate = static_cast<const T*>(pieces.gate.data);
+  const auto* tup = static_cast<const T*>(pieces.up.data);
+  auto* tgrad_gate = static_cast<T*>(pieces.grad_gate.data);
+  auto* tgrad_up = static_cast<T*>(pieces.grad_up.data);
+  HWY_ALIGN T grad_tile[kTile], gate_tile[kTile], up_tile[kTile];
+  HWY_ALIGN T grad_gate_tile[kTile], grad_up_tile[kTile];
+  const int64_t step = Lanes<Compute<T>>();
+  for (int64_t begin = 0; begin < n; begin += kTile) {
+    const int64_t m = HWY_MIN(kTile, n - begin);
+    const T* g = Gather(tgrad, pieces.grad.stride, begin, m, grad_tile);
+    const T* x = Gather(tgate, pieces.gate.stride, begin, m, gate_tile);
+    const T* u = Gather(tup, pieces.up.stride, begin, m, up_tile);
+    T* gx = kGate ? Target(tgrad_gate, pieces.grad_gate.stride, begin,
+                           grad_gate_tile)
+                  : grad_gate_tile;
+    T* gu = kUp ? Target(tgrad_up, pieces.grad_up.stride, begin, grad_up_tile)
+                : grad_up_tile;
+    int64_t i = 0;
+    for (; i + step <= m; i += step) {
+      PrefetchLoad(g + i, pieces.grad_next);
+      PrefetchLoad(x + i, pieces.gate_next);
+      PrefetchLoad(u + i, pieces.up_next);
+      BackwardAt<F, kGate, kUp, true>(g + i, x + i, u + i, gx + i, gu + i,
+                                      step);
+    }
+    if (i < m) {
+      BackwardAt<F, kGate, kUp, false>(g + i, x + i, u + i, gx + i, gu + i,
+                                       m - i);
+    }
+    if constexpr (kGate) {
+      Scatter(grad_gate_tile, tgrad_gate, pieces.grad_gate.stride, begin, m);
+    }
+    if constexpr (kUp) {
+      Scatter(grad_up_tile, tgrad_up, pieces.grad_up.stride, begin, m);
+    }
+  }
+}
+
+BackwardFunction GluBackward(Activation activation, DType dtype, bool gate,
+                             bool up) {
+  return ForActivation(activation, [&](auto f) HWY_ATTR {
+    return ForDType(dtype, [&](auto t) HWY_ATTR -> BackwardFunction {
+      using F = decltype(f);
+      using T = decltype(t);
+      if (gate && up) return Backward<F, true, true, T>;
+      return gate ? Backward<F, true, false, T> : Backward<F, false, true, T>;
+    });
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace foo_core
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace foo_core {
+namespace {
+
+struct BackwardLoop {
+  BackwardFunction backward;
+  const ConstTensorView& grad;
+  const ConstTensorView& gate;
+  const ConstTensorView& up;
+  const TensorView* grad_gate;
+  const TensorView* grad_up;
+  Nest<5> nest;
+
+  void run(std::int64_t begin, std::int64_t end) const {
+    for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
+      const std::int64_t* strides = nest.inner_strides();
+      const auto output = [&](const TensorView* x, int k) -> MutableRow {
+        if (x == nullptr) return {nullptr, 1};
+        return {element_at(*x, at[k]), strides[k]};
+      };
+      backward({{element_at(grad, at[0]), strides[0]},
+                {element_at(gate, at[1]), strides[1]},
+                {element_at(up, at[2]), strides[2]},
+                nest.next_row(0),
+                nest.next_row(1),
+                nest.next_row(2),
+                output(grad_gate, 3),
+                output(grad_up, 4)},
+               n);
+    });
+  }
+};
+
+void run(const char* op, Activation activation, const ConstTensorView& grad,
+         const ConstTensorView& gate, const ConstTensorView& up,
+         const TensorView* grad_gate, const TensorView* grad_up,
+         const ParallelFor& parallel_for) {
+  const Argument arg_grad{"grad", grad}, arg_gate{"gate", gate},
+      arg_up{"up", up};
+  check_tensor(op, arg_gate);
+  check_like(op, arg_grad, arg_gate);
+  check_like(op, arg_up, arg_gate);
+  if (grad_gate != nullptr) {
+    check_like(op, {"grad_gate", *grad_gate}, arg_gate);
+  }
+  if (grad_up != nullptr) check_like(op, {"grad_up", *grad_up}, arg_gate);
+  const std::int64_t count = numel(gate);
+  if (count == 0 || (grad_gate == nullptr && grad_up == nullptr)) return;
+  const auto check_output = [&](const Argument& out) {
+    check_no_self_overlap(op, out);
+    check_overlap(op, out, arg_grad, true);
+    check_overlap(op, out, arg_gate, true);
+    check_overlap(op, out, arg_up, true);
+  };
+  if (grad_gate != nullptr) check_output({"grad_gate", *grad_gate});
+  if (grad_up != nullptr) check_output({"grad_up", *grad_up});
+  if (grad_gate != nullptr && grad_up != nullptr) {
+    check_overlap(op, {"grad_up", *grad_up}, {"grad_gate", *grad_gate}, false);
+  }
+
+  // In the order of the gradients' memory, as in forward.
+  int order[kMaxDims];
+  sort_dims(grad_gate != nullptr ? *grad_gate : *grad_up, order);
+  BackwardLoop loop{
+      FOO_CORE_DISPATCH(GluBackward)(activation, gate.dtype,
+                                     grad_gate != nullptr, grad_up != nullptr),
+      grad,
+      gate,
+      up,
+      grad_gate,
+      grad_up,
+      {}};
+  for (int i = 0; i < gate.ndim; ++i) {
+    const int d = order[i];
+    loop.nest.append(gate.sizes[d],
+                     {grad.strides[d], gate.strides[d], up.strides[d],
+                      grad_gate == nullptr ? 0 : grad_gate->strides[d],
+                      grad_up == nullptr ? 0 : grad_up->strides[d]});
+  }
+  loop.nest.finish();
+  const ParallelFor& use = count < kGrain ? serial() : parallel_for;
+  use.run(
+      use.self, 0, count, kGrain,
+      [](void* self, std::int64_t begin, std::int64_t end) {
+        static_cast<const BackwardLoop*>(self)->run(begin, end);
+      },
+      &loop);
+}
+
+}  // namespace
+
+void silu_mul_backward(const ConstTensorView& grad, const ConstTensorView& gate,
+                       const ConstTensorView& up, const TensorView* grad_gate,
+                       const TensorView* grad_up,
+                       const ParallelFor& parallel_for) {
+  run("silu_mul_backward", Activation::kSilu, grad, gate, up, grad_gate,
+      grad_up, parallel_for);
+}
+
+void gelu_mul_backward(const ConstTensorView& grad, const ConstTensorView& gate,
+                       const ConstTensorView& up,
+                       GeluApproximation approximation,
+                       const TensorView* grad_gate, const TensorView* grad_up,
+                       const ParallelFor& parallel_for) {
+  constexpr const char* kOp = "gelu_mul_backward";
+  run(kOp, gelu_activation(kOp, approximation), grad, gate, up, grad_gate,
+      grad_up, parallel_for);
+}
+
+}  // namespace foo_core
+#endif  // HWY_ONCE
