@@ -152,7 +152,7 @@ def call_cases() -> Iterator[Case]:
         ("grad mode", torch.enable_grad, False),
         ("requires_grad", torch.enable_grad, True),
     ]:
-        a, b, c = torch.randn(3, 4)
+        a, b = torch.randn(2, 4)
         a.requires_grad_(requires_grad)
         b.requires_grad_(requires_grad)
         out = torch.empty(4)

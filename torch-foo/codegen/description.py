@@ -32,6 +32,7 @@ KEYS = (
     "fake",
     "derivatives",
     "output_differentiability",
+    "internal_results",
     "vmap",
     "autocast",
     "doc",
@@ -92,6 +93,8 @@ class Operator:
     derivatives: tuple[Derivative, ...]
     differentiable: tuple[bool, ...]
     """For each result whether it has a gradient."""
+    internal_results: tuple[str, ...]
+    """The results that the Python function keeps to itself."""
     vmap: str
     autocast: str
     doc: Doc | None
@@ -309,6 +312,9 @@ def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
         fake=fake,
         derivatives=_derivatives(entry, schema, differentiable, modules),
         differentiable=differentiable,
+        internal_results=entry.choices(
+            "internal_results", [str(r.name) for r in results]
+        ),
         vmap="".join(entry.choices("vmap", modules["_vmap"])),
         autocast="".join(entry.choices("autocast", ["promote"])),
         doc=_doc(entry, name, arguments, has_out),

@@ -164,8 +164,30 @@ def fake_parameters(op: Operator) -> str:
     )
 
 
+def cpp_string(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def public_names(ops: list[Operator]) -> list[str]:
+    return sorted(name for op in ops if op.public for name in op.names())
+
+
+def results_to_return(op: Operator) -> str:
+    """What to write after a call to drop internal results."""
+    if not op.internal_results:
+        return ""
+    kept = [
+        i for i, r in enumerate(op.results) if r.name not in op.internal_results
+    ]
+    return f"[{kept[0]}]" if len(kept) == 1 else f"[: {len(kept)}]"
+
+
 def python_result(op: Operator) -> str:
-    types = [python_type(r.type) for r in op.results]
+    types = [
+        python_type(r.type)
+        for r in op.results
+        if r.name not in op.internal_results
+    ]
     return types[0] if len(types) == 1 else f"tuple[{', '.join(types)}]"
 
 

@@ -57,14 +57,14 @@ HWY_INLINE void FetchAhead(const T* p, int64_t n) {
 template <int kDegree, class V>
 HWY_INLINE V Exp2Reduced(V x) {
   if constexpr (kDegree == 4) {
-    return Polynomial(x, 1, 0x1.62e12cp-1f, 0x1.ec0378p-3f, 0x1.c9fc46p-5f,
-                      0x1.3a02ccp-7f);
+    return Polynomial(x, 1, 1, 1, 0x1.62e12cp-1f, 0x1.ec0378p-3f,
+                      0x1.c9fc46p-5f, 0x1.3a02ccp-7f);
   } else if constexpr (kDegree == 5) {
-    return Polynomial(x, 1, 0x1.62e42ap-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f,
-                      0x1.3cea88p-7f, 0x1.5bba14p-10f);
+    return Polynomial(x, 1, 1, 1, 0x1.62e42ap-1f, 0x1.ebf9bcp-3f,
+                      0x1.c6b752p-5f, 0x1.3cea88p-7f, 0x1.5bba14p-10f);
   } else {
     static_assert(kDegree == 6);
-    return Polynomial(x, 1, 0x1.62e43p-1f, 0x1.ebfbdcp-3f, 0x1.c6aee8p-5f,
+    return Polynomial(x, 1, 1, 1, 0x1.62e43p-1f, 0x1.ebfbdcp-3f, 0x1.c6aee8p-5f,
                       0x1.3b2d4cp-7f, 0x1.5f3e52p-10f, 0x1.41fbbcp-13f);
   }
 }

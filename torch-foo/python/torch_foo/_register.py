@@ -21,6 +21,7 @@ def register(
     op: str,
     *,
     has_raw: bool,
+    is_constant: bool = False,
     fake: Callable[..., Any],
     fake_out: Callable[..., None] | None = None,
     written: Sequence[str] = (),
@@ -33,6 +34,7 @@ def register(
     Args:
         op: its name.
         has_raw: whether there is `_{op}`, the same without gradients.
+        is_constant: whether none of its results has a gradient.
         fake: what it does to tensors without data.
         fake_out: the same of `{op}.out`, if that exists.
         written: the arguments that `{op}_` writes to, if that exists.
@@ -52,6 +54,9 @@ def register(
         if autocast is not None:
             for device in ("CPU", "CUDA"):
                 _register_autocast(overload, f"Autocast{device}", autocast)
+
+    if is_constant:  # else a gradient that is asked for is a warning
+        _library.impl(op, torch.library.fallthrough_kernel, "Autograd")
 
     if fake_out is not None:
         overloads += _register_mutating(

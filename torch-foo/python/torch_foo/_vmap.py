@@ -4,6 +4,7 @@ Called with the operator as a function, and what torch.library.register_vmap
 says: the arguments, of which `in_dims` tells the batched dimensions.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,19 +61,171 @@ def rms_norm(
     return torch_foo.ops.mul(normed, weight.to(wide)).to(x.dtype), 0
 
 
+def _batched(tensor: Any, dim: int | None, info: Any) -> Any:
+    """Move the batch to the front; there has to be one, so repeat if not."""
+    if not isinstance(tensor, Tensor):
+        return tensor
+    if dim is None:
+        return tensor.expand(info.batch_size, *tensor.shape)
+    return tensor.movedim(dim, 0)
+
+
+def gated(
+    op: Any,
+    info: Any,
+    in_dims: Dims,
+    gate: Tensor,
+    up: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> tuple[Tensor, int]:
+    """silu_mul and gelu_mul: tensors of one shape, with one more dimension."""
+    dgate, dup = (*in_dims, None)[:2]
+    gate, up = _batched(gate, dgate, info), _batched(up, dup, info)
+    return op(gate, up, *rest, **named), 0
+
+
+def add_rms_norm(
+    op: Any,
+    info: Any,
+    in_dims: Dims,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[tuple[Tensor, Tensor], Dims]:
+    """More rows, unless there is a weight for each example."""
+    dx, dresidual, dweight = (*in_dims, None)[:3]
+    x, residual = _batched(x, dx, info), _batched(residual, dresidual, info)
+    if dweight is None or weight is None:
+        return op(x, residual, weight, eps), (0, 0)
+    residual_out = torch_foo.ops.add(x, residual)
+    y, _ = rms_norm(
+        torch_foo.ops.rms_norm, info, (0, dweight), residual_out, weight, eps
+    )
+    return (y, residual_out), (0, 0)
+
+
+def quantize_int8_rowwise(
+    op: Any, info: Any, in_dims: Dims, x: Tensor
+) -> tuple[tuple[Tensor, Tensor], Dims]:
+    """More rows."""
+    return op(_batched(x, in_dims[0], info)), (0, 0)
+
+
+def rope(
+    op: Any,
+    info: Any,
+    in_dims: Dims,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> tuple[Tensor, int]:
+    """A larger batch, unless there are tables for each example."""
+    dx, dcos, dsin, dpositions = (*in_dims, None)[:4]
+    if dcos is not None or dsin is not None:
+        raise NotImplementedError(
+            "torch_foo.rope: vmap over cos or sin is not supported; use one "
+            "table and positions"
+        )
+    x = _batched(x, dx, info)
+    batch = x.shape[1]
+    if positions is not None:
+        positions = _batched(positions, dpositions, info)
+        if positions.dim() == 2:
+            positions = positions.unsqueeze(1)
+        positions = positions.expand(-1, batch, -1).flatten(0, 1)
+    y = op(x.flatten(0, 1), cos, sin, positions, *rest, **named)
+    return y.unflatten(0, (info.batch_size, batch)), 0
+
+
+def cross_entropy(
+    op: Any,
+    info: Any,
+    in_dims: Dims,
+    logits: Tensor,
+    target: Tensor,
+    *rest: Any,
+    **named: Any,
+) -> tuple[tuple[Tensor, Tensor], Dims]:
+    """More rows, reduced for each example."""
+    defaults: dict[str, Any] = {
+        "ignore_index": -100,
+        "reduction": "mean",
+        "label_smoothing": 0.0,
+    }
+    given = defaults | dict(zip(defaults, rest, strict=False)) | named
+    reduction, given["reduction"] = given["reduction"], "none"
+    dlogits, dtarget, *_ = in_dims
+    logits = _batched(logits, dlogits, info)
+    target = _batched(target, dtarget, info)
+    if rest:
+        loss, lse = op(logits, target, *given.values())
+    else:
+        loss, lse = op(logits, target, **given)
+    if reduction != "none":
+        loss = loss.reshape(info.batch_size, -1).sum(1)
+    if reduction == "mean":
+        kept = target != given["ignore_index"]
+        loss = loss / kept.reshape(info.batch_size, -1).sum(1)
+    return (loss, lse), (0, 0)
+
+
+# --- gradients, as torch.autograd.grad(is_grads_batched=True) asks for them ---
+
+
+def _by_formula(
+    formula: Callable[..., Any], in_dims: Dims, args: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Let PyTorch batch a formula, which may have None among its results."""
+    present: list[bool] = []
+
+    def tensors_of(*args: Any) -> list[Tensor]:
+        results = formula(*args)
+        present[:] = [r is not None for r in results]
+        return [r for r in results if r is not None]
+
+    batched = iter(torch.vmap(tensors_of, in_dims=in_dims)(*args))
+    return (
+        tuple(next(batched) if there else None for there in present),
+        tuple(0 if there else None for there in present),
+    )
+
+
 def rms_norm_backward(
     op: Any, info: Any, in_dims: Dims, *args: Any
-) -> tuple[tuple[Tensor | None, ...], Dims]:
-    """As torch.autograd.grad(is_grads_batched=True) asks for it."""
-    *_, wants_x, wants_weight = args
-    wanted = [i for i, w in enumerate((wants_x, wants_weight)) if w]
+) -> tuple[Any, Any]:
+    return _by_formula(reference.rms_norm_backward, in_dims, args)
 
-    def formula(*tensors: Any) -> list[Tensor | None]:
-        grads = reference.rms_norm_backward(*tensors, *args[3:])
-        return [grads[i] for i in wanted]
 
-    batched = torch.vmap(formula, in_dims=in_dims[:3])(*args[:3])
-    results: list[Tensor | None] = [None, None]
-    for i, grad in zip(wanted, batched, strict=True):
-        results[i] = grad
-    return tuple(results), tuple(None if r is None else 0 for r in results)
+def add_rms_norm_backward(
+    op: Any, info: Any, in_dims: Dims, *args: Any
+) -> tuple[Any, Any]:
+    return _by_formula(reference.add_rms_norm_backward, in_dims, args)
+
+
+def silu_mul_backward(
+    op: Any, info: Any, in_dims: Dims, *args: Any
+) -> tuple[Any, Any]:
+    return _by_formula(reference.silu_mul_backward, in_dims, args)
+
+
+def gelu_mul_backward(
+    op: Any, info: Any, in_dims: Dims, *args: Any
+) -> tuple[Any, Any]:
+    return _by_formula(reference.gelu_mul_backward, in_dims, args)
+
+
+def cross_entropy_backward(
+    op: Any, info: Any, in_dims: Dims, *args: Any
+) -> tuple[Any, Any]:
+    def formula(
+        grad: Any, logits: Any, target: Any, lse: Any, *rest: Any
+    ) -> Any:
+        return [reference.cross_entropy_backward(grad, logits, target, *rest)]
+
+    (gradient,), (dim,) = _by_formula(formula, in_dims, args)
+    return gradient, dim

@@ -6,6 +6,7 @@ torch.library cost more than a small kernel even where nobody needs them. While
 PyTorch traces or transforms, and where a gradient is needed, it goes to
 _dispatch, which knows about derivatives.
 """
+# ruff: noqa: D205
 
 import torch
 from torch import Tensor
@@ -18,9 +19,17 @@ from torch_foo._autograd import mark_written as _mark_written
 
 __all__ = [
     "add",
+    "add_rms_norm",
+    "add_rms_norm_",
+    "cross_entropy",
+    "gelu_mul",
     "mul",
     "muladd",
+    "quantize_int8_rowwise",
     "rms_norm",
+    "rope",
+    "rope_",
+    "silu_mul",
 ]
 
 _ops = torch.ops.torch_foo
@@ -37,6 +46,17 @@ _muladd = _ops._muladd.default._op
 _muladd_out = _ops._muladd_out.default._op
 _rms_norm = _ops._rms_norm.default._op
 _rms_norm_out = _ops._rms_norm_out.default._op
+_add_rms_norm = _ops._add_rms_norm.default._op
+_add_rms_norm_ = _ops._add_rms_norm_.default._op
+_silu_mul = _ops._silu_mul.default._op
+_silu_mul_out = _ops._silu_mul_out.default._op
+_gelu_mul = _ops._gelu_mul.default._op
+_gelu_mul_out = _ops._gelu_mul_out.default._op
+_rope = _ops._rope.default._op
+_rope_out = _ops._rope_out.default._op
+_rope_ = _ops._rope_.default._op
+_cross_entropy = _ops._cross_entropy.default._op
+_quantize_int8_rowwise = _ops.quantize_int8_rowwise.default._op
 
 
 def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -231,3 +251,370 @@ def rms_norm(
     if is_special:
         return _dispatch.rms_norm(x, weight, eps)
     return _rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Compute ``rms_norm(x + residual, weight, eps)`` and ``x + residual``, in
+    one pass over memory.
+
+    Args:
+        x: (..., n), float32, float64, float16 or bfloat16, any strides.
+        residual: of x's shape, dtype and device.
+        weight: (n,), of x's dtype and device; None means ones.
+        eps: added to the mean square of a row.
+
+    Returns:
+        ``(y, residual_out)``: the norm, of the sum as it is in
+        ``residual_out``, rounded to the dtype; and that sum. New contiguous
+        tensors.
+
+    Raises:
+        RuntimeError: for arguments that do not fit together. Nothing has been
+            written then.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019;
+    the residual connection before it as in Llama.
+
+    >>> x, residual = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    >>> torch_foo.add_rms_norm(x, residual, eps=0.0)
+    (tensor([0.8485, 1.1314]), tensor([3., 4.]))
+    """
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                _is_grad_enabled()
+                and (
+                    x.requires_grad
+                    or residual.requires_grad
+                    or (weight is not None and weight.requires_grad)
+                )
+            )
+        )
+    except AttributeError:  # not a tensor: the dispatcher says so
+        return _ops.add_rms_norm.default(x, residual, weight, eps)
+    if is_special:
+        return _dispatch.add_rms_norm(x, residual, weight, eps)
+    return _add_rms_norm(x, residual, weight, eps)
+
+
+def add_rms_norm_(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
+) -> None:
+    """The same in place: x takes y, residual takes residual_out.
+
+    Not differentiable.
+    """
+    if _is_plain(x, residual, weight):
+        _add_rms_norm_(x, residual, weight, eps)
+        _mark_written(x, residual)
+    else:
+        _ops.add_rms_norm_.default(x, residual, weight, eps)
+
+
+def silu_mul(
+    gate: Tensor, up: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
+    """Compute ``silu(gate) * up``, rounded once; the gate of SwiGLU.
+
+    Args:
+        gate: float32, float64, float16 or bfloat16, of any shape and strides.
+        up: of gate's shape, dtype and device. None means that gate is packed:
+            its last dimension holds gate, then up.
+        out: where to put the result: a tensor of the result's shape and of
+            gate's dtype and device. It may be gate or up; another overlap with
+            them is an error. Not differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
+
+    Raises:
+        RuntimeError: for arguments that do not fit together. Nothing has been
+            written then.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020;
+    ``torch.nn.functional.silu``.
+
+    >>> torch_foo.silu_mul(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+    tensor([0.0000, 1.4621])
+    """
+    if out is not None:
+        if _is_plain(out, gate, up):
+            _silu_mul_out(gate, up, out)
+            _mark_written(out)
+        else:
+            _ops.silu_mul.out(gate, up, out=out)
+        return out
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                _is_grad_enabled()
+                and (
+                    gate.requires_grad or (up is not None and up.requires_grad)
+                )
+            )
+        )
+    except AttributeError:  # not a tensor: the dispatcher says so
+        return _ops.silu_mul.default(gate, up)
+    if is_special:
+        return _dispatch.silu_mul(gate, up)
+    return _silu_mul(gate, up)
+
+
+def gelu_mul(
+    gate: Tensor,
+    up: Tensor | None = None,
+    *,
+    approximate: str = "none",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Compute ``gelu(gate) * up``, rounded once; the gate of GEGLU.
+
+    Args:
+        gate: float32, float64, float16 or bfloat16, of any shape and strides.
+        up: of gate's shape, dtype and device. None means that gate is packed:
+            its last dimension holds gate, then up.
+        approximate: "none" for gelu by the error function, "tanh" for its
+            approximation by tanh.
+        out: where to put the result: a tensor of the result's shape and of
+            gate's dtype and device. It may be gate or up; another overlap with
+            them is an error. Not differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
+
+    Raises:
+        RuntimeError: for arguments that do not fit together. Nothing has been
+            written then.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020;
+    ``torch.nn.functional.gelu``.
+
+    >>> torch_foo.gelu_mul(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+    tensor([0.0000, 1.6827])
+    """
+    if out is not None:
+        if _is_plain(out, gate, up):
+            _gelu_mul_out(gate, up, approximate, out)
+            _mark_written(out)
+        else:
+            _ops.gelu_mul.out(gate, up, approximate=approximate, out=out)
+        return out
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                _is_grad_enabled()
+                and (
+                    gate.requires_grad or (up is not None and up.requires_grad)
+                )
+            )
+        )
+    except AttributeError:  # not a tensor: the dispatcher says so
+        return _ops.gelu_mul.default(gate, up, approximate=approximate)
+    if is_special:
+        return _dispatch.gelu_mul(gate, up, approximate)
+    return _gelu_mul(gate, up, approximate)
+
+
+def rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Rotate pairs of elements of x by the angles of their positions, the
+    rotary position embedding.
+
+    Args:
+        x: (batch, seq, heads, head_dim), float32, float64, float16 or bfloat16,
+            any strides.
+        cos: (max_position, rotary_dim / 2), the cosines of the angles, of x's
+            dtype or float32. rotary_dim may be less than head_dim; the rest of
+            a head is copied. Its gradient is not computed.
+        sin: the sines, like cos.
+        positions: int64, (seq,) or (batch, seq), rows of cos and sin; None
+            means 0, 1, ..., seq - 1.
+        interleaved: whether pair number i is (2i, 2i + 1) instead of (i, i +
+            rotary_dim / 2).
+        out: where to put the result: a tensor of x's shape, dtype and device.
+            It may be x; another overlap with an argument is an error. Not
+            differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
+
+    Raises:
+        RuntimeError: for arguments that do not fit together. Nothing has been
+            written then.
+
+    Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position
+    Embedding", 2021; halves as in GPT-NeoX and Llama, interleaved as in GPT-J.
+
+    >>> angle = torch.tensor([[0.0], [torch.pi / 2]])
+    >>> x = torch.tensor([[1.0, 2.0], [1.0, 2.0]]).view(1, 2, 1, 2)
+    >>> torch_foo.rope(x, angle.cos(), angle.sin()).view(2, 2).round()
+    tensor([[ 1.,  2.],
+            [-2.,  1.]])
+    """
+    if out is not None:
+        if _is_plain(out, x, cos, sin, positions):
+            _rope_out(x, cos, sin, positions, interleaved, out)
+            _mark_written(out)
+        else:
+            _ops.rope.out(
+                x, cos, sin, positions, interleaved=interleaved, out=out
+            )
+        return out
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                _is_grad_enabled()
+                and (
+                    x.requires_grad
+                    or cos.requires_grad
+                    or sin.requires_grad
+                    or (positions is not None and positions.requires_grad)
+                )
+            )
+        )
+    except AttributeError:  # not a tensor: the dispatcher says so
+        return _ops.rope.default(
+            x, cos, sin, positions, interleaved=interleaved
+        )
+    if is_special:
+        return _dispatch.rope(x, cos, sin, positions, interleaved)
+    return _rope(x, cos, sin, positions, interleaved)
+
+
+def rope_(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+) -> None:
+    """The same in place: x takes the result.
+
+    Not differentiable.
+    """
+    if _is_plain(x, cos, sin, positions):
+        _rope_(x, cos, sin, positions, interleaved)
+        _mark_written(x)
+    else:
+        _ops.rope_.default(x, cos, sin, positions, interleaved=interleaved)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Compute the cross-entropy of class indices over the last dimension,
+    without log-probabilities in memory.
+
+    Args:
+        logits: (..., n), float32, float64, float16 or bfloat16, any strides.
+        target: int64, (...), each in [0, n) or ignore_index. (In
+            ``torch.nn.functional.cross_entropy`` classes are the second
+            dimension.)
+        ignore_index: targets that have no loss and no gradient.
+        reduction: "mean" over the targets that are not ignored (nan if there
+            are none), "sum", or "none".
+        label_smoothing: 0 to 1, the share of the uniform distribution in the
+            target's.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): of shape (...) if the
+        reduction is "none", else ().
+
+    Raises:
+        RuntimeError: for arguments that do not fit together. Nothing has been
+            written then.
+
+    Source: ``torch.nn.functional.cross_entropy``; label smoothing from Szegedy
+    et al., "Rethinking the Inception Architecture for Computer Vision", 2015.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    >>> torch_foo.cross_entropy(logits, torch.tensor([1, 0]))
+    tensor(0.3709)
+    """
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                _is_grad_enabled()
+                and (logits.requires_grad or target.requires_grad)
+            )
+        )
+    except AttributeError:  # not a tensor: the dispatcher says so
+        return _ops.cross_entropy.default(
+            logits,
+            target,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )[0]
+    if is_special:
+        return _dispatch.cross_entropy(
+            logits, target, ignore_index, reduction, label_smoothing
+        )[0]
+    return _cross_entropy(
+        logits, target, ignore_index, reduction, label_smoothing
+    )[0]
+
+
+def quantize_int8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize to int8 with a scale for each row: ``scale = max(abs(x)) / 127``
+    over the last dimension, ``q = round(x / scale)``, ties to even.
+
+    Args:
+        x: (..., n), float32, float64, float16 or bfloat16, any strides.
+
+    Returns:
+        ``(q, scale)``: int8, of x's shape; float32, (..., 1), 1 for a row of
+        zeros. New contiguous tensors, without gradients.
+
+    Raises:
+        RuntimeError: for arguments that do not fit together. Nothing has been
+            written then.
+
+    Source: Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for
+    Transformers at Scale", 2022, the row-wise part.
+
+    >>> torch_foo.quantize_int8_rowwise(torch.tensor([[-127.0, 2.5, 64.0]]))
+    (tensor([[-127,    2,   64]], dtype=torch.int8), tensor([[1.]]))
+    """
+    try:
+        is_special = _is_dynamo_compiling() or _compiler._is_exporting_flag
+    except AttributeError:  # not a tensor: the dispatcher says so
+        return _ops.quantize_int8_rowwise.default(x)
+    if is_special:
+        return _ops.quantize_int8_rowwise.default(x)
+    return _quantize_int8_rowwise(x)

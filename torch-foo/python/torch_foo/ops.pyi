@@ -3,9 +3,17 @@ from torch import Tensor
 
 __all__ = [
     "add",
+    "add_rms_norm",
+    "add_rms_norm_",
+    "cross_entropy",
+    "gelu_mul",
     "mul",
     "muladd",
+    "quantize_int8_rowwise",
     "rms_norm",
+    "rope",
+    "rope_",
+    "silu_mul",
 ]
 
 def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor: ...
@@ -20,3 +28,45 @@ def rms_norm(
     *,
     out: Tensor | None = None,
 ) -> Tensor: ...
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]: ...
+def add_rms_norm_(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
+) -> None: ...
+def silu_mul(
+    gate: Tensor, up: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor: ...
+def gelu_mul(
+    gate: Tensor,
+    up: Tensor | None = None,
+    *,
+    approximate: str = "none",
+    out: Tensor | None = None,
+) -> Tensor: ...
+def rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def rope_(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+) -> None: ...
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor: ...
+def quantize_int8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]: ...

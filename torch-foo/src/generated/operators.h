@@ -30,6 +30,62 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
     const Tensor& grad, const Tensor& x, const std::optional<Tensor>& weight,
     double eps, bool wants_x, bool wants_weight);
 
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
+                                        const std::optional<Tensor>& weight,
+                                        double eps);
+void add_rms_norm_(const Tensor& x, const Tensor& residual,
+                   const std::optional<Tensor>& weight, double eps);
+
+std::tuple<Tensor, Tensor> add_rms_norm_backward(
+    const Tensor& grad, const std::optional<Tensor>& grad_residual,
+    const Tensor& residual_out, const std::optional<Tensor>& weight, double eps,
+    bool wants_x, bool wants_weight);
+
+Tensor silu_mul(const Tensor& gate, const std::optional<Tensor>& up);
+void silu_mul_out(const Tensor& gate, const std::optional<Tensor>& up,
+                  const Tensor& out);
+
+std::tuple<Tensor, Tensor> silu_mul_backward(const Tensor& grad,
+                                             const Tensor& gate,
+                                             const std::optional<Tensor>& up,
+                                             bool wants_gate, bool wants_up);
+
+Tensor gelu_mul(const Tensor& gate, const std::optional<Tensor>& up,
+                const std::string& approximate);
+void gelu_mul_out(const Tensor& gate, const std::optional<Tensor>& up,
+                  const std::string& approximate, const Tensor& out);
+
+std::tuple<Tensor, Tensor> gelu_mul_backward(const Tensor& grad,
+                                             const Tensor& gate,
+                                             const std::optional<Tensor>& up,
+                                             const std::string& approximate,
+                                             bool wants_gate, bool wants_up);
+
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
+            const std::optional<Tensor>& positions, bool interleaved);
+void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
+              const std::optional<Tensor>& positions, bool interleaved,
+              const Tensor& out);
+void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
+           const std::optional<Tensor>& positions, bool interleaved);
+
+Tensor rope_backward(const Tensor& grad, const Tensor& cos, const Tensor& sin,
+                     const std::optional<Tensor>& positions, bool interleaved);
+
+std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits,
+                                         const Tensor& target,
+                                         std::int64_t ignore_index,
+                                         const std::string& reduction,
+                                         double label_smoothing);
+
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& logits,
+                              const Tensor& target, const Tensor& lse,
+                              std::int64_t ignore_index,
+                              const std::string& reduction,
+                              double label_smoothing);
+
+std::tuple<Tensor, Tensor> quantize_int8_rowwise(const Tensor& x);
+
 std::string version();
 
 std::string core_version();

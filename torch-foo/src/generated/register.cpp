@@ -33,6 +33,76 @@ STABLE_TORCH_LIBRARY(torch_foo, m) {
       "_rms_norm_backward(Tensor grad, Tensor x, Tensor? weight, float eps, "
       "bool wants_x, bool wants_weight) -> (Tensor grad_x, Tensor "
       "grad_weight)");
+  m.def(
+      "add_rms_norm(Tensor x, Tensor residual, Tensor? weight=None, float "
+      "eps=1e-6) -> (Tensor y, Tensor residual_out)");
+  m.def(
+      "add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight=None, "
+      "float eps=1e-6) -> ()");
+  m.def(
+      "_add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> "
+      "(Tensor y, Tensor residual_out)");
+  m.def(
+      "_add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float "
+      "eps) -> ()");
+  m.def(
+      "_add_rms_norm_backward(Tensor grad, Tensor? grad_residual, Tensor "
+      "residual_out, Tensor? weight, float eps, bool wants_x, bool "
+      "wants_weight) -> (Tensor grad_x, Tensor grad_weight)");
+  m.def("silu_mul(Tensor gate, Tensor? up=None) -> Tensor");
+  m.def("silu_mul.out(Tensor gate, Tensor? up=None, *, Tensor(a!) out) -> ()");
+  m.def("_silu_mul(Tensor gate, Tensor? up) -> Tensor");
+  m.def("_silu_mul_out(Tensor gate, Tensor? up, Tensor(a!) out) -> ()");
+  m.def(
+      "_silu_mul_backward(Tensor grad, Tensor gate, Tensor? up, bool "
+      "wants_gate, bool wants_up) -> (Tensor grad_gate, Tensor grad_up)");
+  m.def(
+      "gelu_mul(Tensor gate, Tensor? up=None, *, str approximate=\"none\") -> "
+      "Tensor");
+  m.def(
+      "gelu_mul.out(Tensor gate, Tensor? up=None, *, str approximate=\"none\", "
+      "Tensor(a!) out) -> ()");
+  m.def("_gelu_mul(Tensor gate, Tensor? up, str approximate) -> Tensor");
+  m.def(
+      "_gelu_mul_out(Tensor gate, Tensor? up, str approximate, Tensor(a!) out) "
+      "-> ()");
+  m.def(
+      "_gelu_mul_backward(Tensor grad, Tensor gate, Tensor? up, str "
+      "approximate, bool wants_gate, bool wants_up) -> (Tensor grad_gate, "
+      "Tensor grad_up)");
+  m.def(
+      "rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions=None, *, bool "
+      "interleaved=False) -> Tensor");
+  m.def(
+      "rope.out(Tensor x, Tensor cos, Tensor sin, Tensor? positions=None, *, "
+      "bool interleaved=False, Tensor(a!) out) -> ()");
+  m.def(
+      "rope_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions=None, *, "
+      "bool interleaved=False) -> ()");
+  m.def(
+      "_rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool "
+      "interleaved) -> Tensor");
+  m.def(
+      "_rope_out(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool "
+      "interleaved, Tensor(a!) out) -> ()");
+  m.def(
+      "_rope_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions, bool "
+      "interleaved) -> ()");
+  m.def(
+      "_rope_backward(Tensor grad, Tensor cos, Tensor sin, Tensor? positions, "
+      "bool interleaved) -> Tensor");
+  m.def(
+      "cross_entropy(Tensor logits, Tensor target, *, int ignore_index=-100, "
+      "str reduction=\"mean\", float label_smoothing=0.0) -> (Tensor loss, "
+      "Tensor lse)");
+  m.def(
+      "_cross_entropy(Tensor logits, Tensor target, int ignore_index, str "
+      "reduction, float label_smoothing) -> (Tensor loss, Tensor lse)");
+  m.def(
+      "_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, "
+      "Tensor lse, int ignore_index, str reduction, float label_smoothing) -> "
+      "Tensor");
+  m.def("quantize_int8_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
   m.def("_version() -> str");
   m.def("_core_version() -> str");
   m.def("_core_has_cuda() -> bool");
@@ -62,6 +132,32 @@ void implement_cpu(StableLibrary& m) {
   m.impl("_rms_norm", boxed<&torch_foo::rms_norm>);
   m.impl("_rms_norm_out", boxed<&torch_foo::rms_norm_out>);
   m.impl("_rms_norm_backward", boxed<&torch_foo::rms_norm_backward>);
+  m.impl("add_rms_norm", boxed<&torch_foo::add_rms_norm>);
+  m.impl("add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
+  m.impl("_add_rms_norm", boxed<&torch_foo::add_rms_norm>);
+  m.impl("_add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
+  m.impl("_add_rms_norm_backward", boxed<&torch_foo::add_rms_norm_backward>);
+  m.impl("silu_mul", boxed<&torch_foo::silu_mul>);
+  m.impl("silu_mul.out", boxed<&torch_foo::silu_mul_out>);
+  m.impl("_silu_mul", boxed<&torch_foo::silu_mul>);
+  m.impl("_silu_mul_out", boxed<&torch_foo::silu_mul_out>);
+  m.impl("_silu_mul_backward", boxed<&torch_foo::silu_mul_backward>);
+  m.impl("gelu_mul", boxed<&torch_foo::gelu_mul>);
+  m.impl("gelu_mul.out", boxed<&torch_foo::gelu_mul_out>);
+  m.impl("_gelu_mul", boxed<&torch_foo::gelu_mul>);
+  m.impl("_gelu_mul_out", boxed<&torch_foo::gelu_mul_out>);
+  m.impl("_gelu_mul_backward", boxed<&torch_foo::gelu_mul_backward>);
+  m.impl("rope", boxed<&torch_foo::rope>);
+  m.impl("rope.out", boxed<&torch_foo::rope_out>);
+  m.impl("rope_", boxed<&torch_foo::rope_>);
+  m.impl("_rope", boxed<&torch_foo::rope>);
+  m.impl("_rope_out", boxed<&torch_foo::rope_out>);
+  m.impl("_rope_", boxed<&torch_foo::rope_>);
+  m.impl("_rope_backward", boxed<&torch_foo::rope_backward>);
+  m.impl("cross_entropy", boxed<&torch_foo::cross_entropy>);
+  m.impl("_cross_entropy", boxed<&torch_foo::cross_entropy>);
+  m.impl("_cross_entropy_backward", boxed<&torch_foo::cross_entropy_backward>);
+  m.impl("quantize_int8_rowwise", boxed<&torch_foo::quantize_int8_rowwise>);
 }
 
 void implement_cuda(StableLibrary& m) {
@@ -82,6 +178,32 @@ void implement_cuda(StableLibrary& m) {
   m.impl("_rms_norm", boxed<&torch_foo::rms_norm>);
   m.impl("_rms_norm_out", boxed<&torch_foo::rms_norm_out>);
   m.impl("_rms_norm_backward", boxed<&torch_foo::rms_norm_backward>);
+  m.impl("add_rms_norm", boxed<&torch_foo::add_rms_norm>);
+  m.impl("add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
+  m.impl("_add_rms_norm", boxed<&torch_foo::add_rms_norm>);
+  m.impl("_add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
+  m.impl("_add_rms_norm_backward", boxed<&torch_foo::add_rms_norm_backward>);
+  m.impl("silu_mul", boxed<&torch_foo::silu_mul>);
+  m.impl("silu_mul.out", boxed<&torch_foo::silu_mul_out>);
+  m.impl("_silu_mul", boxed<&torch_foo::silu_mul>);
+  m.impl("_silu_mul_out", boxed<&torch_foo::silu_mul_out>);
+  m.impl("_silu_mul_backward", boxed<&torch_foo::silu_mul_backward>);
+  m.impl("gelu_mul", boxed<&torch_foo::gelu_mul>);
+  m.impl("gelu_mul.out", boxed<&torch_foo::gelu_mul_out>);
+  m.impl("_gelu_mul", boxed<&torch_foo::gelu_mul>);
+  m.impl("_gelu_mul_out", boxed<&torch_foo::gelu_mul_out>);
+  m.impl("_gelu_mul_backward", boxed<&torch_foo::gelu_mul_backward>);
+  m.impl("rope", boxed<&torch_foo::rope>);
+  m.impl("rope.out", boxed<&torch_foo::rope_out>);
+  m.impl("rope_", boxed<&torch_foo::rope_>);
+  m.impl("_rope", boxed<&torch_foo::rope>);
+  m.impl("_rope_out", boxed<&torch_foo::rope_out>);
+  m.impl("_rope_", boxed<&torch_foo::rope_>);
+  m.impl("_rope_backward", boxed<&torch_foo::rope_backward>);
+  m.impl("cross_entropy", boxed<&torch_foo::cross_entropy>);
+  m.impl("_cross_entropy", boxed<&torch_foo::cross_entropy>);
+  m.impl("_cross_entropy_backward", boxed<&torch_foo::cross_entropy_backward>);
+  m.impl("quantize_int8_rowwise", boxed<&torch_foo::quantize_int8_rowwise>);
 }
 
 }  // namespace
