@@ -63,11 +63,15 @@ def register(
             op, getattr(_ops, op).out, f"_{op}_out", fake_out, ["out"]
         )
     if written:
+
+        def fake_inplace(*args: Any, **kwargs: Any) -> None:
+            fake(*args, **kwargs)
+
         overloads += _register_mutating(
             op,
             getattr(_ops, f"{op}_").default,
             f"_{op}_",
-            lambda *args, **kwargs: fake(*args, **kwargs) and None,
+            fake_inplace,
             written,
         )
     for overload in overloads:
