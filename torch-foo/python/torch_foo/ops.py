@@ -306,9 +306,9 @@ def add_rms_norm(
 def add_rms_norm_(
     x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
 ) -> None:
-    """The same in place: x takes y, residual takes residual_out.
+    """Do what :func:`add_rms_norm` does, in place: x takes y, residual takes residual_out.
 
-    Not differentiable.
+    The arguments and errors are the same. Not differentiable.
     """
     if _is_plain(x, residual, weight):
         _add_rms_norm_(x, residual, weight, eps)
@@ -514,9 +514,9 @@ def rope_(
     *,
     interleaved: bool = False,
 ) -> None:
-    """The same in place: x takes the result.
+    """Do what :func:`rope` does, in place: x takes the result.
 
-    Not differentiable.
+    The arguments and errors are the same. Not differentiable.
     """
     if _is_plain(x, cos, sin, positions):
         _rope_(x, cos, sin, positions, interleaved)
