@@ -31,6 +31,10 @@ struct Pair {
   using D = hn::ScalableTag<C>;
   hn::Vec<D> a, b;
 
+  // The implicit one would not be compiled for the target.
+  HWY_INLINE Pair() {}
+  HWY_INLINE Pair(hn::Vec<D> first, hn::Vec<D> second) : a(first), b(second) {}
+
   static HWY_INLINE Pair Set(C value) {
     if (value != value) value = std::numeric_limits<C>::quiet_NaN();
     return {hn::Set(D(), value), hn::Set(D(), value)};
