@@ -298,6 +298,14 @@ def wrapped(text: str, indent: int, first: int = 0) -> str:
     )
 
 
+def inplace_summary(op: Operator) -> str:
+    takes = [
+        f"{argument} takes {'the result' if result == 'result' else result}"
+        for argument, result in op.inplace.items()
+    ]
+    return f"Do what :func:`{op.name}` does, in place: {', '.join(takes)}."
+
+
 def markdown(text: str) -> str:
     """A docstring's text as Markdown has it, in one line."""
     return " ".join(text.split()).replace("``", "`")
