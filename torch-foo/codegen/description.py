@@ -8,7 +8,9 @@ import ast
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import util
+from keyword import iskeyword
 from pathlib import Path
 
 import yaml
@@ -20,8 +22,17 @@ from torchgen.model import (
     Type,
 )
 
-# The types in use that LibTorch's stable ABI has from torch 2.10 on.
-TYPES = ("Tensor", "int", "float", "bool", "str")
+# The types in use that LibTorch's stable ABI has from torch 2.10 on, with what
+# their defaults may be.
+TYPES: dict[str, tuple[type, ...]] = {
+    "Tensor": (),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+}
+# What the generated functions call something else.
+RESERVED = ("ctx", "inputs", "is_special", "out", "output", "result")
 DEVICES = ("CPU", "CUDA")
 KEYS = (
     "func",
@@ -122,8 +133,13 @@ class Operator:
     def names(self) -> Iterator[str]:
         """All names that it takes in the dispatcher."""
         yield self.name
+        if self.derivatives:
+            yield f"_{self.name}"
+        if self.has_out:
+            yield f"_{self.name}_out"
         if self.inplace:
             yield f"{self.name}_"
+            yield f"_{self.name}_"
 
 
 def load(path: Path, package: Path) -> list[Operator]:
@@ -138,14 +154,17 @@ def load(path: Path, package: Path) -> list[Operator]:
     try:
         for node in _entries(path.read_text()):
             try:
-                operator = _operator(_Mapping(node, "an operator"), modules)
+                line = node.start_mark.line + 1
+                entry = _Mapping(node, "an operator", line)
+                operator = _operator(entry, modules)
                 for name in operator.names():
                     first = lines.setdefault(name, operator.line)
                     if first != operator.line:
                         raise _EntryError(
                             operator.line,
-                            f"func: {name} is described in line {first} "
-                            "already; remove one of them",
+                            f"func: {operator.name} needs the name {name}, "
+                            f"which is taken in line {first}; rename or remove "
+                            "one of them",
                         )
                 operators.append(operator)
             except _EntryError as error:
@@ -153,8 +172,12 @@ def load(path: Path, package: Path) -> list[Operator]:
     except _EntryError as error:
         wrong.append(error)
     if wrong:
+        messages = [" ".join(str(error).split()) for error in wrong]
         raise DescriptionError(
-            "\n".join(f"{path.name}:{e.line}: {e}" for e in wrong)
+            "\n".join(
+                f"{path.name}:{error.line}: {message}"
+                for error, message in zip(wrong, messages, strict=True)
+            )
         )
     return operators
 
@@ -171,19 +194,24 @@ def _entries(text: str) -> list[yaml.Node]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = mark.line + 1 if mark else 1
-        raise _EntryError(line, f"this is not YAML: {error.problem}") from error
-    if not isinstance(root, yaml.SequenceNode):
+        line = error.problem_mark.line if error.problem_mark else 0
+        reason = error.problem
+    except yaml.reader.ReaderError as error:
+        line, reason = text.count("\n", 0, error.position), error.reason
+    else:
+        if isinstance(root, yaml.SequenceNode):
+            return root.value
         raise _EntryError(1, "expected a list of operators, `- func: ...`")
-    return root.value
+    raise _EntryError(
+        line + 1, f"this is not YAML: {reason}; correct it there or above"
+    )
 
 
 class _Mapping:
     """A mapping whose values are read with checks."""
 
-    def __init__(self, node: yaml.Node, what: str) -> None:
-        self.line = node.start_mark.line + 1
+    def __init__(self, node: yaml.Node, what: str, line: int) -> None:
+        self.line = line
         self.what = what
         if not isinstance(node, yaml.MappingNode):
             raise _EntryError(
@@ -220,7 +248,7 @@ class _Mapping:
             raise _EntryError(
                 self.line, f"{key} is missing in {self.what}; add it"
             )
-        return _Mapping(self._nodes[key], key)
+        return _Mapping(self._nodes[key], key, self.line_of(key))
 
     def text(self, key: str, default: str | None = None) -> str:
         if key not in self and default is not None:
@@ -251,10 +279,16 @@ class _Mapping:
             if word not in allowed:
                 raise _EntryError(
                     self.line_of(key),
-                    f"{key}: there is no {word}; "
+                    f"{key}: there is no {word!r}; "
                     f"use one of {', '.join(allowed)}",
                 )
         return words
+
+    def choice(self, key: str, allowed: Collection[str]) -> str:
+        """One of these words, or nothing."""
+        if len(words := self.choices(key, allowed)) > 1:
+            raise _EntryError(self.line_of(key), f"{key} is to be one word")
+        return "".join(words)
 
 
 # --- one operator -----------------------------------------------------------
@@ -266,11 +300,18 @@ def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
     name, results = str(schema.name), schema.returns
     arguments = {a.name: a for a in schema.arguments.flat_non_out}
     has_tensors = any(a.type.is_tensor_like() for a in arguments.values())
-    has_out = "out" in entry.choices("variants", ["out"])
-    if has_out and len(results) != 1:
+    has_out = bool(entry.choice("variants", ["out"]))
+    if has_out and [str(r.type) for r in results] != ["Tensor"]:
         raise _EntryError(
             entry.line_of("variants"),
-            f"variants: out is for one result, {name} has {len(results)}",
+            "variants: out is for one result, a Tensor, but "
+            f"{name} has {', '.join(str(r.type) for r in results)}; "
+            "remove it, or use `inplace`",
+        )
+    if has_out and not has_tensors:
+        raise _EntryError(
+            entry.line_of("variants"),
+            f"variants: {name} takes no tensor to compare out with; remove it",
         )
 
     flags = entry.choices("output_differentiability", ["true", "false"])
@@ -288,7 +329,11 @@ def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
         call = _call(entry.text("fake"), modules, "_fake", line)
         for word in _names(call):
             if word not in arguments:
-                raise _EntryError(line, f"fake: {name} has no argument {word}")
+                raise _EntryError(
+                    line,
+                    f"fake: {name} has no argument {word}; use "
+                    f"{', '.join(arguments)}",
+                )
         fake = ast.unparse(call)
     elif has_tensors:
         raise _EntryError(
@@ -307,24 +352,29 @@ def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
         schema=schema,
         dispatch=_dispatch(entry, name),
         has_out=has_out,
-        inplace=_inplace(entry, arguments, results),
+        inplace=_inplace(entry, arguments.values(), results),
+        internal_results=_internal_results(entry, results),
         tags=entry.choices("tags", _all_tags()),
         fake=fake,
         derivatives=_derivatives(entry, schema, differentiable, modules),
         differentiable=differentiable,
-        internal_results=entry.choices(
-            "internal_results", [str(r.name) for r in results]
-        ),
-        vmap="".join(entry.choices("vmap", modules["_vmap"])),
-        autocast="".join(entry.choices("autocast", ["promote"])),
+        vmap=entry.choice("vmap", modules["_vmap"]),
+        autocast=entry.choice("autocast", ["promote"]),
         doc=_doc(entry, name, arguments, has_out),
     )
 
 
 def _schema(text: str, line: int) -> FunctionSchema:
+    name = text.partition("(")[0]
+    if "." in name or name.endswith("_") or re.search(r"Tensor\([a-z]", text):
+        raise _EntryError(
+            line,
+            f"func: {name} is a variant; describe the operator that "
+            "returns new tensors, and add `variants: out` or `inplace: ...`",
+        )
     try:
         schema = FunctionSchema.parse(text)
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise _EntryError(
             line,
@@ -334,13 +384,6 @@ def _schema(text: str, line: int) -> FunctionSchema:
             "`name(Tensor x, float eps=1e-6) -> Tensor`",
         ) from error
     values = (*schema.arguments.flat_non_out, *schema.returns)
-    written = any(v.annotation is not None for v in values)
-    if written or schema.arguments.out or str(schema.name).count("."):
-        raise _EntryError(
-            line,
-            f"func: {schema.name} is a variant; describe the operator that "
-            "returns new tensors, and add `variants: out` or `inplace: ...`",
-        )
     for value in values:
         if base_type(value.type) not in TYPES:
             raise _EntryError(
@@ -349,13 +392,61 @@ def _schema(text: str, line: int) -> FunctionSchema:
                 "cannot cross the stable ABI; use one of "
                 f"{', '.join(TYPES)}, or that with a question mark",
             )
+    if not schema.returns:
+        raise _EntryError(
+            line, f"func: {name} returns nothing; let it return a new tensor"
+        )
     if len(schema.returns) > 1 and not all(r.name for r in schema.returns):
         raise _EntryError(
             line,
             "func: give the results names, as in "
             "`-> (Tensor first, Tensor second)`",
         )
+    names = [v.name for v in values if v.name]
+    for word in (name, *names):
+        if (
+            not re.fullmatch(r"[A-Za-z_]\w*", word)
+            or iskeyword(word)
+            or word in RESERVED
+            or names.count(word) > 1
+        ):
+            raise _EntryError(
+                line,
+                f"func: {word!r} is no name, is there twice or has another "
+                "meaning in the generated Python; choose another",
+            )
+    _check_defaults(schema, line)
     return schema
+
+
+def _check_defaults(schema: FunctionSchema, line: int) -> None:
+    """Check that they mean the same in Python, where nobody else looks."""
+    previous = ""
+    for argument in schema.arguments.flat_non_out:
+        if argument in schema.arguments.flat_kwarg_only:
+            previous = ""
+        if argument.default is None:
+            if previous:
+                raise _EntryError(
+                    line,
+                    f"func: {argument.name} comes after {previous}, which has "
+                    "a default; give it one too, or put it first",
+                )
+            continue
+        previous = argument.name
+        try:
+            value = ast.literal_eval(argument.default)
+        except (SyntaxError, ValueError):
+            value = ...
+        types = TYPES[base_type(argument.type)]
+        if isinstance(argument.type, OptionalType):
+            types = (*types, type(None))
+        if type(value) not in types:
+            raise _EntryError(
+                line,
+                f"func: {argument.default} is no default for "
+                f"{argument.type} {argument.name}; write one as in Python",
+            )
 
 
 def _dispatch(entry: _Mapping, name: str) -> dict[str, str]:
@@ -373,21 +464,39 @@ def _dispatch(entry: _Mapping, name: str) -> dict[str, str]:
 
 
 def _inplace(
-    entry: _Mapping, arguments: Collection[str], results: Iterable[Return]
+    entry: _Mapping, arguments: Iterable[Argument], results: Iterable[Return]
 ) -> dict[str, str]:
     if "inplace" not in entry:
         return {}
     mapping = entry.mapping("inplace")
     names = [r.name or "result" for r in results]
     mapping.only(names, "result")
+    tensors = [a.name for a in arguments if str(a.type) == "Tensor"]
+    written: dict[str, str] = {}
     for result in names:
-        if mapping.text(result) not in arguments:
+        argument = mapping.text(result)
+        if argument not in tensors or argument in written:
             raise _EntryError(
                 mapping.line_of(result),
-                f"inplace: there is no argument {mapping.text(result)}; use "
-                f"one of {', '.join(arguments)}",
+                f"inplace: {argument} is no Tensor argument, or is written "
+                f"twice; use each of {', '.join(tensors)} at most once",
             )
-    return {mapping.text(result): result for result in names}
+        written[argument] = result
+    return written
+
+
+def _internal_results(
+    entry: _Mapping, results: Iterable[Return]
+) -> tuple[str, ...]:
+    names = [str(r.name) for r in results]
+    internal = entry.choices("internal_results", names)
+    if internal and list(internal) != names[1:][-len(internal) :]:
+        raise _EntryError(
+            entry.line_of("internal_results"),
+            f"internal_results are to be the last of {', '.join(names)}, in "
+            "this order, and not all",
+        )
+    return internal
 
 
 def _doc(
@@ -420,7 +529,9 @@ def _call(
     try:
         expression = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise _EntryError(line, f"{key}: {text!r} is not Python") from error
+        raise _EntryError(
+            line, f"{key}: {text!r} is not Python; write FUNCTION(...)"
+        ) from error
     called = isinstance(expression, ast.Call) and ast.unparse(expression.func)
     if called not in modules[module]:
         raise _EntryError(
@@ -454,11 +565,17 @@ def _derivatives(
         for a in schema.arguments.flat_non_out
         if a.type.is_tensor_like()
     }
+    groups = {key: [a.strip() for a in key.split(",")] for key in mapping}
+    given = {f"wants_{name}" for group in groups.values() for name in group}
+    if len(schema.returns) == 1:
+        given.add("grad")
+    else:
+        pairs = zip(schema.returns, differentiable, strict=True)
+        given |= {f"grad_{result.name}" for result, has in pairs if has}
     derivatives: list[Derivative] = []
     seen: set[str] = set()
-    for key in mapping:
+    for key, arguments in groups.items():
         line = mapping.line_of(key)
-        arguments = tuple(a.strip() for a in key.split(","))
         for argument in arguments:
             if argument not in tensors:
                 raise _EntryError(
@@ -470,10 +587,16 @@ def _derivatives(
                 raise _EntryError(
                     line, f"derivatives: {argument} is there twice"
                 )
+            if tensors[argument] in schema.arguments.flat_kwarg_only:
+                raise _EntryError(
+                    line,
+                    f"derivatives: torch.library has none for {argument}, a "
+                    "keyword-only tensor; put it before the * in func",
+                )
             seen.add(argument)
         call = _call(mapping.text(key), modules, "_derivatives", line)
         derivatives.append(
-            _derivative(arguments, call, schema, differentiable, line)
+            _derivative(tuple(arguments), call, schema, given, line)
         )
     return tuple(derivatives)
 
@@ -482,17 +605,17 @@ def _derivative(
     arguments: tuple[str, ...],
     call: ast.Call,
     schema: FunctionSchema,
-    differentiable: tuple[bool, ...],
+    given: set[str],
     line: int,
 ) -> Derivative:
     inputs = {a.name: a.type for a in schema.arguments.flat_non_out}
     results = [r.name or "result" for r in schema.returns]
-    given = {f"wants_{name}" for name in inputs}
-    if len(results) == 1:
-        given.add("grad")
-    else:
-        pairs = zip(results, differentiable, strict=True)
-        given |= {f"grad_{name}" for name, has in pairs if has}
+    if both := given & {*inputs, *results}:
+        raise _EntryError(
+            line,
+            f"derivatives: an argument or result is called {min(both)}, as a "
+            "gradient is here; rename it",
+        )
     tensors, shapes, values = [], [], []
 
     class Saved(ast.NodeTransformer):
@@ -552,6 +675,7 @@ def _functions(source: Path) -> tuple[str, ...]:
     )
 
 
+@cache
 def _all_tags() -> tuple[str, ...]:
     spec = util.find_spec("torchgen")
     assert spec is not None

@@ -84,7 +84,7 @@ def schemas(op: Operator) -> list[tuple[str, str]]:
         )
     if op.inplace:
         result.append((inplace(op, f"{op.name}_", arguments), "_"))
-    return result + raw_schemas(op) if op.public else result
+    return result + raw_schemas(op)
 
 
 def raw_schemas(op: Operator) -> list[tuple[str, str]]:
@@ -169,7 +169,8 @@ def cpp_string(text: str) -> str:
 
 
 def public_names(ops: list[Operator]) -> list[str]:
-    return sorted(name for op in ops if op.public for name in op.names())
+    names = [name for op in ops if op.public for name in op.names()]
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def results_to_return(op: Operator) -> str:
@@ -297,6 +298,14 @@ def wrapped(text: str, indent: int, first: int = 0) -> str:
     )
 
 
+def inplace_summary(op: Operator) -> str:
+    takes = [
+        f"{argument} takes {'the result' if result == 'result' else result}"
+        for argument, result in op.inplace.items()
+    ]
+    return f"Do what :func:`{op.name}` does, in place: {', '.join(takes)}."
+
+
 def markdown(text: str) -> str:
     """A docstring's text as Markdown has it, in one line."""
     return " ".join(text.split()).replace("``", "`")
@@ -365,7 +374,7 @@ def difference(path: Path, text: str, project: Path) -> str:
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="generate", description=__doc__)
     parser.add_argument(
         "--check",
@@ -379,12 +388,16 @@ def main() -> int:
         metavar="DIR",
         help="the folder with ops.yaml (default: torch-foo)",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     project = options.project.resolve()
     try:
         operators = load(project / "ops.yaml", project / "python/torch_foo")
     except OSError as error:
-        print(f"generate: {error}", file=sys.stderr)
+        print(
+            f"generate: {error.filename}: {error.strerror}; "
+            "--project is the folder with ops.yaml",
+            file=sys.stderr,
+        )
         return 1
     except DescriptionError as error:
         print(error, file=sys.stderr)

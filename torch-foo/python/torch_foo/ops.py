@@ -306,7 +306,8 @@ def add_rms_norm(
 def add_rms_norm_(
     x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
 ) -> None:
-    """Do what :func:`add_rms_norm` does, in place: x takes y, residual takes residual_out.
+    """Do what :func:`add_rms_norm` does, in place: x takes y, residual takes
+    residual_out.
 
     The arguments and errors are the same. Not differentiable.
     """
