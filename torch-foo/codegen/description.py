@@ -14,6 +14,7 @@ from keyword import iskeyword
 from pathlib import Path
 
 import yaml
+from mapping import EntryError, Mapping, entries
 from torchgen.model import (
     Argument,
     FunctionSchema,
@@ -52,12 +53,6 @@ KEYS = (
 
 class DescriptionError(Exception):
     """All that is wrong with ops.yaml, a line each, with what to do."""
-
-
-class _EntryError(Exception):
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(message)
-        self.line = line
 
 
 @dataclass(frozen=True)
@@ -149,27 +144,27 @@ def load(path: Path, package: Path) -> list[Operator]:
         for name in ("_fake", "_derivatives", "_vmap")
     }
     operators: list[Operator] = []
-    wrong: list[_EntryError] = []
+    wrong: list[EntryError] = []
     lines: dict[str, int] = {}
     try:
-        for node in _entries(path.read_text()):
+        for node in entries(path.read_text()):
             try:
                 line = node.start_mark.line + 1
-                entry = _Mapping(node, "an operator", line)
+                entry = Mapping(node, "an operator", line)
                 operator = _operator(entry, modules)
                 for name in operator.names():
                     first = lines.setdefault(name, operator.line)
                     if first != operator.line:
-                        raise _EntryError(
+                        raise EntryError(
                             operator.line,
                             f"func: {operator.name} needs the name {name}, "
                             f"which is taken in line {first}; rename or remove "
                             "one of them",
                         )
                 operators.append(operator)
-            except _EntryError as error:
+            except EntryError as error:
                 wrong.append(error)
-    except _EntryError as error:
+    except EntryError as error:
         wrong.append(error)
     if wrong:
         messages = [" ".join(str(error).split()) for error in wrong]
@@ -187,114 +182,10 @@ def base_type(type_: Type) -> str:
     return str(type_.elem if isinstance(type_, OptionalType) else type_)
 
 
-# --- YAML with line numbers -------------------------------------------------
-
-
-def _entries(text: str) -> list[yaml.Node]:
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line if error.problem_mark else 0
-        reason = error.problem
-    except yaml.reader.ReaderError as error:
-        line, reason = text.count("\n", 0, error.position), error.reason
-    else:
-        if isinstance(root, yaml.SequenceNode):
-            return root.value
-        raise _EntryError(1, "expected a list of operators, `- func: ...`")
-    raise _EntryError(
-        line + 1, f"this is not YAML: {reason}; correct it there or above"
-    )
-
-
-class _Mapping:
-    """A mapping whose values are read with checks."""
-
-    def __init__(self, node: yaml.Node, what: str, line: int) -> None:
-        self.line = line
-        self.what = what
-        if not isinstance(node, yaml.MappingNode):
-            raise _EntryError(
-                self.line, f"{what} is to be written as `key: value`"
-            )
-        self._nodes: dict[str, yaml.Node] = {}
-        self._lines: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in self._nodes:
-                raise _EntryError(line, f"{name} is there twice in {what}")
-            self._nodes[name], self._lines[name] = value, line
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._nodes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._nodes)
-
-    def only(self, keys: Collection[str], kind: str = "key") -> None:
-        for key in self:
-            if key not in keys:
-                raise _EntryError(
-                    self.line_of(key),
-                    f"unknown {kind} {key} in {self.what}; "
-                    f"use one of {', '.join(keys)}",
-                )
-
-    def line_of(self, key: str) -> int:
-        return self._lines.get(key, self.line)
-
-    def mapping(self, key: str) -> "_Mapping":
-        if key not in self:
-            raise _EntryError(
-                self.line, f"{key} is missing in {self.what}; add it"
-            )
-        return _Mapping(self._nodes[key], key, self.line_of(key))
-
-    def text(self, key: str, default: str | None = None) -> str:
-        if key not in self and default is not None:
-            return default
-        if key not in self:
-            raise _EntryError(
-                self.line, f"{key} is missing in {self.what}; add it"
-            )
-        node = self._nodes[key]
-        if not isinstance(node, yaml.ScalarNode) or not node.value:
-            raise _EntryError(self.line_of(key), f"{key} is to be a text")
-        return str(node.value)
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of words, or one."""
-        if key not in self:
-            return ()
-        node = self._nodes[key]
-        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        if not all(isinstance(n, yaml.ScalarNode) for n in nodes):
-            raise _EntryError(
-                self.line_of(key), f"{key} is to be a list of words"
-            )
-        return tuple(str(n.value) for n in nodes)
-
-    def choices(self, key: str, allowed: Collection[str]) -> tuple[str, ...]:
-        for word in (words := self.texts(key)):
-            if word not in allowed:
-                raise _EntryError(
-                    self.line_of(key),
-                    f"{key}: there is no {word!r}; "
-                    f"use one of {', '.join(allowed)}",
-                )
-        return words
-
-    def choice(self, key: str, allowed: Collection[str]) -> str:
-        """One of these words, or nothing."""
-        if len(words := self.choices(key, allowed)) > 1:
-            raise _EntryError(self.line_of(key), f"{key} is to be one word")
-        return "".join(words)
-
-
 # --- one operator -----------------------------------------------------------
 
 
-def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
+def _operator(entry: Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
     entry.only(KEYS)
     schema = _schema(entry.text("func"), entry.line_of("func"))
     name, results = str(schema.name), schema.returns
@@ -302,21 +193,21 @@ def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
     has_tensors = any(a.type.is_tensor_like() for a in arguments.values())
     has_out = bool(entry.choice("variants", ["out"]))
     if has_out and [str(r.type) for r in results] != ["Tensor"]:
-        raise _EntryError(
+        raise EntryError(
             entry.line_of("variants"),
             "variants: out is for one result, a Tensor, but "
             f"{name} has {', '.join(str(r.type) for r in results)}; "
             "remove it, or use `inplace`",
         )
     if has_out and not has_tensors:
-        raise _EntryError(
+        raise EntryError(
             entry.line_of("variants"),
             f"variants: {name} takes no tensor to compare out with; remove it",
         )
 
     flags = entry.choices("output_differentiability", ["true", "false"])
     if flags and len(flags) != len(results):
-        raise _EntryError(
+        raise EntryError(
             entry.line_of("output_differentiability"),
             f"output_differentiability: {len(flags)} values, but {name} has "
             f"{len(results)} results",
@@ -329,20 +220,20 @@ def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
         call = _call(entry.text("fake"), modules, "_fake", line)
         for word in _names(call):
             if word not in arguments:
-                raise _EntryError(
+                raise EntryError(
                     line,
                     f"fake: {name} has no argument {word}; use "
                     f"{', '.join(arguments)}",
                 )
         fake = ast.unparse(call)
     elif has_tensors:
-        raise _EntryError(
+        raise EntryError(
             entry.line,
             f"{name} has no fake kernel, without which torch.compile cannot "
             "trace it; add `fake: FUNCTION(...)`, a function of _fake.py",
         )
     if "derivatives" in entry and "vmap" not in entry:
-        raise _EntryError(
+        raise EntryError(
             entry.line_of("derivatives"),
             f"derivatives: {name} has no vmap rule, which torch.func needs "
             "for gradients too; add `vmap: FUNCTION`, of _vmap.py",
@@ -367,7 +258,7 @@ def _operator(entry: _Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
 def _schema(text: str, line: int) -> FunctionSchema:
     name = text.partition("(")[0]
     if "." in name or name.endswith("_") or re.search(r"Tensor\([a-z]", text):
-        raise _EntryError(
+        raise EntryError(
             line,
             f"func: {name} is a variant; describe the operator that "
             "returns new tensors, and add `variants: out` or `inplace: ...`",
@@ -376,7 +267,7 @@ def _schema(text: str, line: int) -> FunctionSchema:
         schema = FunctionSchema.parse(text)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise _EntryError(
+        raise EntryError(
             line,
             f"func: torchgen cannot parse {text!r}"
             + (f" ({reason})" if reason else "")
@@ -386,18 +277,18 @@ def _schema(text: str, line: int) -> FunctionSchema:
     values = (*schema.arguments.flat_non_out, *schema.returns)
     for value in values:
         if base_type(value.type) not in TYPES:
-            raise _EntryError(
+            raise EntryError(
                 line,
                 f"func: {value.name or 'the result'} is a {value.type}, which "
                 "cannot cross the stable ABI; use one of "
                 f"{', '.join(TYPES)}, or that with a question mark",
             )
     if not schema.returns:
-        raise _EntryError(
+        raise EntryError(
             line, f"func: {name} returns nothing; let it return a new tensor"
         )
     if len(schema.returns) > 1 and not all(r.name for r in schema.returns):
-        raise _EntryError(
+        raise EntryError(
             line,
             "func: give the results names, as in "
             "`-> (Tensor first, Tensor second)`",
@@ -410,7 +301,7 @@ def _schema(text: str, line: int) -> FunctionSchema:
             or word in RESERVED
             or names.count(word) > 1
         ):
-            raise _EntryError(
+            raise EntryError(
                 line,
                 f"func: {word!r} is no name, is there twice or has another "
                 "meaning in the generated Python; choose another",
@@ -427,7 +318,7 @@ def _check_defaults(schema: FunctionSchema, line: int) -> None:
             previous = ""
         if argument.default is None:
             if previous:
-                raise _EntryError(
+                raise EntryError(
                     line,
                     f"func: {argument.name} comes after {previous}, which has "
                     "a default; give it one too, or put it first",
@@ -442,21 +333,21 @@ def _check_defaults(schema: FunctionSchema, line: int) -> None:
         if isinstance(argument.type, OptionalType):
             types = (*types, type(None))
         if type(value) not in types:
-            raise _EntryError(
+            raise EntryError(
                 line,
                 f"func: {argument.default} is no default for "
                 f"{argument.type} {argument.name}; write one as in Python",
             )
 
 
-def _dispatch(entry: _Mapping, name: str) -> dict[str, str]:
+def _dispatch(entry: Mapping, name: str) -> dict[str, str]:
     if "dispatch" not in entry:
         return dict.fromkeys(DEVICES, name)
     mapping = entry.mapping("dispatch")
     mapping.only((*DEVICES, "CompositeExplicitAutograd"), "dispatch key")
     for key in mapping:
         if not re.fullmatch(r"[A-Za-z]\w*", mapping.text(key)):
-            raise _EntryError(
+            raise EntryError(
                 mapping.line_of(key),
                 f"dispatch: {mapping.text(key)!r} is no C++ function's name",
             )
@@ -464,7 +355,7 @@ def _dispatch(entry: _Mapping, name: str) -> dict[str, str]:
 
 
 def _inplace(
-    entry: _Mapping, arguments: Iterable[Argument], results: Iterable[Return]
+    entry: Mapping, arguments: Iterable[Argument], results: Iterable[Return]
 ) -> dict[str, str]:
     if "inplace" not in entry:
         return {}
@@ -476,7 +367,7 @@ def _inplace(
     for result in names:
         argument = mapping.text(result)
         if argument not in tensors or argument in written:
-            raise _EntryError(
+            raise EntryError(
                 mapping.line_of(result),
                 f"inplace: {argument} is no Tensor argument, or is written "
                 f"twice; use each of {', '.join(tensors)} at most once",
@@ -486,12 +377,12 @@ def _inplace(
 
 
 def _internal_results(
-    entry: _Mapping, results: Iterable[Return]
+    entry: Mapping, results: Iterable[Return]
 ) -> tuple[str, ...]:
     names = [str(r.name) for r in results]
     internal = entry.choices("internal_results", names)
     if internal and list(internal) != names[1:][-len(internal) :]:
-        raise _EntryError(
+        raise EntryError(
             entry.line_of("internal_results"),
             f"internal_results are to be the last of {', '.join(names)}, in "
             "this order, and not all",
@@ -500,7 +391,7 @@ def _internal_results(
 
 
 def _doc(
-    entry: _Mapping, name: str, arguments: Collection[str], has_out: bool
+    entry: Mapping, name: str, arguments: Collection[str], has_out: bool
 ) -> Doc | None:
     if "doc" not in entry and name.startswith("_"):
         return None
@@ -529,12 +420,12 @@ def _call(
     try:
         expression = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise _EntryError(
+        raise EntryError(
             line, f"{key}: {text!r} is not Python; write FUNCTION(...)"
         ) from error
     called = isinstance(expression, ast.Call) and ast.unparse(expression.func)
     if called not in modules[module]:
-        raise _EntryError(
+        raise EntryError(
             line,
             f"{key}: {text!r} does not call a function of {module}.py; use "
             f"one of {', '.join(modules[module])}, or add one there",
@@ -552,7 +443,7 @@ def _names(call: ast.Call) -> Iterator[str]:
 
 
 def _derivatives(
-    entry: _Mapping,
+    entry: Mapping,
     schema: FunctionSchema,
     differentiable: tuple[bool, ...],
     modules: dict[str, tuple[str, ...]],
@@ -578,17 +469,17 @@ def _derivatives(
         line = mapping.line_of(key)
         for argument in arguments:
             if argument not in tensors:
-                raise _EntryError(
+                raise EntryError(
                     line,
                     f"derivatives: {schema.name} has no tensor {argument}; "
                     f"use one of {', '.join(tensors)}",
                 )
             if argument in seen:
-                raise _EntryError(
+                raise EntryError(
                     line, f"derivatives: {argument} is there twice"
                 )
             if tensors[argument] in schema.arguments.flat_kwarg_only:
-                raise _EntryError(
+                raise EntryError(
                     line,
                     f"derivatives: torch.library has none for {argument}, a "
                     "keyword-only tensor; put it before the * in func",
@@ -611,7 +502,7 @@ def _derivative(
     inputs = {a.name: a.type for a in schema.arguments.flat_non_out}
     results = [r.name or "result" for r in schema.returns]
     if both := given & {*inputs, *results}:
-        raise _EntryError(
+        raise EntryError(
             line,
             f"derivatives: an argument or result is called {min(both)}, as a "
             "gradient is here; rename it",
@@ -624,7 +515,7 @@ def _derivative(
         def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
             name = ast.unparse(node.value)
             if node.attr != "shape" or name not in (*inputs, *results):
-                raise _EntryError(
+                raise EntryError(
                     line,
                     f"derivatives: `{ast.unparse(node)}`; of a tensor only "
                     "its .shape can be used, the rest in _derivatives.py",
@@ -644,7 +535,7 @@ def _derivative(
             if name in inputs:
                 values.append(name)
                 return ast.parse(f"ctx.{name}", mode="eval").body
-            raise _EntryError(
+            raise EntryError(
                 line,
                 f"derivatives: {name} is unknown; use "
                 f"{', '.join((*inputs, *results, *sorted(given)))}",
