@@ -12,14 +12,14 @@ HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
 
-// Highway leaves open what its Min and Max return for a NaN. With the limit as
-// the first operand, both x86 and Arm return the NaN.
+// Highway leaves open what its Min and Max return for a NaN. x86 returns the
+// second operand; Arm returns the number.
 
 /// x, but at most `limit`; NaN for NaN.
 template <class V>
 HWY_INLINE V AtMost(hn::TFromV<V> limit, V x) {
   const auto v = hn::Set(hn::DFromV<V>(), limit);
-#if HWY_ARCH_X86 || HWY_ARCH_ARM
+#if HWY_ARCH_X86
   return hn::Min(v, x);
 #else
   return hn::IfThenElse(hn::Gt(x, v), v, x);
@@ -30,7 +30,7 @@ HWY_INLINE V AtMost(hn::TFromV<V> limit, V x) {
 template <class V>
 HWY_INLINE V AtLeast(hn::TFromV<V> limit, V x) {
   const auto v = hn::Set(hn::DFromV<V>(), limit);
-#if HWY_ARCH_X86 || HWY_ARCH_ARM
+#if HWY_ARCH_X86
   return hn::Max(v, x);
 #else
   return hn::IfThenElse(hn::Lt(x, v), v, x);
