@@ -1,0 +1,224 @@
+"""The table, the JSON file and the plot."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_foo
+from cases import OPERATORS, Case
+
+Times = dict[str, list[float]]
+Result = dict[str, Any]
+PROBE = "probe: "
+OTHERS = ["eager", "built-in", "compile"]
+
+
+def results_of(case: Case, times: Times, skipped: dict[str, str]) -> list:
+    """The case's lines: allocating, then by `out=` or in place."""
+    plain = {n: t for n, t in times.items() if not n.endswith(" out")}
+    results = [result_of(case, plain, skipped)]
+    if "torch_foo out" in times:
+        out = {n.removesuffix(" out"): t for n, t in times.items()}
+        # Later names win: those with `out` stand after those without.
+        results.append(result_of(case, out, skipped))
+        how = "in place" if case.in_place else "out="
+        results[-1]["direction"] = how
+        results[-1]["case"] += f" {how}"
+    return results
+
+
+def result_of(case: Case, times: Times, skipped: dict[str, str]) -> Result:
+    result: Result = {
+        "case": case.name,
+        **case.about,
+        "samples": len(times["torch_foo"]),
+        "skipped": skipped,
+    }
+    if case.read:
+        result |= {"bytes_read": case.read, "bytes_written": case.written}
+    for kind, statistic in [("median", statistics.median), ("min", min)]:
+        value = {n: statistic(t) * 1e6 for n, t in times.items()}
+        ours = value["torch_foo"]
+        result[f"{kind}_us"] = value
+        others = [n for n in value if n != "torch_foo"]
+        roof = [value[n] for n in others if n.startswith(PROBE)]
+        key = {"median": "medians", "min": "minima"}[kind]
+        result[f"ratio_of_{key}"] = {
+            n: value[n] / ours for n in others if not n.startswith(PROBE)
+        }
+        if roof:
+            result[f"torch_foo_to_roofline_of_{key}"] = ours / min(roof)
+    return result
+
+
+def environment() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            models = [s for s in file if s.startswith("model name")]
+        cpu = models[0].split(":")[1].strip() if models else cpu
+    return {
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "threads": torch.get_num_threads(),
+        "allocator": allocator(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **torch_foo.build_info()._asdict(),
+    }
+
+
+def allocator() -> str:
+    """What is loaded before the C library, else that."""
+    loaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    tuned = [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUN"))]
+    name = " ".join(Path(f).name for f in loaded) or "the C library's"
+    return " ".join([name, *(f"{n}={os.environ[n]}" for n in sorted(tuned))])
+
+
+def heading(with_probes: bool) -> str:
+    told = environment()
+    lines = [f"{key}: {value}" for key, value in told.items()]
+    text = (
+        "Warm buffers. torch_foo: microseconds, median and minimum. Others: "
+        "their time over torch_foo's, ratio of medians (of minima); above 1, "
+        "torch_foo is faster."
+    )
+    if not with_probes:
+        return "\n".join([*lines, "", *textwrap.wrap(text, 80)])
+    text += (
+        " roofline: torch_foo's time over that of a probe which moves the "
+        "same bytes. Where a line has `out=` or is in place, so is the "
+        "built-in if it can; the others allocate, and what that costs depends "
+        f"on the allocator, here {told['allocator']}."
+    )
+    names = "".join(f"{n:>15}" for n in [*OTHERS, "roofline"])
+    columns = f"{'':<26}{'torch_foo us':>21}{names}"
+    return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
+
+
+def line(result: Result) -> str:
+    medians, minima = result["ratio_of_medians"], result["ratio_of_minima"]
+    name = (
+        f"{result['size']:>10} {result['dtype']:<8} "
+        + {"forward": "", "forward+backward": "fwd+bwd"}.get(
+            result["direction"], result["direction"]
+        )
+        if "size" in result
+        else result["case"]
+    )
+    best, median = (result[k]["torch_foo"] for k in ("min_us", "median_us"))
+    text = f"{name:<28}{median:>10.2f}{best:>9.2f}"
+    if "size" not in result:
+        return text + "".join(
+            f"   {n} {ratio:.2f} ({minima[n]:.2f})"
+            for n, ratio in medians.items()
+        )
+    for other in OTHERS:
+        cell = "-"
+        if other in medians:
+            cell = f"{medians[other]:.2f} ({minima[other]:.2f})"
+        text += f"{cell:>15}"
+    roof = "torch_foo_to_roofline_of_"
+    distance = result[roof + "medians"], result[roof + "minima"]
+    return text + f"{'{:.2f} ({:.2f})'.format(*distance):>15}"
+
+
+def write_json(file: str, options: dict, results: list[Result]) -> None:
+    told = {"environment": environment(), "options": options}
+    with open(file, "w") as stream:
+        json.dump({**told, "results": results}, stream, indent=1)
+
+
+def write_plot(file: str, results: list[Result]) -> None:
+    """Bars by operator and size: a row for each direction, four panels in it.
+
+    Bars are of calls that allocate, diamonds of `out=` or in place.
+    """
+    from matplotlib import pyplot as plt
+
+    directions = ["forward", "forward+backward"]
+    directions = [
+        d for d in directions if any(r["direction"] == d for r in results)
+    ]
+    dtypes = list(dict.fromkeys(r["dtype"] for r in results))
+    panels = [(k, d) for k in ("speed-up", "distance") for d in dtypes]
+    names = [n for n in OPERATORS if any(r["operator"] == n for r in results)]
+    figure, axes = plt.subplots(
+        len(directions),
+        len(panels),
+        squeeze=False,
+        sharey="row",
+        sharex="none",
+        figsize=(4.2 * len(panels), 1.6 + len(directions) * 0.75 * len(names)),
+        layout="constrained",
+    )
+    for row, direction in zip(axes, directions, strict=True):
+        for axis, (kind, dtype) in zip(row, panels, strict=True):
+            chosen = [r for r in results if r["dtype"] == dtype]
+            draw(axis, kind, direction, names, chosen)
+            axis.set_title(f"{direction}, {dtype}", fontsize=10)
+            axis.set_xlabel(
+                "times faster than the fastest other way"
+                if kind == "speed-up"
+                else "time over the roofline's"
+            )
+    told = environment()
+    figure.suptitle(
+        f"torch_foo {told['torch_foo']} and torch {told['torch']}: "
+        f"{told['cpu']} ({told['simd_target']}), "
+        f"threads: {told['threads']}, {told['date'][:10]}\n"
+        f"warm buffers, medians; allocator: {told['allocator']}; "
+        "diamonds: out= or in place"
+    )
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=f"C{i}", label=label)
+        for i, label in enumerate(LEGEND)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.savefig(file, dpi=120, format=Path(file).suffix[1:] or "png")
+    plt.close(figure)
+
+
+LEGEND = [
+    "1 row",
+    "16 rows",
+    "512 rows",
+    "4096 rows (cross_entropy: 128 of 128256)",
+]
+
+
+def draw(axis, kind: str, direction: str, names: list[str], results) -> None:
+    """Fill a panel."""
+    for y, name in enumerate(names):
+        sizes = [f"{r}x{c}" for r, c in OPERATORS[name].sizes]
+        for r in results:
+            if r["operator"] != name:
+                continue
+            i = sizes.index(r["size"])
+            at = y + (i - 1.5) * 0.2
+            if kind == "speed-up":
+                value = min(r["ratio_of_medians"].values())
+            else:
+                value = r["torch_foo_to_roofline_of_medians"]
+            if r["direction"] == direction:
+                axis.barh(at, value - 1, 0.2, left=1, color=f"C{i}")
+            elif direction == "forward" and r["direction"] in OUT:
+                axis.plot(value, at, "D", color="black", markersize=3)
+    axis.set_xscale("log")
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(axis="x", which="both", linewidth=0.3)
+
+
+OUT = ("out=", "in place")
