@@ -206,9 +206,11 @@ def main() -> None:
     results = run(options)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     if options.json:
-        report.write_json(options.json, vars(options), results)
+        report.write(options.json, vars(options), results)
     if options.plot:
-        report.write_plot(options.plot, results)
+        import plot  # needs matplotlib
+
+        plot.write(options.plot, report.environment(), results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table, the JSON file and the plot."""
+"""What was measured, as a table and as JSON."""
 
 import datetime
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch_foo
-from cases import OPERATORS, Case
+from cases import Case
 
 Times = dict[str, list[float]]
 Result = dict[str, Any]
@@ -132,93 +132,7 @@ def line(result: Result) -> str:
     return text + f"{'{:.2f} ({:.2f})'.format(*distance):>15}"
 
 
-def write_json(file: str, options: dict, results: list[Result]) -> None:
+def write(file: str, options: dict, results: list[Result]) -> None:
     told = {"environment": environment(), "options": options}
     with open(file, "w") as stream:
         json.dump({**told, "results": results}, stream, indent=1)
-
-
-def write_plot(file: str, results: list[Result]) -> None:
-    """Bars by operator and size: a row for each direction, four panels in it.
-
-    Bars are of calls that allocate, diamonds of `out=` or in place.
-    """
-    from matplotlib import pyplot as plt
-
-    directions = ["forward", "forward+backward"]
-    directions = [
-        d for d in directions if any(r["direction"] == d for r in results)
-    ]
-    dtypes = list(dict.fromkeys(r["dtype"] for r in results))
-    panels = [(k, d) for k in ("speed-up", "distance") for d in dtypes]
-    names = [n for n in OPERATORS if any(r["operator"] == n for r in results)]
-    figure, axes = plt.subplots(
-        len(directions),
-        len(panels),
-        squeeze=False,
-        sharey="row",
-        sharex="none",
-        figsize=(4.2 * len(panels), 1.6 + len(directions) * 0.75 * len(names)),
-        layout="constrained",
-    )
-    for row, direction in zip(axes, directions, strict=True):
-        for axis, (kind, dtype) in zip(row, panels, strict=True):
-            chosen = [r for r in results if r["dtype"] == dtype]
-            draw(axis, kind, direction, names, chosen)
-            axis.set_title(f"{direction}, {dtype}", fontsize=10)
-            axis.set_xlabel(
-                "times faster than the fastest other way"
-                if kind == "speed-up"
-                else "time over the roofline's"
-            )
-    told = environment()
-    figure.suptitle(
-        f"torch_foo {told['torch_foo']} and torch {told['torch']}: "
-        f"{told['cpu']} ({told['simd_target']}), "
-        f"threads: {told['threads']}, {told['date'][:10]}\n"
-        f"warm buffers, medians; allocator: {told['allocator']}; "
-        "diamonds: out= or in place"
-    )
-    handles = [
-        plt.Rectangle((0, 0), 1, 1, color=f"C{i}", label=label)
-        for i, label in enumerate(LEGEND)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    figure.savefig(file, dpi=120, format=Path(file).suffix[1:] or "png")
-    plt.close(figure)
-
-
-LEGEND = [
-    "1 row",
-    "16 rows",
-    "512 rows",
-    "4096 rows (cross_entropy: 128 of 128256)",
-]
-
-
-def draw(axis, kind: str, direction: str, names: list[str], results) -> None:
-    """Fill a panel."""
-    for y, name in enumerate(names):
-        sizes = [f"{r}x{c}" for r, c in OPERATORS[name].sizes]
-        for r in results:
-            if r["operator"] != name:
-                continue
-            i = sizes.index(r["size"])
-            at = y + (i - 1.5) * 0.2
-            if kind == "speed-up":
-                value = min(r["ratio_of_medians"].values())
-            else:
-                value = r["torch_foo_to_roofline_of_medians"]
-            if r["direction"] == direction:
-                axis.barh(at, value - 1, 0.2, left=1, color=f"C{i}")
-            elif direction == "forward" and r["direction"] in OUT:
-                axis.plot(value, at, "D", color="black", markersize=3)
-    axis.set_xscale("log")
-    axis.axvline(1, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.grid(axis="x", which="both", linewidth=0.3)
-
-
-OUT = ("out=", "in place")
