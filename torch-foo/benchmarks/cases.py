@@ -265,11 +265,9 @@ def build(
     functions = {n: f for n, f in functions.items() if f is not None}
     if compiled is not None:
         # One compilation for all numbers of rows, but for a single row.
-        for a in args:
-            for dim, extent in enumerate(a.shape):
-                if extent == rows > 1:
-                    torch._dynamo.mark_dynamic(a, dim)
-                    break
+        for a in args if rows > 1 else ():
+            if a.shape != (columns,):  # a weight
+                torch._dynamo.mark_dynamic(a, a.shape.index(rows))
     results = flat(op.ours(*args))
     read = sum(a.nbytes for a in args[: op.inputs])
     written = sum(r.nbytes for r in results)

@@ -101,7 +101,7 @@ def heading(with_probes: bool) -> str:
         f"on the allocator, here {told['allocator']}."
     )
     names = "".join(f"{n:>15}" for n in [*OTHERS, "roofline"])
-    columns = f"{'':<26}{'torch_foo us':>21}{names}"
+    columns = f"{'':<28}{'torch_foo us':>19}{names}"
     return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
 
 
@@ -116,7 +116,7 @@ def line(result: Result) -> str:
         else result["case"]
     )
     best, median = (result[k]["torch_foo"] for k in ("min_us", "median_us"))
-    text = f"{name:<28}{median:>10.2f}{best:>9.2f}"
+    text = f"{name:<28}{rounded(median):>10}{rounded(best):>9}"
     if "size" not in result:
         return text + "".join(
             f"   {n} {ratio:.2f} ({minima[n]:.2f})"
@@ -130,6 +130,10 @@ def line(result: Result) -> str:
     roof = "torch_foo_to_roofline_of_"
     distance = result[roof + "medians"], result[roof + "minima"]
     return text + f"{'{:.2f} ({:.2f})'.format(*distance):>15}"
+
+
+def rounded(microseconds: float) -> str:
+    return f"{microseconds:.{2 if microseconds < 1000 else 0}f}"
 
 
 def write(file: str, options: dict, results: list[Result]) -> None:
