@@ -21,7 +21,11 @@ OTHERS = ["eager", "built-in", "compile"]
 
 def results_of(case: Case, times: Times, skipped: dict[str, str]) -> list:
     """The case's lines: allocating, then by `out=` or in place."""
-    plain = {n: t for n, t in times.items() if not n.endswith(" out")}
+    plain = {
+        n: t
+        for n, t in times.items()
+        if not n.endswith(" out") and n != PROBE + "in place"
+    }
     results = [result_of(case, plain, skipped)]
     if "torch_foo out" in times:
         out = {n.removesuffix(" out"): t for n, t in times.items()}
@@ -100,7 +104,7 @@ def heading(with_probes: bool) -> str:
         "built-in if it can; the others allocate, and what that costs depends "
         f"on the allocator, here {told['allocator']}."
     )
-    names = "".join(f"{n:>15}" for n in [*OTHERS, "roofline"])
+    names = "".join(f"{n:>16}" for n in [*OTHERS, "roofline"])
     columns = f"{'':<28}{'torch_foo us':>19}{names}"
     return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
 
@@ -126,10 +130,10 @@ def line(result: Result) -> str:
         cell = "-"
         if other in medians:
             cell = f"{medians[other]:.2f} ({minima[other]:.2f})"
-        text += f"{cell:>15}"
+        text += f"{cell:>16}"
     roof = "torch_foo_to_roofline_of_"
     distance = result[roof + "medians"], result[roof + "minima"]
-    return text + f"{'{:.2f} ({:.2f})'.format(*distance):>15}"
+    return text + f"{'{:.2f} ({:.2f})'.format(*distance):>16}"
 
 
 def rounded(microseconds: float) -> str:
