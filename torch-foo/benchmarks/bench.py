@@ -1,285 +1,68 @@
 """Time torch_foo against eager PyTorch, its built-ins and torch.compile.
 
-Competitors are called in turn, in random order, so that what else the machine
-does hits all of them alike. Beside the median there is the minimum, which says
-more on a machine that is not quiet. A ratio above 1 means that torch_foo is
-faster. Fresh results cost page faults, often more than the arithmetic: `out=`
-rows show how much; the allocator is named in the heading.
+Every operator, forward, and forward and backward, at four sizes, in float32
+and bfloat16. All ways to one result are called in turn, in random order, so
+that what else the machine does hits all of them alike. Beside the median there
+is the minimum, which says more on a machine that is not quiet. Buffers are
+warm. Fresh results cost page faults, often more than the arithmetic: lines
+with `out=` and in place show how much.
+
+torch.compile compiles once for each operator, dtype and direction, with the
+number of rows left open, and once more for a single row.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import random
-import statistics
+import importlib.util
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
 
+import report
 import torch
-import torch.nn.functional as F  # noqa: N812
-import torch_foo
-from torch import Tensor
+from cases import DTYPES, OPERATORS, Case, build, call_cases
+from measure import measure
+from roofline import probes
 
-Call = Callable[[], object]
-
-
-@dataclass
-class Case:
-    """One line of the table: the same result by several competitors."""
-
-    name: str
-    calls: dict[str, Call]  # "torch_foo" is one of them
-    mode: Callable[[], AbstractContextManager[object]] = nullcontext
+QUICK = (16, 512)  # rows
 
 
-def compiled(function: Callable[..., object]) -> Callable[..., object]:
-    return torch.compile(function, fullgraph=True, dynamic=False)
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bench: {message} (--help tells more)\n")
 
 
-def forward_backward(function: Callable[..., Tensor], *args: Tensor) -> Call:
-    leaves = [a.detach().clone().requires_grad_() for a in args]
-    grad = torch.randn_like(leaves[0])
-    return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
-
-
-def eager_rms_norm(x: Tensor, w: Tensor) -> Tensor:
-    """As models write it."""
-    y = x.float()
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)
-    return (y * w.float()).to(x.dtype)
-
-
-def cases(
-    shapes: list[tuple[int, int]], dtypes: list[torch.dtype]
-) -> Iterator[Case]:
-    for shape in shapes:
-        for dtype in dtypes:
-            size = f"{shape[0]}x{shape[1]} {str(dtype).removeprefix('torch.')}"
-            yield from cases_of(shape, dtype, size)
-
-
-def cases_of(
-    shape: tuple[int, int], dtype: torch.dtype, size: str
-) -> Iterator[Case]:
-    # Functions are made anew for each case: torch.compile would otherwise
-    # give up on a function that it has seen with too many dtypes and shapes.
-    a, b = (torch.randn(shape).to(dtype) for _ in range(2))
-    w, out = torch.randn(shape[1]).to(dtype), torch.empty_like(a)
-    c = torch.tensor(0.5, dtype=dtype)
-
-    binary = {
-        "add": (torch_foo.add, torch.add),
-        "mul": (torch_foo.mul, torch.mul),
-    }
-    for name, (ours, theirs) in binary.items():
-        fast = compiled(lambda a, b, f=theirs: f(a, b))
-        yield Case(
-            f"{name} {size}",
-            {
-                "torch_foo": lambda f=ours: f(a, b),
-                "eager": lambda f=theirs: f(a, b),
-                "compile": lambda f=fast: f(a, b),
-            },
-        )
-        yield Case(
-            f"{name} out= {size}",
-            {
-                "torch_foo": lambda f=ours: f(a, b, out=out),
-                "eager": lambda f=theirs: f(a, b, out=out),
-            },
-        )
-
-    fast_muladd = compiled(lambda a, b: a * b + 0.5)
-    yield Case(
-        f"muladd {size}",
-        {
-            "torch_foo": lambda: torch_foo.muladd(a, b, 0.5),
-            "eager": lambda: a * b + 0.5,
-            "built-in": lambda: torch.addcmul(c, a, b),
-            "compile": lambda: fast_muladd(a, b),
-        },
-    )
-    yield Case(
-        f"muladd out= {size}",
-        {
-            "torch_foo": lambda: torch_foo.muladd(a, b, 0.5, out=out),
-            "built-in": lambda: torch.addcmul(c, a, b, out=out),
-        },
-    )
-
-    fast_norm = compiled(lambda x, w: eager_rms_norm(x, w))
-    yield Case(
-        f"rms_norm {size}",
-        {
-            "torch_foo": lambda: torch_foo.rms_norm(a, w),
-            "eager": lambda: eager_rms_norm(a, w),
-            "built-in": lambda: F.rms_norm(a, (shape[1],), w, 1e-6),
-            "compile": lambda: fast_norm(a, w),
-        },
-    )
-    yield Case(
-        f"rms_norm out= {size}",
-        {
-            "torch_foo": lambda: torch_foo.rms_norm(a, w, out=out),
-            "built-in": lambda: F.rms_norm(a, (shape[1],), w, 1e-6),
-        },
-    )
-    fast_training = compiled(lambda x, w: eager_rms_norm(x, w))
-    yield Case(
-        f"rms_norm fwd+bwd {size}",
-        {
-            "torch_foo": forward_backward(torch_foo.rms_norm, a, w),
-            "eager": forward_backward(eager_rms_norm, a, w),
-            "built-in": forward_backward(
-                lambda x, w: F.rms_norm(x, (shape[1],), w, 1e-6), a, w
-            ),
-            "compile": forward_backward(fast_training, a, w),
-        },
-    )
-
-
-def call_cases() -> Iterator[Case]:
-    """The cost of a call: 4 elements, where the kernel takes no time."""
-    for name, mode, requires_grad in [
-        ("inference_mode", torch.inference_mode, False),
-        ("no_grad", torch.no_grad, False),
-        ("no_grad, parameters", torch.no_grad, True),
-        ("grad mode", torch.enable_grad, False),
-        ("requires_grad", torch.enable_grad, True),
-    ]:
-        a, b = torch.randn(2, 4)
-        a.requires_grad_(requires_grad)
-        b.requires_grad_(requires_grad)
-        out = torch.empty(4)
-        yield Case(
-            f"mul, {name}",
-            {
-                "torch_foo": lambda a=a, b=b: torch_foo.mul(a, b),
-                "torch.mul": lambda a=a, b=b: torch.mul(a, b),
-                "torch.ops": lambda a=a, b=b: torch.ops.torch_foo.mul(a, b),
-            },
-            mode,
-        )
-        if mode is torch.enable_grad and requires_grad:
-            continue
-        yield Case(
-            f"mul out=, {name}",
-            {
-                "torch_foo": lambda a=a, b=b, o=out: torch_foo.mul(a, b, out=o),
-                "torch.mul": lambda a=a, b=b, o=out: torch.mul(a, b, out=o),
-            },
-            mode,
-        )
-        yield Case(
-            f"rms_norm, {name}",
-            {
-                "torch_foo": lambda a=a, b=b: torch_foo.rms_norm(a, b),
-                "torch.mul": lambda a=a, b=b: torch.mul(a, b),
-                "F.rms_norm": lambda a=a, b=b: F.rms_norm(a, (4,), b, 1e-6),
-            },
-            mode,
-        )
-
-
-def measure(case: Case, seconds: float) -> dict[str, list[float]]:
-    """Times of each competitor in seconds, interleaved in random order."""
-    with case.mode():
-        return measure_in_mode(case, seconds)
-
-
-def measure_in_mode(case: Case, seconds: float) -> dict[str, list[float]]:
-    repeats = {}
-    for name, call in case.calls.items():
-        call()  # compiles
-        call()
-        start = time.perf_counter()
-        call()
-        # So many calls that the clock's own cost does not show.
-        once = max(time.perf_counter() - start, 1e-7)
-        repeats[name] = max(1, int(5e-5 / once))
-    times: dict[str, list[float]] = {name: [] for name in case.calls}
-    names = list(case.calls)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["torch_foo"]) < 5:
-        random.shuffle(names)
-        for name in names:
-            call, n = case.calls[name], repeats[name]
-            start = time.perf_counter()
-            for _ in range(n):
-                call()
-            times[name].append((time.perf_counter() - start) / n)
-    return times
-
-
-def summary(case: Case, times: dict[str, list[float]]) -> dict[str, object]:
-    median = {n: statistics.median(t) for n, t in times.items()}
-    best = {n: min(t) for n, t in times.items()}
-    others = [n for n in times if n != "torch_foo"]
-    return {
-        "case": case.name,
-        "samples": len(times["torch_foo"]),
-        "median_us": {n: t * 1e6 for n, t in median.items()},
-        "min_us": {n: t * 1e6 for n, t in best.items()},
-        "ratio_of_medians": {
-            n: median[n] / median["torch_foo"] for n in others
-        },
-        "ratio_of_minima": {n: best[n] / best["torch_foo"] for n in others},
-    }
-
-
-def line(result: dict) -> str:
-    cells = [
-        f"{n} {ratio:.2f} ({result['ratio_of_minima'][n]:.2f})"
-        for n, ratio in result["ratio_of_medians"].items()
-    ]
-    median, best = (result[k]["torch_foo"] for k in ("median_us", "min_us"))
-    return (
-        f"{result['case']:<36}{median:>10.2f} {best:>10.2f}   "
-        + "  ".join(f"{cell:<22}" for cell in cells)
-    ).rstrip()
-
-
-def environment() -> dict[str, object]:
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            models = [s for s in file if s.startswith("model name")]
-        cpu = models[0].split(":")[1].strip() if models else cpu
-    return {
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
-        "allocator": os.environ.get("LD_PRELOAD") or "the C library's",
-        "python": platform.python_version(),
-        **torch_foo.build_info()._asdict(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parse() -> argparse.Namespace:
+    parser = Parser(
+        prog="bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"operators: {', '.join(OPERATORS)}",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="two small shapes, under 2 minutes"
+        "--quick",
+        action="store_true",
+        help="only 16 and 512 rows: 3 minutes instead of up to 30",
     )
     parser.add_argument(
         "--calls",
         action="store_true",
-        help="only what a call costs: 4 elements, by grad mode",
+        help="instead, only what a call costs: 4 elements, by grad mode",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="REGEX",
+        default="",
+        help="only operators in whose name it is found: ^mul$, rms_norm",
     )
     parser.add_argument(
         "--seconds",
         type=float,
         metavar="S",
-        help="time to spend on each line (default: 1, with --quick 0.2)",
+        help="time for each measurement, at least 5 rounds being made "
+        "(default: 2, with --quick 0.3)",
     )
     parser.add_argument(
         "--threads",
@@ -292,30 +75,142 @@ def main() -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="also write all results to FILE"
     )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="also draw speed-ups and distances to the roofline (.png, .svg, "
+        ".pdf; needs matplotlib)",
+    )
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    seconds = options.seconds or (0.2 if options.quick else 1.0)
-    shapes = [(1, 4096), (16, 4096), (512, 4096), (4096, 4096)]
-    dtypes = [torch.float32, torch.bfloat16]
+    check(parser, options)
+    return options
 
-    started = time.perf_counter()
-    about = environment()
-    for key, value in about.items():
-        print(f"{key}: {value}")
-    print("\nRatios to torch_foo: of medians (of minima); above 1 it is faster")
-    print(f"{'case':<36}{'median us':>10} {'min us':>10}")
+
+def check(parser: Parser, options: argparse.Namespace) -> None:
+    if options.threads < 1:
+        parser.error("--threads must be at least 1")
+    if options.seconds is None:
+        options.seconds = 0.3 if options.quick else 2.0
+    if not options.seconds > 0:
+        parser.error("--seconds must be more than 0")
+    try:
+        pattern = re.compile(options.only)
+    except re.error as error:
+        parser.error(f"--only: not a regular expression: {error}")
+    if not any(pattern.search(name) for name in OPERATORS):
+        parser.error(
+            f"--only: '{options.only}' is in none of {', '.join(OPERATORS)}"
+        )
+    for option in ("json", "plot"):
+        file = getattr(options, option)
+        if file is None:
+            continue
+        if Path(file).is_dir() or not Path(file).parent.is_dir():
+            parser.error(f"--{option}: cannot write to {file}")
+    if options.plot is None:
+        return
+    if options.calls:
+        parser.error("--plot: there is no plot of --calls")
+    if Path(options.plot).suffix not in (".png", ".svg", ".pdf"):
+        parser.error("--plot: the file must end in .png, .svg or .pdf")
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib, which is not installed")
+
+
+class Progress:
+    """Where a run is, on standard error."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.start = time.monotonic()
+
+    def show(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        text = f"[{self.done}/{self.total} {minutes}:{seconds:02}] {text}"
+        if sys.stderr.isatty():
+            print(f"\r{text[:79]:<79}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{'':79}\r", end="", file=sys.stderr, flush=True)
+
+
+def groups(options: argparse.Namespace) -> Iterator[tuple]:
+    for name, operator in OPERATORS.items():
+        if not re.search(options.only, name):
+            continue
+        sizes = [
+            s for s in operator.sizes if not options.quick or s[0] in QUICK
+        ]
+        for dtype in DTYPES:
+            for backward in (False, True)[: 1 + bool(operator.gradients)]:
+                yield name, dtype, backward, sizes
+
+
+def run_calls(options: argparse.Namespace) -> list[report.Result]:
     results = []
-    kernels = cases(shapes[:2] if options.quick else shapes, dtypes)
-    for case in call_cases() if options.calls else (*call_cases(), *kernels):
-        print(f"{case.name} ...", end="\r", file=sys.stderr, flush=True)
-        results.append(summary(case, measure(case, seconds)))
-        print(line(results[-1]), flush=True)
-    print(f"\n{len(results)} cases in {time.perf_counter() - started:.0f} s")
+    for case in call_cases():
+        with case.mode():
+            times, skipped = measure(case.calls, options.seconds)
+        results += report.results_of(case, times, skipped)
+        print(report.line(results[-1]), flush=True)
+    return results
+
+
+def run_operators(options: argparse.Namespace) -> list[report.Result]:
+    chosen = list(groups(options))
+    progress = Progress(sum(len(sizes) for *_, sizes in chosen))
+    results: list[report.Result] = []
+    shown = ""
+    for name, dtype, backward, sizes in chosen:
+        if name != shown:
+            print(name, flush=True)
+            shown = name
+        torch.compiler.reset()
+        compiled = torch.compile(
+            OPERATORS[name].eager, fullgraph=True, dynamic=False
+        )
+        for rows, columns in sizes:
+            case = build(name, rows, columns, dtype, backward, compiled)
+            progress.show(case.name)
+            lines = run_case(case, options.seconds)
+            progress.clear()
+            progress.done += 1
+            for result in lines:
+                print(report.line(result), flush=True)
+            for call, why in lines[0]["skipped"].items():
+                print(f"{'':>19} without {call}: {why[:60]}", flush=True)
+            results += lines
+    return results
+
+
+def run_case(case: Case, seconds: float) -> list[report.Result]:
+    roof = probes(case.read, case.written)
+    if not case.in_place:
+        del roof["in place"]
+    calls = case.calls | {report.PROBE + n: call for n, call in roof.items()}
+    with case.mode():
+        times, skipped = measure(calls, seconds)
+    return report.results_of(case, times, skipped)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(report.heading(not options.calls), flush=True)
+    run = run_calls if options.calls else run_operators
+    start = time.monotonic()
+    results = run(options)
+    print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     if options.json:
-        with open(options.json, "w") as file:
-            everything = {"environment": about, "results": results}
-            json.dump(everything, file, indent=1)
-        print(f"wrote {options.json}")
+        report.write(options.json, vars(options), results)
+    if options.plot:
+        import plot  # needs matplotlib
+
+        plot.write(options.plot, report.environment(), results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""Time calls in turn, in random order."""
+
+import random
+import time
+
+from cases import Call
+
+SAMPLES = 5  # at least
+HOPELESS = 5.0  # seconds
+
+
+def measure(
+    calls: dict[str, Call], seconds: float
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Times of each call in seconds; and why others were left out."""
+    repeats, skipped = {}, {}
+    for name, call in calls.items():
+        try:
+            call()  # compiles
+        except Exception as error:
+            if name != "compile":
+                raise
+            skipped[name] = str(error).strip().split("\n")[0]
+            continue
+        call()
+        start = time.perf_counter()
+        call()
+        once = time.perf_counter() - start
+        if once > HOPELESS:
+            skipped[name] = f"a call takes {once:.0f} s"
+            continue
+        # So many calls that the clock's own cost does not show.
+        repeats[name] = max(1, int(5e-5 / max(once, 1e-7)))
+    names = list(repeats)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while time.perf_counter() < end or rounds < SAMPLES:
+        random.shuffle(names)
+        for name in names:
+            call, n = calls[name], repeats[name]
+            call()  # the caches hold what the last one needed
+            start = time.perf_counter()
+            for _ in range(n):
+                call()
+            times[name].append((time.perf_counter() - start) / n)
+        rounds += 1
+    return times, skipped
