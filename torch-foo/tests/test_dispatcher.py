@@ -366,7 +366,7 @@ def model(a, b, w):
     packed = torch.cat([gate, y], -1)
     y = torch_foo.gelu_mul(packed, approximate="tanh")
     y, residual = torch_foo.add_rms_norm(y, gate, w)
-    angles = torch.arange(16.0).view(8, 2) / 7
+    angles = torch.arange(16, dtype=a.dtype).view(8, 2) / 7
     heads = y.view(-1, 2, 1, 4)
     positions = torch.tensor([7, 1])
     y = torch_foo.rope(heads, angles.cos(), angles.sin(), positions)
