@@ -362,6 +362,17 @@ def _fixture(samples: Iterable[Sample], doc: str) -> Any:
     return pytest.fixture(params=samples, ids=str)(fixture)
 
 
+@pytest.fixture
+def norm_over() -> Callable[..., Sample]:
+    """A norm over a shape, with a weight."""
+
+    def make(op: str, shape: tuple[int, ...]) -> Sample:
+        tensors = [shape] * (2 if op == "add_rms_norm" else 1)
+        return Sample(op, "shape", (*tensors, shape[-1:]), (1e-6,))
+
+    return make
+
+
 sample = _fixture(
     SAMPLES, "Every operator, over the kinds of arguments that it takes."
 )
