@@ -785,7 +785,7 @@ def test_out_memory(op):
     wrong(op, message, x, *rest, out=memory[:1].expand(2, 3, 1, 4))
     assert (memory == 7).all()
     if op != "rope":  # the halves of a packed tensor
-        with pytest.raises(RuntimeError, match="out overlaps (gate|up)"):
+        with pytest.raises(RuntimeError, match=r"out overlaps (gate|up)"):
             function(memory, out=memory[..., 1:3])
         assert (memory == 7).all()
         function(memory, out=memory[..., 2:])  # exactly up
