@@ -141,11 +141,24 @@ def test_gradgradcheck(differentiable, device):
     assert torch.autograd.gradgradcheck(differentiable.function, args)
 
 
+def test_gradients_that_can_be_differentiated_again(differentiable):
+    """They are formulas in place of kernels, and the same numbers."""
+    sample, count = differentiable, len(differentiable.shapes)
+    args = sample.args(torch.float64, requires_grad=True)
+    got, expected = (
+        torch.autograd.grad(
+            loss(sample.function(*args)), args[:count], create_graph=again
+        )
+        for again in (True, False)
+    )
+    assert_close(got, expected)
+
+
 def test_only_wanted_gradients(differentiable):
     """Of each choice of arguments, and of each choice of results."""
     sample, count = differentiable, len(differentiable.shapes)
     full = sample.args(torch.float64, requires_grad=True)
-    results = tree_leaves(sample.function(*full))
+    results = tree_leaves(sample.reference(*full))
     for chosen in range(len(results)):
         expected = torch.autograd.grad(
             loss(results[chosen]),
