@@ -1,5 +1,6 @@
 /* The Python module torch_foo._C: empty. Loading the shared library runs the
- * static initialisers of generated/register.cpp, which is all there is to do. */
+ * static initialisers of generated/register.cpp, which is all there is to do.
+ */
 #include <Python.h>
 
 static struct PyModuleDef module = {

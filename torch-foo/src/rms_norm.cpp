@@ -148,10 +148,10 @@ std::tuple<Tensor, Tensor> add_rms_norm_backward(
       [&](const ConstTensorView& vsum, const TensorView* grad_x,
           const TensorView* grad_weight, void* scratch,
           const ParallelFor& threads) {
-        foo_core::add_rms_norm_backward(
-            vgrad, OptionalView(grad_residual).get(), vsum,
-            OptionalView(weight).get(), eps, grad_x, grad_weight, scratch,
-            threads);
+        foo_core::add_rms_norm_backward(vgrad,
+                                        OptionalView(grad_residual).get(), vsum,
+                                        OptionalView(weight).get(), eps, grad_x,
+                                        grad_weight, scratch, threads);
       },
       [&](const ConstTensorView& vsum, const TensorView* grad_x,
           const TensorView* grad_weight, void* scratch, void* stream) {

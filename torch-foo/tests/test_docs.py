@@ -28,8 +28,9 @@ def test_examples(name):
 @pytest.mark.parametrize("name", torch_foo.ops.__all__)
 def test_operators_are_documented(name):
     doc = getattr(torch_foo, name).__doc__
-    if name.endswith("_"):
+    if name.endswith("_"):  # of which the other form tells
         assert "in place" in doc
+        assert "Not differentiable" in doc
         return
     for section in ("Args:", "Returns:", "Raises:", "Source:", ">>> "):
         assert section in doc

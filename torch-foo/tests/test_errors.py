@@ -1,5 +1,6 @@
 """Wrong input: the message names operator, argument, expected and came."""
 
+import math
 import re
 
 import pytest
@@ -38,13 +39,17 @@ def binary(request):
     return request.param, BINARY[request.param]
 
 
-@pytest.fixture(params=[*BINARY, "rms_norm"])
+# The tests below give both tensors the same last dimension.
+PAIRS = {
+    **{op: ("a", "b", others) for op, others in BINARY.items()},
+    "rms_norm": ("x", "weight", (1e-6,)),
+}
+
+
+@pytest.fixture(params=PAIRS)
 def pair(request):
-    """Any operator with two tensors: their names, the further arguments."""
-    op = request.param
-    if op == "rms_norm":
-        return op, "x", "weight", (1e-6,)
-    return op, "a", "b", BINARY[op]
+    """An operator with two tensors and out=: their names, what follows."""
+    return request.param, *PAIRS[request.param]
 
 
 # --- dtypes -----------------------------------------------------------------
@@ -358,3 +363,459 @@ def test_vmap_takes_no_out(pair):
     message = f"Batching rule not implemented for torch_foo::_{op}_out"
     with pytest.raises(RuntimeError, match=message):
         torch.vmap(f)(x, out)
+
+
+# --- operators of transformers ----------------------------------------------
+
+
+def _rope_args(**changes):
+    """What rope takes, but for these."""
+    args = {
+        "x": torch.full((2, 3, 2, 4), 7.0),
+        "cos": torch.ones(3, 2),
+        "sin": torch.ones(3, 2),
+        "positions": None,
+    }
+    return list((args | changes).values())
+
+
+def _norm_args(**changes):
+    args = {
+        "x": torch.full((2, 3), 7.0),
+        "residual": torch.full((2, 3), 7.0),
+        "weight": torch.ones(3),
+    }
+    return list((args | changes).values())
+
+
+def _loss_args(**changes):
+    args = {"logits": torch.ones(2, 3), "target": torch.tensor([0, 1])}
+    return list((args | changes).values())
+
+
+def _gated_args(**changes):
+    args = {"gate": torch.full((2, 3), 7.0), "up": torch.full((2, 3), 7.0)}
+    return list((args | changes).values())
+
+
+# Operator, its arguments but for these, names of its floating-point tensors.
+FLOATING = [
+    ("rope", _rope_args, ["x", "cos", "sin"]),
+    ("add_rms_norm", _norm_args, ["x", "residual", "weight"]),
+    ("silu_mul", _gated_args, ["gate", "up"]),
+    ("gelu_mul", _gated_args, ["gate", "up"]),
+    ("cross_entropy", _loss_args, ["logits"]),
+    ("quantize_int8_rowwise", lambda x=None: [x], ["x"]),
+]
+CASES = [(op, args, name) for op, args, names in FLOATING for name in names]
+
+
+def _of(make, name: str) -> Tensor:
+    """The argument of this name, as it should be."""
+    probe = torch.zeros(())
+    position = next(
+        i for i, a in enumerate(make(**{name: probe})) if a is probe
+    )
+    value = make()[position]
+    return torch.ones(2, 3) if value is None else value
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[2]}")
+def case(request):
+    return request.param
+
+
+@pytest.mark.parametrize("bad", UNSUPPORTED, ids=str)
+def test_unsupported_dtype_of_each(case, bad):
+    op, make, name = case
+    dtype = str(bad).removeprefix("torch.")
+    wrong_anywhere(
+        op,
+        f"{name} has dtype {dtype}, expected float32, float64, float16 or "
+        "bfloat16",
+        *make(**{name: _of(make, name).to(bad)}),
+    )
+
+
+def test_each_is_dense(case):
+    op, make, name = case
+    wrong(
+        op,
+        f"{name} is a sparse or otherwise not dense tensor, expected a dense "
+        "one",
+        *make(**{name: _of(make, name).to_sparse()}),
+    )
+
+
+@pytest.mark.parametrize("value", [3, 3.0, [1.0], "x"])
+def test_each_is_a_tensor(case, value):
+    op, make, name = case
+    message = rf"torch_foo::_?{op}\(\) Expected a value of type .*'{name}'"
+    for function in (op, f"{op}_"):
+        if hasattr(torch_foo, function):
+            message = message.replace(op, f"{op}_?")
+            with pytest.raises(RuntimeError, match=message):
+                getattr(torch_foo, function)(*make(**{name: value}))
+
+
+# Operator, message, arguments, keyword arguments: wrong on real tensors and on
+# meta tensors alike. Of a NAME_ the message is the same.
+F64 = torch.float64
+WRONG = [
+    ("add_rms_norm", m, _norm_args(**changes), {})
+    for m, changes in [
+        (
+            "residual has dtype float64, but x has float32",
+            {"residual": torch.ones(2, 3, dtype=F64)},
+        ),
+        (
+            "weight has dtype float64, but x has float32",
+            {"weight": torch.ones(3, dtype=F64)},
+        ),
+        (
+            "residual has shape (3,), expected (2, 3)",
+            {"residual": torch.ones(3)},
+        ),
+        (
+            "residual has shape (1, 3), expected (2, 3)",
+            {"residual": torch.ones(1, 3)},
+        ),
+        (
+            "weight has 4 elements, but x's last dimension is 3",
+            {"weight": torch.ones(4)},
+        ),
+        (
+            "weight has 2 dimensions, expected 1",
+            {"weight": torch.ones(1, 3)},
+        ),
+        (
+            "x has no dimensions, expected at least 1",
+            {
+                "x": torch.tensor(7.0),
+                "residual": torch.tensor(7.0),
+                "weight": None,
+            },
+        ),
+    ]
+]
+for op in ("silu_mul", "gelu_mul"):
+    odd = "expected an even last dimension, of gate and up together"
+    WRONG += [
+        (op, f"gate has shape (2, 3), {odd}", [torch.ones(2, 3)], {}),
+        (op, f"gate has shape (), {odd}", [torch.tensor(1.0)], {}),
+        (
+            op,
+            "up has shape (3,), expected (2, 3)",
+            [torch.ones(2, 3), torch.ones(3)],
+            {},
+        ),
+        (
+            op,
+            "up has dtype float64, but gate has float32",
+            [torch.ones(3), torch.ones(3, dtype=F64)],
+            {},
+        ),
+        (
+            op,
+            "out has shape (2, 4), expected (2, 2)",
+            [torch.ones(2, 4)],
+            {"out": torch.full((2, 4), 7.0)},
+        ),
+        (
+            op,
+            "out has dtype float64, but gate has float32",
+            [torch.ones(2, 4)],
+            {"out": torch.full((2, 2), 7.0, dtype=F64)},
+        ),
+    ]
+WRONG += [
+    (
+        "gelu_mul",
+        f"approximate is '{name}', expected 'none' or 'tanh'",
+        [torch.ones(2, 4)],
+        {"approximate": name},
+    )
+    for name in ("Tanh", "", "it's")
+]
+WRONG += [
+    ("rope", m, _rope_args(**changes), {})
+    for m, changes in [
+        (
+            "x has shape (3, 2, 4), expected (batch, seq, heads, head_dim)",
+            {"x": torch.full((3, 2, 4), 7.0)},
+        ),
+        (
+            "cos has shape (2,), expected (max_position, rotary_dim / 2)",
+            {"cos": torch.ones(2)},
+        ),
+        ("sin has shape (2, 2), expected (3, 2)", {"sin": torch.ones(2, 2)}),
+        (
+            "cos has 3 columns, which rotate 6 elements, but x's last "
+            "dimension is 4",
+            {"cos": torch.ones(3, 3), "sin": torch.ones(3, 3)},
+        ),
+        (
+            "x has 3 positions, but cos has 2 rows",
+            {"cos": torch.ones(2, 2), "sin": torch.ones(2, 2)},
+        ),
+        (
+            "cos is float64, but x is float32",
+            {
+                "cos": torch.ones(3, 2, dtype=F64),
+                "sin": torch.ones(3, 2, dtype=F64),
+            },
+        ),
+        (
+            "sin has dtype float64, but cos has float32",
+            {"sin": torch.ones(3, 2, dtype=F64)},
+        ),
+        *(
+            (
+                f"positions has shape {shape}, expected (3,) or (2, 3)",
+                {"positions": torch.zeros(shape, dtype=torch.int64)},
+            )
+            for shape in [(), (2,), (1, 3), (3, 3), (1, 2, 3)]
+        ),
+        *(
+            (
+                f"positions has dtype {name}, expected int64",
+                {"positions": torch.zeros(3, dtype=getattr(torch, name))},
+            )
+            for name in ("int32", "float32", "bool")
+        ),
+    ]
+]
+WRONG += [
+    ("rope", m, _rope_args(), {"out": out})
+    for m, out in [
+        (
+            "out has shape (2, 3, 2, 5), expected (2, 3, 2, 4)",
+            torch.full((2, 3, 2, 5), 7.0),
+        ),
+        (
+            "out has dtype float64, but x has float32",
+            torch.full((2, 3, 2, 4), 7.0, dtype=F64),
+        ),
+    ]
+]
+WRONG += [
+    ("cross_entropy", m, _loss_args(**changes), named)
+    for m, changes, named in [
+        (
+            "target has dtype int32, expected int64",
+            {"target": torch.zeros(2, dtype=torch.int32)},
+            {},
+        ),
+        (
+            "target has dtype float32, expected int64",
+            {"target": torch.ones(2, 3)},
+            {},
+        ),
+        (
+            "target has shape (3,), expected (2,)",
+            {"target": torch.zeros(3, dtype=torch.int64)},
+            {},
+        ),
+        (
+            "target has shape (2, 1), expected (2,)",
+            {"target": torch.zeros(2, 1, dtype=torch.int64)},
+            {},
+        ),
+        (
+            "logits has no dimensions, expected at least 1",
+            {"logits": torch.tensor(1.0)},
+            {},
+        ),
+        *(
+            (
+                "logits has shape (2, 0), expected at least 1 class",
+                {
+                    "logits": torch.ones(2, 0),
+                    "target": torch.full((2,), target),
+                },
+                {},
+            )
+            for target in (0, -100)
+        ),
+        *(
+            (
+                f"reduction is '{name}', expected 'none', 'mean' or 'sum'",
+                {},
+                {"reduction": name},
+            )
+            for name in ("average", "", "Mean")
+        ),
+        *(
+            (
+                f"label_smoothing is {value:g}, expected 0 to 1",
+                {},
+                {"label_smoothing": value},
+            )
+            for value in (1.5, -1e-9, math.nan, math.inf)
+        ),
+        # The first that is wrong is named, whichever else is.
+        (
+            "logits has dtype int64, expected float32, float64, float16 or "
+            "bfloat16",
+            {"logits": torch.ones(2, 3, dtype=torch.int64)},
+            {"reduction": "average", "label_smoothing": 2.0},
+        ),
+    ]
+]
+WRONG += [
+    (
+        "quantize_int8_rowwise",
+        "x has no dimensions, expected at least 1",
+        [torch.tensor(1.0)],
+        {},
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "message", "args", "named"), WRONG, ids=lambda v: str(v)[:60]
+)
+def test_wrong_input(op, message, args, named):
+    wrong_anywhere(op, message, *args, **named)
+    if "out" in named:
+        assert (named["out"] == 7).all()
+    elif hasattr(torch_foo, f"{op}_"):
+        before = [a.clone() for a in args if isinstance(a, Tensor)]
+        for device in ("cpu", "meta"):
+            given = [a.to(device) if isinstance(a, Tensor) else a for a in args]
+            # Whether NAME or NAME_ is said depends on who notices.
+            with pytest.raises(
+                RuntimeError, match=f"torch_foo.{op}_?: {re.escape(message)}"
+            ):
+                getattr(torch_foo, f"{op}_")(*given, **named)
+        after = [a for a in args if isinstance(a, Tensor)]
+        assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [([0, 3, 2], "3 at (1,)"), ([0, 1, -1], "-1 at (2,)")],
+)
+def test_positions_out_of_range(values, where):
+    message = f"positions holds {where}, but cos has 3 rows"
+    args = _rope_args(positions=torch.tensor(values))
+    out = torch.full((2, 3, 2, 4), 7.0)
+    wrong("rope", message, *args)
+    wrong("rope", message, *args, out=out)
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        torch_foo.rope_(*args)
+    assert (out == 7).all()
+    assert (args[0] == 7).all()
+    args[3] = torch.stack([torch.zeros_like(args[3]), args[3]])
+    where = where.replace("(", "(1, ").replace(",)", ")")
+    message = f"positions holds {where}, but cos has 3 rows"
+    wrong("rope", message, *args)
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40, -(2**63)])
+def test_target_out_of_range(bad):
+    expected = "expected 0 to 2 or ignore_index (-100)"
+    target = torch.tensor([[0, bad]])
+    wrong(
+        "cross_entropy",
+        f"target is {bad} at index (0, 1), {expected}",
+        torch.ones(1, 2, 3),
+        target,
+    )
+    # What is ignored may be anything.
+    torch_foo.cross_entropy(torch.ones(1, 2, 3), target, ignore_index=bad)
+
+
+def test_meta_beside_cpu_of_each():
+    def meta(make, name):
+        return make(**{name: _of(make, name).to("meta")})
+
+    for op, make, names in FLOATING:
+        for name in names[1:]:
+            with pytest.raises(RuntimeError, match=f"torch_foo.{op}: .* is on"):
+                getattr(torch_foo, op)(*meta(make, name))
+    target = torch.tensor([0, 1], device="meta")
+    message = "target is on meta, but logits is on cpu"
+    wrong("cross_entropy", message, torch.ones(2, 3), target)
+    message = "positions is on meta, but x is on cpu"
+    positions = torch.zeros(3, dtype=torch.int64, device="meta")
+    wrong("rope", message, *_rope_args(positions=positions))
+
+
+def test_inplace_memory():
+    """Nothing is written where arguments of an in-place form overlap."""
+
+    def check(function, message, memory, *args):
+        before = memory.clone()
+        with pytest.raises(RuntimeError, match=message):
+            function(*args)
+        assert torch.equal(memory, before)
+
+    norm, rope = torch_foo.add_rms_norm_, torch_foo.rope_
+    x, rows = torch.full((2, 3), 7.0), torch.full((3, 3), 7.0)
+    other = torch.ones(2, 3)
+    check(norm, "overlaps residual", x, x, x)
+    check(norm, "overlaps residual", rows, rows[:2], rows[1:])
+    check(norm, "overlaps weight", rows, rows[:2], other, rows[0])
+    check(norm, "overlaps weight", rows, other, rows[:2], rows[1])
+    row = torch.full((1, 3), 7.0)
+    check(norm, "overlaps itself", row, row.expand(2, 3), other)
+    check(norm, "overlaps itself", row, other.clone(), row.expand(2, 3))
+
+    memory, table = torch.full((12,), 7.0), torch.ones(3, 2)
+    x = memory.view(1, 3, 1, 4)
+    same = memory[:6].view(3, 2)
+    check(rope, "overlap cos", memory, x, same, table)
+    check(rope, "overlap sin", memory, x, table, same)
+    head = memory.view(1, 3, 1, 4)[:, :1].expand(1, 3, 1, 4)
+    check(rope, "overlaps itself", memory, head, table, table)
+
+
+@pytest.mark.parametrize("op", ["silu_mul", "gelu_mul", "rope"])
+def test_out_memory(op):
+    """Nothing is written where out overlaps, but is not, an argument."""
+    memory = torch.full((3, 3, 1, 4), 7.0)
+    x, tables = memory[:2], [torch.ones(3, 2)] * 2
+    rest = tables if op == "rope" else [torch.ones(2, 3, 1, 4)]
+    function = getattr(torch_foo, op)
+    name = "x" if op == "rope" else "gate"
+    message = f"out overlaps {name} without being exactly {name}"
+    wrong(op, message, x, *rest, out=memory[1:])
+    message = "out overlaps itself: two of its indices share memory"
+    wrong(op, message, x, *rest, out=memory[:1].expand(2, 3, 1, 4))
+    assert (memory == 7).all()
+    if op != "rope":  # the halves of a packed tensor
+        with pytest.raises(RuntimeError, match=r"out overlaps (gate|up)"):
+            function(memory, out=memory[..., 1:3])
+        assert (memory == 7).all()
+        function(memory, out=memory[..., 2:])  # exactly up
+        assert not (memory == 7).all()
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("op", ["add_rms_norm", "rope"])
+def test_inplace_with_requires_grad(op, which):
+    args = (_norm_args if op == "add_rms_norm" else _rope_args)()
+    args[which].requires_grad_()
+    inplace = getattr(torch_foo, f"{op}_")
+    with pytest.raises(
+        RuntimeError,
+        match=rf"{op}_ does not support automatic differentiation, but one of "
+        rf"the tensors requires grad; use torch_foo.{op} or use",
+    ):
+        inplace(*args)
+    assert (args[0] == 7).all()
+    with torch.no_grad():
+        inplace(*args)
+    assert not (args[0] == 7).all()
+
+
+def test_inplace_of_a_negated_view():
+    x = torch._neg_view(torch.full((2, 3, 2, 4), -7.0))
+    with pytest.raises(RuntimeError, match="x is a negated view"):
+        torch_foo.rope_(*_rope_args(x=x))
+    residual = torch._neg_view(torch.full((2, 3), -7.0))
+    with pytest.raises(RuntimeError, match="residual is a negated view"):
+        torch_foo.add_rms_norm_(*_norm_args(residual=residual))
+    assert (x == 7).all()
+    assert (residual == 7).all()

@@ -81,3 +81,225 @@ def test_rms_norm_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = module(torch.randn(4, 8).bfloat16())
     assert y.dtype == torch.float32
+
+
+# --- gates ------------------------------------------------------------------
+
+GATES = [
+    (torch_foo.nn.SwiGLU(), torch.nn.SiLU()),
+    (torch_foo.nn.GeGLU(), torch.nn.GELU()),
+    (torch_foo.nn.GeGLU("tanh"), torch.nn.GELU("tanh")),
+]
+
+
+@pytest.mark.parametrize(("ours", "activation"), GATES, ids=str)
+def test_gates(ours, activation):
+    gate, up = torch.randn(2, 3, 4, 5)
+    expected = activation(gate) * up
+    torch.testing.assert_close(ours(gate, up), expected)
+    torch.testing.assert_close(ours(torch.cat([gate, up], -1)), expected)
+    assert not ours.state_dict()
+    assert not list(ours.parameters())
+
+
+@pytest.mark.parametrize(("ours", "activation"), GATES, ids=str)
+def test_feed_forward_trains(ours, activation):
+    """A block of Llama, of one projection or two, against plain PyTorch."""
+    first, down = torch.nn.Linear(6, 16), torch.nn.Linear(8, 6)
+    x = torch.randn(4, 6)
+
+    def gradients(block):
+        loss = block(x).square().sum()
+        return torch.autograd.grad(loss, [*first.parameters()])
+
+    def plain(x):
+        gate, up = first(x).chunk(2, -1)
+        return down(activation(gate) * up)
+
+    def packed(x):
+        return down(ours(first(x)))
+
+    def two(x):
+        return down(ours(*first(x).chunk(2, -1)))
+
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    for block in (packed, two, compiled):
+        torch.testing.assert_close(gradients(block), gradients(plain))
+
+
+def test_gate_of_unknown_approximation():
+    with pytest.raises(ValueError, match="approximate is 'erf', expected"):
+        torch_foo.nn.GeGLU("erf")
+    assert repr(torch_foo.nn.GeGLU("tanh")) == "GeGLU(approximate='tanh')"
+
+
+# --- rotary embedding -------------------------------------------------------
+
+
+def rotated_as_in_llama(x, positions, base=10000.0):
+    """The formula of transformers' modeling_llama.py, in float64."""
+    dim = x.shape[-1]
+    inverse = 1 / base ** (torch.arange(0, dim, 2).double() / dim)
+    angles = positions.double()[..., None] * inverse
+    angles = torch.cat([angles, angles], -1).unsqueeze(-2)
+    half = torch.cat([-x[..., dim // 2 :], x[..., : dim // 2]], -1)
+    return x.double() * angles.cos() + half.double() * angles.sin()
+
+
+@pytest.mark.parametrize("base", [10000.0, 500000.0])
+def test_rotary_embedding(dtype, base):
+    module = torch_foo.nn.RotaryEmbedding(16, max_position=5000, base=base)
+    x = torch.randn(2, 3, 4, 16).to(dtype)
+    expected = rotated_as_in_llama(x, torch.arange(3), base)
+    torch.testing.assert_close(module(x), expected.to(dtype))
+    positions = torch.tensor([[0, 4999, 17], [3, 2, 1]])
+    expected = rotated_as_in_llama(x, positions, base).to(dtype)
+    # The tables have float32's accuracy, also at far positions.
+    tolerance = 1e-6 if dtype.itemsize > 2 else torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        module(x, positions), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_rotary_embedding_interleaved_and_partial():
+    x = torch.randn(1, 7, 2, 10)
+    module = torch_foo.nn.RotaryEmbedding(10, 7, rotary_dim=6, interleaved=True)
+    halves = torch.cat([x[..., 0:6:2], x[..., 1:6:2]], -1)
+    expected = rotated_as_in_llama(halves, torch.arange(7)).float()
+    got = module(x)
+    torch.testing.assert_close(got[..., 0:6:2], expected[..., :3])
+    torch.testing.assert_close(got[..., 1:6:2], expected[..., 3:])
+    assert torch.equal(got[..., 6:], x[..., 6:])
+    assert "rotary_dim=6, interleaved=True" in repr(module)
+
+
+@pytest.mark.parametrize("rotary_dim", [3, 6, -2])
+def test_rotary_embedding_checks_rotary_dim(rotary_dim):
+    message = rf"rotary_dim is {rotary_dim}, expected an even .* 0 to head_dim"
+    with pytest.raises(ValueError, match=message):
+        torch_foo.nn.RotaryEmbedding(4, 8, rotary_dim=rotary_dim)
+    with pytest.raises(ValueError, match="rotary_dim is 5, expected an even"):
+        torch_foo.nn.RotaryEmbedding(5, 8)
+
+
+def test_rotary_embedding_checks_x():
+    module = torch_foo.nn.RotaryEmbedding(4, 8)
+    for shape in ((1, 2, 3, 6), (2, 3, 4)):
+        with pytest.raises(
+            RuntimeError, match=r"expected \(batch, seq, heads, 4\)"
+        ):
+            module(torch.ones(shape))
+    with pytest.raises(RuntimeError, match="x has 9 positions, but cos has 8"):
+        module(torch.ones(1, 9, 1, 4))
+
+
+def test_rotary_embedding_keeps_float32_tables():
+    module = torch_foo.nn.RotaryEmbedding(4, 8)
+    assert not module.state_dict()
+    cos = module.cos.clone()
+    model = torch.nn.Sequential(module)
+    for other in (
+        model.bfloat16(),
+        model.half(),
+        model.double(),
+        model.to(torch.float16),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+    ):
+        assert torch.equal(other[0].cos, cos)
+        assert other[0].sin.dtype == torch.float32
+        x = torch.randn(1, 8, 2, 4).bfloat16()
+        assert other(x).dtype == torch.bfloat16
+    meta = torch_foo.nn.RotaryEmbedding(4, 8, device="meta")
+    assert meta.cos.is_meta
+    assert model.to("meta")[0].sin.is_meta
+    # As a model is filled from a state_dict, where the tables are not.
+    assert torch.equal(meta.to_empty(device="cpu").cos, cos)
+
+
+def test_rotary_embedding_compiles_and_trains():
+    module = torch_foo.nn.RotaryEmbedding(4, 8)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 2, 4, requires_grad=True)
+    positions = torch.tensor([5, 1, 7])
+    for args in ((x,), (x, positions)):
+        grads = [
+            torch.autograd.grad(f(*args).square().sum(), x)
+            for f in (module, compiled)
+        ]
+        torch.testing.assert_close(*grads)
+        # A rotation changes no length, so this gradient is 2 x.
+        torch.testing.assert_close(grads[0][0], 2 * x.detach())
+
+
+# --- cross-entropy ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reduction": "sum"},
+        {"reduction": "none", "ignore_index": 2},
+        {"label_smoothing": 0.1},
+        {"size_average": False},
+        {"reduce": False},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:size_average and reduce:UserWarning")
+def test_cross_entropy_loss_is_a_drop_in(options, dtype):
+    ours = torch_foo.nn.CrossEntropyLoss(**options)
+    theirs = torch.nn.CrossEntropyLoss(**options)
+    assert isinstance(ours, torch.nn.CrossEntropyLoss)
+    assert repr(ours) == repr(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    wide = torch.promote_types(dtype, torch.float32)
+    for shape in ((7,), (4, 7)):
+        logits = torch.randn(shape).to(dtype).requires_grad_()
+        target = torch.randint(7, shape[:-1])
+        results = [
+            ours(input=logits, target=target),
+            theirs(logits.to(wide), target),
+        ]
+        torch.testing.assert_close(*results)
+        grads = [torch.autograd.grad(r.sum(), logits) for r in results]
+        torch.testing.assert_close(*grads)
+
+
+def test_cross_entropy_loss_has_classes_last():
+    logits, target = torch.randn(2, 3, 4, 5), torch.randint(5, (2, 3, 4))
+    for reduction in ("none", "mean", "sum"):
+        got = torch_foo.nn.CrossEntropyLoss(reduction=reduction)(logits, target)
+        expected = torch.nn.CrossEntropyLoss(reduction=reduction)(
+            logits.movedim(-1, 1), target
+        )
+        torch.testing.assert_close(got, expected)
+
+
+def test_cross_entropy_loss_says_what_is_not_supported():
+    with pytest.raises(ValueError, match="weight is not supported"):
+        torch_foo.nn.CrossEntropyLoss(torch.ones(3))
+    loss = torch_foo.nn.CrossEntropyLoss()
+    with pytest.raises(
+        RuntimeError, match="class probabilities are not supported"
+    ):
+        loss(torch.ones(2, 3), torch.ones(2, 3) / 3)
+    with pytest.raises(RuntimeError, match="reduction is 'average'"):
+        torch_foo.nn.CrossEntropyLoss(reduction="average")(
+            torch.ones(2, 3), torch.tensor([0, 1])
+        )
+
+
+def test_cross_entropy_loss_copies_and_compiles():
+    module = torch_foo.nn.CrossEntropyLoss(label_smoothing=0.1)
+    logits, target = torch.randn(4, 7), torch.randint(7, (4,))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for other in (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        compiled,
+    ):
+        torch.testing.assert_close(
+            other(logits, target), module(logits, target)
+        )

@@ -1,6 +1,8 @@
 """Results against the reference formulas in float64."""
 
+import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch_foo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch_foo import reference
 
 # The accuracy that is promised, in units in the last place.
@@ -29,12 +33,22 @@ def ulp(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def assert_accurate(
-    got: Tensor, exact: Tensor, magnitude: Tensor | None = None
+    got: Tensor,
+    exact: Tensor,
+    magnitude: Tensor | None = None,
+    *,
+    max_ulp: float | Tensor | None = None,
+    slack: float | Tensor = 0.0,
 ) -> None:
     """Fail if `got` is further from float64's `exact` than promised.
 
-    `magnitude` is that of the intermediate results, for operations where they
-    may cancel: a * b against c.
+    Args:
+        got: the result.
+        exact: what it should be.
+        magnitude: that of the intermediate results, for operations where they
+            may cancel: a * b against c.
+        max_ulp: what is promised, if it is not MAX_ULP.
+        slack: what is allowed beside that.
     """
     assert got.shape == exact.shape
     overflow = exact.abs() >= torch.finfo(got.dtype).max
@@ -43,13 +57,17 @@ def assert_accurate(
         got[special], exact[special].to(got.dtype), equal_nan=True
     )
     scale = exact if magnitude is None else magnitude.expand_as(exact)
-    error = (got.double() - exact).abs() / ulp(scale, got.dtype)
-    worst = error[~special].max().item() if (~special).any() else 0.0
-    assert worst <= MAX_ULP[got.dtype], f"{worst} ulp"
+    error = (got.double() - exact).abs() - slack
+    limit = MAX_ULP[got.dtype] if max_ulp is None else max_ulp
+    excess = error / ulp(scale, got.dtype) - limit
+    worst = excess[~special].max().item() if (~special).any() else 0.0
+    assert worst <= 0, f"{worst} ulp more than promised"
 
 
 def wide(args):
-    return [a.double() if isinstance(a, Tensor) else a for a in args]
+    return tree_map_only(
+        Tensor, lambda a: a.double() if a.is_floating_point() else a, list(args)
+    )
 
 
 def exact_result(op: str, args) -> tuple[Tensor, Tensor | None]:
@@ -61,47 +79,153 @@ def exact_result(op: str, args) -> tuple[Tensor, Tensor | None]:
     return exact, None
 
 
+def exact_gelu(x: Tensor, approximate: str) -> Tensor:
+    """What torch's is, but for the cancellation where x is far below 0."""
+    if approximate == "none":
+        return x * (torch.special.erfc(-x * math.sqrt(0.5)) / 2)
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return x * torch.sigmoid(2 * inner)
+
+
+def assert_gated(got, activation, gate, up, erf) -> None:
+    """Compare with activation(gate) * up."""
+    arithmetic = torch.finfo(torch.promote_types(got.dtype, torch.float32))
+    # The activation may be subnormal, which `up` then magnifies.
+    slack = up.abs() * arithmetic.smallest_normal * arithmetic.eps
+    max_ulp = MAX_ULP[got.dtype]
+    if got.dtype == torch.float32 and erf:
+        max_ulp = 5
+    elif got.dtype == torch.float64:  # in which `activation` is no better
+        max_ulp = max_ulp + 4 * gate.square()  # as exp(-x**2) is not
+        slack = up.abs() * arithmetic.smallest_normal
+    assert_accurate(got, activation(gate) * up, max_ulp=max_ulp, slack=slack)
+
+
+def assert_results(op: str, got, args, named) -> None:
+    """Fail if an operator's results are less accurate than promised."""
+    if op == "add_rms_norm":
+        x, residual, *rest = args
+        y, residual_out = got
+        assert torch.equal(residual_out, reference.add(x, residual))
+        assert_accurate(y, reference.rms_norm(*wide([residual_out, *rest])))
+    elif op in ("silu_mul", "gelu_mul"):
+        gate, up = wide([*args, None][:2])
+        if up is None:
+            gate, up = gate.chunk(2, -1)
+        if op == "silu_mul":
+            assert_gated(got, F.silu, gate, up, False)
+        else:
+            approximate = named.get("approximate", "none")
+            activation = partial(exact_gelu, approximate=approximate)
+            assert_gated(got, activation, gate, up, approximate == "none")
+    elif op == "rope":
+        assert_rope(got, args, named)
+    elif op == "cross_entropy":
+        assert_loss(got, args, named)
+    elif op == "quantize_int8_rowwise":
+        expected = reference.quantize_int8_rowwise(*args)
+        assert all(map(torch.equal, got, expected))
+    else:
+        assert_accurate(got, *exact_result(op, args))
+
+
+def assert_rope(got: Tensor, args, named) -> None:
+    """Within the limit for the larger of the two products."""
+    x, cos, sin, *rest = wide(args)
+    exact = reference.rope(x, cos, sin, *rest, **named)
+    zero = torch.zeros_like(cos)
+    by_cos = reference.rope(x, cos, zero, *rest, **named).abs()
+    by_sin = reference.rope(x, zero, sin, *rest, **named).abs()
+    magnitude = by_cos.maximum(by_sin)
+    if got.dtype.itemsize > 2:
+        assert_accurate(got, exact, magnitude)
+    elif args[1].dtype == got.dtype:  # the products are exact in float32
+        assert_accurate(got, exact)
+    else:
+        assert_accurate(got, exact, slack=ulp(magnitude, torch.float32))
+
+
+def assert_loss(got: Tensor, args, named) -> None:
+    """Within 1e-6 of the loss, relative or, where it is tiny, absolute."""
+    logits, target = wide(args)
+    exact = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), target.reshape(-1), **named
+    ).reshape(got.shape)
+    dtype = args[0].dtype
+    wanted = dtype if dtype == torch.float64 else torch.float32
+    assert got.dtype == wanted
+    finite = exact.abs() < torch.finfo(wanted).max
+    torch.testing.assert_close(
+        got[~finite], exact[~finite].to(wanted), equal_nan=True
+    )
+    error = (got - exact)[finite].abs()
+    assert (error <= 1e-6 * exact[finite].abs().clamp(min=1)).all()
+
+
+def assert_equal(got, expected) -> None:
+    """Fail unless all results are the same, bit for bit (or both nan)."""
+    torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def clones(args):
+    return tree_map_only(Tensor, torch.clone, list(args))
+
+
 def test_reference(sample, dtype, device):
     args = sample.args(dtype, device)
     got = sample.function(*args)
-    assert got.dtype == dtype
-    assert got.is_contiguous()
-    assert_accurate(got, *exact_result(sample.op, args))
+    assert_results(sample.op, got, args, sample.named)
+    expected = sample.reference(*args)
+    for g, e in zip(tree_leaves(got), tree_leaves(expected), strict=True):
+        assert g.is_contiguous()
+        assert g.dtype == e.dtype
 
 
-def test_out(sample, dtype, device):
-    args = sample.args(dtype, device)
-    expected = sample.function(*args)
+def test_out(with_out, dtype, device):
+    args = with_out.args(dtype, device)
+    expected = with_out.function(*args)
     out = torch.empty_like(expected)
-    assert sample.function(*args, out=out) is out
+    assert with_out.function(*args, out=out) is out
     assert torch.equal(out, expected)
 
 
-def test_out_strided(sample, device):
-    args = sample.args(device=device)
-    expected = sample.function(*args)
+def test_out_strided(with_out, device):
+    args = with_out.args(device=device)
+    expected = with_out.function(*args)
     canvas = torch.full((*expected.shape, 2), 7.0, device=device)
-    sample.function(*args, out=canvas[..., 0])
+    with_out.function(*args, out=canvas[..., 0])
     assert torch.equal(canvas[..., 0], expected)
     assert (canvas[..., 1] == 7).all()  # what lies between is untouched
 
 
-def test_out_is_input(sample, dtype, device):
-    args = sample.args(dtype, device)
-    expected = sample.function(*args)
-    for i in range(1 if sample.op == "rms_norm" else 2):
+def test_out_is_input(with_out, dtype, device):
+    args = with_out.args(dtype, device)
+    expected = with_out.function(*args)
+    for i in range(1 if with_out.op == "rms_norm" else len(with_out.shapes)):
         if args[i].shape == expected.shape:
-            fresh = [a.clone() if isinstance(a, Tensor) else a for a in args]
-            sample.function(*fresh, out=fresh[i])
+            fresh = clones(args)
+            with_out.function(*fresh, out=fresh[i])
             assert torch.equal(fresh[i], expected)
 
 
-def test_large(typical, dtype, device):
-    """A size that is shared among threads, with odd tails."""
-    x = torch.randn(67, 4099, device=device).to(dtype)
-    row = torch.randn(4099, device=device).to(dtype)
-    args = [x, row, *typical.others]
-    assert_accurate(typical.function(*args), *exact_result(typical.op, args))
+def test_inplace(with_inplace, dtype, device):
+    args = with_inplace.args(dtype, device)
+    expected = tree_leaves(with_inplace.function(*args))
+    contiguous = clones(args)
+    # A clone of a tensor with gaps has none, so these are the gaps.
+    gaps = [
+        torch.stack([a, a], -1)[..., 0] if isinstance(a, Tensor) else a
+        for a in args
+    ]
+    for fresh in (contiguous, gaps):
+        assert with_inplace.inplace(*fresh) is None
+        assert_equal(fresh[: len(expected)], expected)
+        assert_equal(fresh[len(expected) :], list(args[len(expected) :]))
+
+
+def test_large(large, dtype, device):
+    args = large.args(dtype, device)
+    assert_results(large.op, large.function(*args), args, large.named)
 
 
 SPECIAL = [0.0, -0.0, 1.0, -2.5, math.inf, -math.inf, math.nan, 1e38, 6e-8]
@@ -195,51 +319,180 @@ def test_any_layout_rms_norm(data, dtype, has_weight):
     shape = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
     x = data.draw(_layout(shape, dtype))
     weight = data.draw(_layout(shape[-1:], dtype)) if has_weight else None
-    args = [x, weight, 1e-5]
-    assert_accurate(torch_foo.rms_norm(*args), *exact_result("rms_norm", args))
+    check_any_layout(data, "rms_norm", [x, weight, 1e-5], {}, [0, 1])
 
-    grad = data.draw(_layout(shape, dtype))
-    got = torch.ops.torch_foo._rms_norm_backward(
-        grad, x, weight, 1e-5, True, has_weight
-    )
-    expected = reference.rms_norm_backward(
-        *wide([grad, x, weight]), 1e-5, True, has_weight
-    )
-    for g, e in zip(got, expected, strict=True):
-        if e is not None:
-            torch.testing.assert_close(g, e.to(dtype), rtol=2e-2, atol=1e-2)
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.sampled_from(list(MAX_ULP)), st.booleans())
+def test_any_layout_add_rms_norm(data, dtype, has_weight):
+    shape = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
+    x, residual = (data.draw(_layout(shape, dtype)) for _ in range(2))
+    weight = data.draw(_layout(shape[-1:], dtype)) if has_weight else None
+    args = [x, residual, weight, 1e-5]
+    check_any_layout(data, "add_rms_norm", args, {}, [0, 1, 2])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.data(),
+    st.sampled_from(list(MAX_ULP)),
+    st.booleans(),
+    st.sampled_from(["silu", "none", "tanh"]),
+)
+def test_any_layout_gated(data, dtype, packed, name):
+    shape = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
+    if packed:
+        shape[-1] *= 2
+    tensors = [data.draw(_layout(shape, dtype)) for _ in range(2 - packed)]
+    op = "silu_mul" if name == "silu" else "gelu_mul"
+    named = {} if name == "silu" else {"approximate": name}
+    check_any_layout(data, op, tensors, named, range(len(tensors)))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.sampled_from(list(MAX_ULP)), st.booleans(), st.booleans())
+def test_any_layout_rope(data, dtype, interleaved, wide_tables):
+    shape = [data.draw(st.integers(0, n)) for n in (3, 4, 3, 7)]
+    batch, seq, _, head_dim = shape
+    rows = seq + data.draw(st.integers(0, 2))
+    table = [rows, data.draw(st.integers(0, head_dim // 2))]
+    tables_dtype = torch.float32 if wide_tables else dtype
+    x = data.draw(_layout(shape, dtype))
+    tables = [data.draw(_layout(table, tables_dtype)) for _ in range(2)]
+    size = data.draw(st.sampled_from([None, [seq], [batch, seq]]))
+    positions = None
+    if size is not None:
+        positions = data.draw(_indices(size, max(rows, 1)))
+    args, named = [x, *tables, positions], {"interleaved": interleaved}
+    check_any_layout(data, "rope", args, named, [0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.data(),
+    st.sampled_from(list(MAX_ULP)),
+    st.sampled_from(["none", "mean", "sum"]),
+    st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_any_layout_cross_entropy(data, dtype, reduction, label_smoothing):
+    rows = data.draw(st.lists(st.integers(0, 4), max_size=3))
+    classes = data.draw(st.integers(1, 6))
+    logits = data.draw(_layout([*rows, classes], dtype))
+    target = data.draw(_indices(rows, classes))
+    named = {
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+        "ignore_index": data.draw(st.integers(-1, classes)),
+    }
+    check_any_layout(data, "cross_entropy", [logits, target], named, [0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.sampled_from(list(MAX_ULP)))
+def test_any_layout_quantize_int8_rowwise(data, dtype):
+    shape = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
+    x = data.draw(_layout(shape, dtype))
+    check_any_layout(data, "quantize_int8_rowwise", [x], {}, [])
+
+
+@st.composite
+def _indices(draw, shape: list[int], limit: int) -> Tensor:
+    tensor = draw(_layout(shape, torch.int64))
+    return tensor.copy_(torch.randint(limit, shape))
+
+
+def check_any_layout(data, op, args, named, leaves) -> None:
+    """Compare results, and gradients for incoming ones of any layout."""
+    function = getattr(torch_foo, op)
+    got = function(*args, **named)
+    assert_results(op, got, args, named)
+    leaves = [i for i in leaves if args[i] is not None]
+    if not leaves:
+        return
+    grads = [
+        data.draw(_layout(list(r.shape), r.dtype)) for r in tree_leaves(got)
+    ]
+
+    def gradients(function, args, grads):
+        args = list(args)
+        for i in leaves:
+            args[i] = args[i].detach().requires_grad_()
+        results = tree_leaves(function(*args, **named))
+        return torch.autograd.grad(results, [args[i] for i in leaves], grads)
+
+    exact = gradients(getattr(reference, op), wide(args), wide(grads))
+    for g, e in zip(gradients(function, args, grads), exact, strict=True):
+        torch.testing.assert_close(
+            g, e.to(g.dtype), rtol=2e-2, atol=1e-2, equal_nan=True
+        )
 
 
 def _relative_error(got: Tensor, exact: Tensor) -> float:
     return ((got.double() - exact).norm() / exact.norm()).item()
 
 
+def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round, with a gradient as if it were not."""
+    return t + (t.detach().to(dtype).to(t.dtype) - t.detach())
+
+
+def _definition(sample, dtype: torch.dtype):
+    """An operator in plain PyTorch, of wide numbers that are in `dtype`."""
+    if sample.op != "add_rms_norm":
+        return sample.reference
+
+    def add_rms_norm(x, residual, weight, eps):
+        total = _rounded(x + residual, dtype)
+        return reference.rms_norm(total, weight, eps), total
+
+    return add_rms_norm
+
+
+def _check_gradients(sample, dtype, device):
+    """At most 1.1 times the error of eager PyTorch in float32."""
+    if not sample.has_gradient:
+        return
+    count = len(sample.shapes)
+    args = sample.args(dtype, device)
+    definition = _definition(sample, dtype)
+    grads = [
+        torch.randn(r.shape, device=device).to(r.dtype)
+        for r in tree_leaves(sample.function(*args))
+    ]
+
+    def gradients(function, to):
+        leaves = [to(a.detach()).requires_grad_() for a in args[:count]]
+        others = tree_map_only(Tensor, to, list(args[count:]))
+        results = tree_leaves(function(*leaves, *others))
+        return torch.autograd.grad(results, leaves, [to(g) for g in grads])
+
+    def to_float32(a):
+        return a.float() if a.is_floating_point() else a
+
+    exact = gradients(definition, lambda a: wide([a])[0])
+    eager = gradients(definition, to_float32)
+    ours = gradients(sample.function, lambda a: a)
+    for i, (o, t, e) in enumerate(zip(ours, eager, exact, strict=True)):
+        assert o.dtype == dtype
+        error = _relative_error(o, e)
+        limit = 1.1 * _relative_error(t.to(dtype), e)
+        assert error <= limit, f"gradient {i}: {error} > {limit}"
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_gradient_accuracy(large, dtype, device):
+    _check_gradients(large, dtype, device)
+
+
 @pytest.mark.parametrize("shape", [(64, 512), (2048, 128), (3, 4099)], ids=str)
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
 )
-def test_rms_norm_gradient_accuracy(shape, dtype, device):
-    """At most 1.1 times the error of eager PyTorch in float32."""
-    x, grad = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
-    weight = torch.randn(shape[-1:], device=device).to(dtype)
-    leaves = [x, weight]
-
-    def gradients(function, tensors, grad):
-        tensors = [t.clone().requires_grad_() for t in tensors]
-        return torch.autograd.grad(function(*tensors), tensors, grad)
-
-    def in_float32(x, weight):
-        return torch.nn.functional.rms_norm(
-            x.float(), shape[-1:], weight.float(), 1e-6
-        )
-
-    exact = gradients(reference.rms_norm, wide(leaves), grad.double())
-    ours = gradients(torch_foo.rms_norm, leaves, grad)
-    eager = gradients(in_float32, leaves, grad.float())
-    for name, o, t, e in zip(("x", "weight"), ours, eager, exact, strict=True):
-        assert o.dtype == dtype
-        error, limit = _relative_error(o, e), 1.1 * _relative_error(t, e)
-        assert error <= limit, f"gradient of {name}: {error} > {limit}"
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm"])
+def test_norm_gradient_accuracy(op, norm_over, shape, dtype, device):
+    _check_gradients(norm_over(op, shape), dtype, device)
 
 
 def test_broadcast_gradient_accuracy(dtype, device):
@@ -253,19 +506,17 @@ def test_broadcast_gradient_accuracy(dtype, device):
     assert _relative_error(ours, exact) <= limit
 
 
-def test_thread_count_changes_nothing(dtype):
-    x, grad = (torch.randn(513, 1021).to(dtype) for _ in range(2))
-    weight = torch.randn(1021).to(dtype)
+def test_thread_count_changes_nothing(large, dtype):
+    args = large.args(dtype, requires_grad=large.has_gradient)
 
     def results():
-        return [
-            torch_foo.add(x, weight),
-            torch_foo.muladd(x, grad, 0.5),
-            torch_foo.rms_norm(x, weight),
-            *torch.ops.torch_foo._rms_norm_backward(
-                grad, x, weight, 1e-6, True, True
-            ),
-        ]
+        values = tree_leaves(large.function(*args))
+        if not large.has_gradient:
+            return values
+        torch.manual_seed(1)
+        grads = [torch.randn_like(v) for v in values]
+        leaves = args[: len(large.shapes)]
+        return [*values, *torch.autograd.grad(values, leaves, grads)]
 
     before = torch.get_num_threads()
     try:
@@ -277,3 +528,240 @@ def test_thread_count_changes_nothing(dtype):
                 assert torch.equal(got, want)
     finally:
         torch.set_num_threads(before)
+
+
+# --- magnitudes and special values of the new operators ---------------------
+
+
+def _all_magnitudes(dtype: torch.dtype, device: str) -> Tensor:
+    """Numbers of both signs, from the least subnormal to the largest."""
+    info = torch.finfo(dtype)
+    lowest = math.log2(info.smallest_normal * info.eps)
+    exponents = torch.linspace(
+        lowest, math.log2(info.max) - 1e-3, 997, dtype=torch.float64
+    )
+    near_one = torch.linspace(0, 200, 2003, dtype=torch.float64)
+    values = torch.cat([exponents.exp2(), near_one]).to(dtype)
+    return torch.cat([values, -values]).to(device)
+
+
+GATED = [
+    ("silu_mul", {}),
+    ("gelu_mul", {}),
+    ("gelu_mul", {"approximate": "tanh"}),
+]
+
+
+@pytest.mark.parametrize(("op", "named"), GATED)
+@pytest.mark.parametrize("up", [1.0, -3.0, 1e-3, 1e3])
+def test_gate_of_all_magnitudes(op, named, up, dtype, device):
+    gate = _all_magnitudes(dtype, device)
+    args = [gate, torch.full_like(gate, up)]
+    got = getattr(torch_foo, op)(*args, **named)
+    assert_results(op, got, args, named)
+
+
+@pytest.mark.parametrize(("op", "named"), GATED)
+def test_special_values_of_gates(op, named, dtype, device):
+    """NaN and Inf are as PyTorch makes them."""
+    values = torch.tensor(SPECIAL, dtype=torch.float64).to(dtype).to(device)
+    args = [values[:, None].expand(9, 9), values.expand(9, 9)]
+    got = getattr(torch_foo, op)(*args, **named)
+    assert_results(op, got, args, named)
+
+
+def test_add_rms_norm_is_the_norm_of_the_sum(dtype, device):
+    """Bit for bit, also where it overflows or is not a number."""
+    inf, nan = math.inf, math.nan
+    x = torch.randn(9, 131, device=device).to(dtype)
+    for row, value in enumerate([0, inf, -inf, nan, 1e38, 1e-40, 6e-8, 1e4]):
+        x[row] = value
+    residual = torch.randn(9, 131, device=device).to(dtype)
+    residual[0] = 0
+    weight = torch.randn(131, device=device).to(dtype)
+    for w in (weight, None):
+        y, total = torch_foo.add_rms_norm(x, residual, w)
+        assert_equal(total, torch_foo.add(x, residual))
+        assert_equal(y, torch_foo.rms_norm(total, w))
+
+
+def test_special_values_of_rope(dtype, device):
+    pairs = [[a, b] for a in SPECIAL for b in SPECIAL]
+    x = torch.tensor(pairs, dtype=torch.float64).to(dtype).to(device)
+    x = x.view(1, 1, -1, 2)
+    for c, s in [(1.0, 0.0), (0.6, 0.8), (math.nan, 0.0), (0.0, math.inf)]:
+        cos, sin = (
+            torch.full((1, 1), v, dtype=dtype, device=device) for v in (c, s)
+        )
+        got = torch_foo.rope(x, cos, sin)
+        assert_results("rope", got, [x, cos, sin], {})
+
+
+def test_rope_of_all_magnitudes(dtype, device):
+    x = _all_magnitudes(dtype, device)
+    x = x.view(1, 1, -1, 4)
+    angles = torch.tensor([[0.3, 2.0]], device=device)
+    for to in {dtype, torch.float32}:
+        args = [x, angles.cos().to(to), angles.sin().to(to)]
+        assert_results("rope", torch_foo.rope(*args), args, {})
+
+
+def test_rope_copies_the_rest(dtype, device):
+    x = torch.randn(1, 2, 3, 7, device=device).to(dtype)
+    x[..., 4:] = torch.tensor([math.nan, -0.0, math.inf])
+    cos, sin = torch.zeros(2, 2, 2, device=device).to(dtype)
+    got = torch_foo.rope(x, cos, sin)
+    assert_equal(got[..., 4:], x[..., 4:])
+
+
+LOSSES = [
+    {"reduction": reduction, "label_smoothing": label_smoothing}
+    for reduction in ("none", "mean", "sum")
+    for label_smoothing in (0.0, 0.1, 1.0)
+]
+
+
+@pytest.mark.parametrize("named", LOSSES, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 30.0, 3e4])
+def test_cross_entropy_of_all_magnitudes(named, scale, dtype, device):
+    for classes in (1, 2, 3, 17, 1021):
+        logits = (torch.randn(6, classes) * scale).to(dtype).to(device)
+        target = torch.arange(6, device=device) % classes
+        target[2] = -100
+        args = [logits, target]
+        got = torch_foo.cross_entropy(*args, **named)
+        assert_results("cross_entropy", got, args, named)
+
+
+@pytest.mark.parametrize("named", LOSSES, ids=str)
+def test_special_values_of_cross_entropy(named, dtype, device):
+    inf, nan = math.inf, math.nan
+    big = torch.finfo(dtype).max / 8
+    rows = [
+        [1, nan, 2],
+        [1, inf, 2],
+        [1, -inf, 2],
+        [-inf, -inf, -inf],
+        [-inf, 5, -inf],
+        [big, -big, big],
+        [0, 0, 0],
+    ]
+    logits = torch.tensor(rows, dtype=dtype, device=device)
+    for row, t in itertools.product(range(len(rows)), [0, 1, 2, -100]):
+        args = [logits[row : row + 1], torch.tensor([t], device=device)]
+        got = torch_foo.cross_entropy(*args, **named)
+        assert_results("cross_entropy", got, args, named)
+
+
+@pytest.mark.parametrize("named", LOSSES, ids=str)
+def test_ignored_targets_have_no_gradient(named, dtype, device):
+    logits = torch.randn(4, 7, device=device).to(dtype)
+    logits[1] = math.nan  # whose target is ignored
+    target = torch.tensor([3, 6, 6, 0], device=device)
+    logits.requires_grad_()
+    loss = torch_foo.cross_entropy(logits, target, ignore_index=6, **named)
+    (got,) = torch.autograd.grad(loss.sum(), logits)
+    assert (got[1:3] == 0).all()
+    assert got[0].any()
+    assert loss.isfinite().all()
+    none = torch_foo.cross_entropy(
+        logits, torch.full_like(target, 6), ignore_index=6, **named
+    )
+    if named["reduction"] == "mean":
+        assert none.isnan()
+    else:
+        assert (none == 0).all()
+
+
+def test_quantize_by_numpy(dtype, device):
+    """The definition once more, without PyTorch's arithmetic."""
+    np = pytest.importorskip("numpy")
+    x = torch.cat(
+        [
+            torch.randn(2, 1003),
+            1e-3 * torch.randn(2, 1003),
+            torch.zeros(1, 1003),
+        ]
+    ).to(dtype)
+    x[0, :9] = torch.tensor([-127, 0.5, 1.5, 2.5, -0.5, -1.5, 64, 63.5, 0])
+    wanted = np.float64 if dtype == torch.float64 else np.float32
+    values = x.to(torch.float64).numpy().astype(wanted)
+    scale = np.abs(values).max(-1, keepdims=True) / wanted(127)
+    scale = scale.astype(np.float32)
+    scale[scale == 0] = 1
+    q, got = torch_foo.quantize_int8_rowwise(x.to(device))
+    assert (got.cpu().numpy() == scale).all()
+    expected = np.rint(values / scale.astype(wanted))
+    assert (q.cpu().numpy() == expected).all()
+
+
+def test_quantize_of_all_magnitudes(dtype, device):
+    values = _all_magnitudes(dtype, device)
+    special = [[math.nan, 1, 2], [math.inf, 1, -2], [0.0, -0.0, 0], [3, -3, 3]]
+    for x in (
+        values,
+        values[:, None],
+        torch.stack([values, values.flip(0)], -1),
+        torch.tensor(special, dtype=dtype, device=device),
+    ):
+        got = torch_foo.quantize_int8_rowwise(x)
+        assert_equal(got, reference.quantize_int8_rowwise(x))
+
+
+# --- memory -----------------------------------------------------------------
+
+
+def allocations(function) -> list[int]:
+    """The bytes of each block that PyTorch's CPU allocator hands out.
+
+    From the profiler, which the allocator itself reports to.
+    """
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    return [
+        event.nbytes()
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.nbytes() > 0
+    ]
+
+
+def test_allocations_are_seen():
+    assert 4096 in allocations(lambda: torch.empty(1024))
+    size = 4096 * 4
+    assert size in allocations(lambda: torch_foo.rms_norm(torch.zeros(4096)))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_cross_entropy_allocates_one_gradient(reduction, dtype):
+    logits = torch.randn(64, 4096).to(dtype).requires_grad_()
+    target = torch.arange(64)
+
+    def step():
+        loss = torch_foo.cross_entropy(logits, target, reduction=reduction)
+        torch.autograd.grad(loss.sum(), logits)
+
+    step()  # what is allocated once
+    size = logits.numel() * dtype.itemsize
+    # A float64 for each row is 1/4096 of it, or 1/1024 of 16-bit logits.
+    found = [n for n in allocations(step) if n > size // 64]
+    assert found == [size]
+
+
+def test_inplace_allocates_nothing(dtype):
+    x, residual = torch.randn(2, 1, 64, 8, 128).to(dtype)
+    tables = torch.randn(2, 64, 64).to(dtype)
+    positions = torch.arange(64)
+    weight = torch.ones(128, dtype=dtype)
+    steps = [
+        lambda: torch_foo.rope_(x, *tables, positions),
+        lambda: torch_foo.rope_(x, *tables, interleaved=True),
+        lambda: torch_foo.add_rms_norm_(x, residual, weight),
+        lambda: torch_foo.rope(x, *tables, out=residual),
+        lambda: torch_foo.silu_mul(x, residual, out=residual),
+        lambda: torch_foo.gelu_mul(x, residual, out=residual),
+        lambda: torch_foo.rms_norm(x, weight, out=residual),
+    ]
+    with torch.no_grad():
+        for step in steps:
+            step()
+            assert allocations(step) == []

@@ -18,7 +18,7 @@ def _add_fake(a, b):
 
 def _add_fake_out(a, b, out=None):
     result = _add_fake(a, b)
-    _fake.check_out("add", result, a=a, out=out)
+    _fake._check_out("add", result, a=a, out=out)
 
 
 def _add_save(ctx, inputs, output):
@@ -57,7 +57,7 @@ def _mul_fake(a, b):
 
 def _mul_fake_out(a, b, out=None):
     result = _mul_fake(a, b)
-    _fake.check_out("mul", result, a=a, out=out)
+    _fake._check_out("mul", result, a=a, out=out)
 
 
 def _mul_save(ctx, inputs, output):
@@ -99,7 +99,7 @@ def _muladd_fake(a, b, c):
 
 def _muladd_fake_out(a, b, c, out=None):
     result = _muladd_fake(a, b, c)
-    _fake.check_out("muladd", result, a=a, out=out)
+    _fake._check_out("muladd", result, a=a, out=out)
 
 
 def _muladd_save(ctx, inputs, output):
@@ -144,7 +144,7 @@ def _rms_norm_fake(x, weight=None, eps=1e-6):
 
 def _rms_norm_fake_out(x, weight=None, eps=1e-6, out=None):
     result = _rms_norm_fake(x, weight, eps)
-    _fake.check_out("rms_norm", result, x=x, out=out)
+    _fake._check_out("rms_norm", result, x=x, out=out)
 
 
 def _rms_norm_save(ctx, inputs, output):
@@ -286,7 +286,7 @@ def _silu_mul_fake(gate, up=None):
 
 def _silu_mul_fake_out(gate, up=None, out=None):
     result = _silu_mul_fake(gate, up)
-    _fake.check_out("silu_mul", result, gate=gate, out=out)
+    _fake._check_out("silu_mul", result, gate=gate, out=out)
 
 
 def _silu_mul_save(ctx, inputs, output):
@@ -345,7 +345,7 @@ def _gelu_mul_fake(gate, up=None, approximate="none"):
 
 def _gelu_mul_fake_out(gate, up=None, approximate="none", out=None):
     result = _gelu_mul_fake(gate, up, approximate)
-    _fake.check_out("gelu_mul", result, gate=gate, out=out)
+    _fake._check_out("gelu_mul", result, gate=gate, out=out)
 
 
 def _gelu_mul_save(ctx, inputs, output):
@@ -406,7 +406,7 @@ def _rope_fake(x, cos, sin, positions=None, interleaved=False):
 
 def _rope_fake_out(x, cos, sin, positions=None, interleaved=False, out=None):
     result = _rope_fake(x, cos, sin, positions, interleaved)
-    _fake.check_out("rope", result, x=x, out=out)
+    _fake._check_out("rope", result, x=x, out=out)
 
 
 def _rope_save(ctx, inputs, output):

@@ -116,14 +116,14 @@ def _check_same_device(
 
 def _check_choice(op: str, name: str, value: str, *choices: str) -> None:
     if value not in choices:
-        quoted = [repr(c) for c in choices]
+        quoted = [f"'{c}'" for c in choices]
         raise RuntimeError(
-            f"torch_foo.{op}: {name} is {value!r}, expected "
+            f"torch_foo.{op}: {name} is '{value}', expected "
             f"{', '.join(quoted[:-1])} or {quoted[-1]}"
         )
 
 
-def check_out(op: str, result: Tensor, *, out: Tensor, **first: Tensor) -> None:
+def _check_out(op: str, result: Tensor, *, out: Tensor, **first: Tensor) -> None:
     """Check that `out` can take a result; `first` is the first argument."""
     _check_arguments(op, **first, out=out)
     _check_shape(op, "out", out, result.shape)
@@ -338,6 +338,12 @@ def cross_entropy(
             f"torch_foo.{op}: label_smoothing is {label_smoothing:g}, expected "
             "0 to 1"
         )
+    known = all(isinstance(n, int) for n in logits.shape)
+    if known and logits.shape[-1] == 0 and target.numel() > 0:
+        raise RuntimeError(
+            f"torch_foo.{op}: logits has shape {tuple(logits.shape)}, expected "
+            "at least 1 class"
+        )
     return (
         _loss(logits, target, reduction),
         logits.new_empty(target.shape, dtype=torch.float64),
@@ -362,10 +368,10 @@ def cross_entropy_backward(
 def _check_logits(
     op: str, logits: Tensor, target: Tensor, reduction: str
 ) -> None:
-    _check_choice(op, "reduction", reduction, "none", "mean", "sum")
     _check_arguments(op, logits=logits)
-    _check_has_rows(op, logits=logits)
     _check_int64(op, "target", target, logits=logits)
+    _check_choice(op, "reduction", reduction, "none", "mean", "sum")
+    _check_has_rows(op, logits=logits)
     _check_shape(op, "target", target, logits.shape[:-1])
 
 

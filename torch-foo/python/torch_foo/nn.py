@@ -1,11 +1,14 @@
 """Modules over the operators, drop-in for those of torch.nn."""
 
-from collections.abc import Sequence
+# mypy: allow-untyped-calls
+# (parts of torch have no types)
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from torch_foo.ops import rms_norm
+from torch_foo.ops import cross_entropy, gelu_mul, rms_norm, rope, silu_mul
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -58,3 +61,205 @@ class RMSNorm(torch.nn.RMSNorm):
             wide = torch.promote_types(x.dtype, torch.float32)
             eps = torch.finfo(wide).eps
         return rms_norm(x, self.weight, eps)
+
+
+class SwiGLU(torch.nn.Module):
+    """``silu(gate) * up``, by :func:`torch_foo.silu_mul`.
+
+    The activation between the two projections of a feed-forward block, without
+    weights of its own: ``down(act(gate_proj(x), up_proj(x)))``, or
+    ``down(act(gate_up_proj(x)))`` where one projection makes both.
+
+    Shape: two of (..., n), or one of (..., 2 n) that holds gate, then up; to
+    (..., n).
+
+    >>> torch_foo.nn.SwiGLU()(torch.tensor([0.0, 1.0, 1.0, 2.0]))
+    tensor([0.0000, 1.4621])
+    """
+
+    def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:
+        """Gate `up`, or the second half of `gate`."""
+        return silu_mul(gate, up)
+
+
+class GeGLU(torch.nn.Module):
+    """``gelu(gate) * up``, by :func:`torch_foo.gelu_mul`.
+
+    Args:
+        approximate: "none" or "tanh", as for torch.nn.GELU.
+
+    Shape: as for :class:`SwiGLU`.
+
+    >>> torch_foo.nn.GeGLU()(torch.tensor([0.0, 1.0, 1.0, 2.0]))
+    tensor([0.0000, 1.6827])
+    """
+
+    def __init__(self, approximate: str = "none") -> None:
+        if approximate not in ("none", "tanh"):
+            raise ValueError(
+                f"torch_foo.nn.GeGLU: approximate is {approximate!r}, "
+                "expected 'none' or 'tanh'"
+            )
+        super().__init__()
+        self.approximate = approximate
+
+    def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:
+        """Gate `up`, or the second half of `gate`."""
+        return gelu_mul(gate, up, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
+
+
+class RotaryEmbedding(torch.nn.Module):
+    """Rotary position embedding, by :func:`torch_foo.rope`.
+
+    Args:
+        head_dim: the size of a head.
+        max_position: how many positions the tables are for.
+        base: of the angles' frequencies, ``base ** (-2 i / rotary_dim)``.
+        rotary_dim: how many elements of a head are rotated, an even number;
+            None means all. The rest is copied.
+        interleaved: whether pair number i is (2i, 2i + 1), as in GPT-J, instead
+            of (i, i + rotary_dim / 2), as in Llama.
+        device: of the tables.
+
+    The tables `cos` and `sin` are buffers, not in the state_dict. They stay
+    float32 when the module is brought to another dtype, as the angles of far
+    positions need it.
+
+    Shape: x (batch, seq, heads, head_dim), of any floating-point dtype;
+    positions int64, (seq,) or (batch, seq), None for 0, 1, ..., seq - 1. To x's
+    shape.
+
+    >>> rotary = torch_foo.nn.RotaryEmbedding(2, max_position=8)
+    >>> x = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    >>> rotary(x, torch.tensor([1])).flatten()
+    tensor([0.5403, 0.8415])
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self,
+        head_dim: int,
+        max_position: int,
+        base: float = 10000.0,
+        *,
+        rotary_dim: int | None = None,
+        interleaved: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        rotary_dim = head_dim if rotary_dim is None else rotary_dim
+        if rotary_dim % 2 or not 0 <= rotary_dim <= head_dim:
+            raise ValueError(
+                f"torch_foo.nn.RotaryEmbedding: rotary_dim is {rotary_dim}, "
+                f"expected an even number from 0 to head_dim ({head_dim})"
+            )
+        super().__init__()
+        self.head_dim = head_dim
+        self.max_position = max_position
+        self.base = base
+        self.rotary_dim = rotary_dim
+        self.interleaved = interleaved
+        cos, sin = self._tables(device)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def _tables(
+        self, device: torch.device | str | None
+    ) -> tuple[Tensor, Tensor]:
+        # In float64, as float32 angles of far positions are inexact.
+        exponents = torch.arange(
+            0, self.rotary_dim, 2, dtype=torch.float64, device=device
+        )
+        positions = torch.arange(
+            self.max_position, dtype=torch.float64, device=device
+        )
+        frequencies = self.base ** (-exponents / max(self.rotary_dim, 1))
+        angles = torch.outer(positions, frequencies)
+        return angles.cos().float(), angles.sin().float()
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "RotaryEmbedding":
+        """Keep the tables float32, and make them where they were on meta."""
+        cos, sin = self.cos, self.sin
+        super()._apply(fn, recurse)
+        device = self.cos.device
+        if cos.is_meta and not self.cos.is_meta:
+            self.cos, self.sin = self._tables(device)
+        elif self.cos.dtype != cos.dtype:
+            self.cos, self.sin = cos.to(device), sin.to(device)
+        return self
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Rotate x's heads by the angles of their positions."""
+        if x.dim() != 4 or x.shape[-1] != self.head_dim:
+            raise RuntimeError(
+                f"torch_foo.nn.RotaryEmbedding: x has shape {tuple(x.shape)}, "
+                f"expected (batch, seq, heads, {self.head_dim})"
+            )
+        return rope(
+            x, self.cos, self.sin, positions, interleaved=self.interleaved
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.head_dim}, max_position={self.max_position}, "
+            f"base={self.base}, rotary_dim={self.rotary_dim}, "
+            f"interleaved={self.interleaved}"
+        )
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """torch.nn.CrossEntropyLoss, by :func:`torch_foo.cross_entropy`.
+
+    The constructor is that of torch.nn.CrossEntropyLoss, but `weight` has to be
+    None. Two things differ: targets are class indices, not probabilities; and
+    classes are the LAST dimension of the input, however many there are, where
+    torch.nn.CrossEntropyLoss has them in the second. The loss of 16-bit logits
+    is float32.
+
+    Shape: input (..., classes), target int64 (...); to (), or (...) if the
+    reduction is "none".
+
+    >>> loss = torch_foo.nn.CrossEntropyLoss()
+    >>> loss(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 0]))
+    tensor(0.3709)
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if weight is not None:
+            raise ValueError(
+                "torch_foo.nn.CrossEntropyLoss: weight is not supported, "
+                "expected None"
+            )
+        super().__init__(
+            None, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of class indices."""
+        if target.is_floating_point():
+            raise RuntimeError(
+                "torch_foo.nn.CrossEntropyLoss: target has dtype "
+                f"{str(target.dtype).removeprefix('torch.')}: class "
+                "probabilities are not supported, expected int64 class indices"
+            )
+        return cross_entropy(
+            input,
+            target,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )

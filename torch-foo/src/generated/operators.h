@@ -10,6 +10,9 @@
 
 #include "tensor.h"
 
+// So that a missing one shows when _C is linked, not when it is loaded.
+#pragma GCC visibility push(hidden)
+
 namespace torch_foo {
 
 Tensor add(const Tensor& a, const Tensor& b);
@@ -95,3 +98,5 @@ bool core_has_cuda();
 std::string simd_target();
 
 }  // namespace torch_foo
+
+#pragma GCC visibility pop
