@@ -35,3 +35,9 @@ def test_operators_are_documented(name):
     for section in ("Args:", "Returns:", "Raises:", "Source:", ">>> "):
         assert section in doc
     assert getattr(torch_foo.reference, name).__doc__
+
+
+def test_operators_have_samples():
+    sampled = {sample.op for sample in SAMPLES}
+    operators = {n for n in torch_foo.ops.__all__ if not n.endswith("_")}
+    assert operators <= sampled, "add samples in tests/conftest.py"
