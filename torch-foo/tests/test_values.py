@@ -401,6 +401,22 @@ def _indices(draw, shape: list[int], limit: int) -> Tensor:
     return tensor.copy_(torch.randint(limit, shape))
 
 
+def exact_function(op: str, dtype: torch.dtype):
+    """The reference, for wide numbers that are `dtype`'s in the operator.
+
+    Where that rounds on the way, so does this; the gradient passes by.
+    """
+    if op != "add_rms_norm":
+        return getattr(reference, op)
+
+    def add_rms_norm(x, residual, *rest):
+        exact = x + residual
+        total = exact + (exact.to(dtype).to(exact.dtype) - exact).detach()
+        return reference.rms_norm(total, *rest), total
+
+    return add_rms_norm
+
+
 def check_any_layout(data, op, args, named, leaves) -> None:
     """Compare results, and gradients for incoming ones of any layout."""
     function = getattr(torch_foo, op)
@@ -420,7 +436,8 @@ def check_any_layout(data, op, args, named, leaves) -> None:
         results = tree_leaves(function(*args, **named))
         return torch.autograd.grad(results, [args[i] for i in leaves], grads)
 
-    exact = gradients(getattr(reference, op), wide(args), wide(grads))
+    definition = exact_function(op, args[0].dtype)
+    exact = gradients(definition, wide(args), wide(grads))
     for g, e in zip(gradients(function, args, grads), exact, strict=True):
         torch.testing.assert_close(
             g, e.to(g.dtype), rtol=2e-2, atol=1e-2, equal_nan=True
@@ -431,30 +448,13 @@ def _relative_error(got: Tensor, exact: Tensor) -> float:
     return ((got.double() - exact).norm() / exact.norm()).item()
 
 
-def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round, with a gradient as if it were not."""
-    return t + (t.detach().to(dtype).to(t.dtype) - t.detach())
-
-
-def _definition(sample, dtype: torch.dtype):
-    """An operator in plain PyTorch, of wide numbers that are in `dtype`."""
-    if sample.op != "add_rms_norm":
-        return sample.reference
-
-    def add_rms_norm(x, residual, weight, eps):
-        total = _rounded(x + residual, dtype)
-        return reference.rms_norm(total, weight, eps), total
-
-    return add_rms_norm
-
-
 def _check_gradients(sample, dtype, device):
     """At most 1.1 times the error of eager PyTorch in float32."""
     if not sample.has_gradient:
         return
     count = len(sample.shapes)
     args = sample.args(dtype, device)
-    definition = _definition(sample, dtype)
+    definition = partial(exact_function(sample.op, dtype), **sample.named)
     grads = [
         torch.randn(r.shape, device=device).to(r.dtype)
         for r in tree_leaves(sample.function(*args))
