@@ -397,3 +397,8 @@ mixable = _fixture(
     [s for s in TYPICAL if len(s.shapes) > 1],
     "As `typical`, where autocast may find several dtypes.",
 )
+
+
+@pytest.fixture
+def sampled_operators() -> set[str]:
+    return {sample.op for sample in SAMPLES}
