@@ -123,7 +123,9 @@ def _check_choice(op: str, name: str, value: str, *choices: str) -> None:
         )
 
 
-def _check_out(op: str, result: Tensor, *, out: Tensor, **first: Tensor) -> None:
+def _check_out(
+    op: str, result: Tensor, *, out: Tensor, **first: Tensor
+) -> None:
     """Check that `out` can take a result; `first` is the first argument."""
     _check_arguments(op, **first, out=out)
     _check_shape(op, "out", out, result.shape)
