@@ -107,14 +107,20 @@ def _register(
 
 
 def is_plain(*tensors: Any) -> bool:
-    """Whether PyTorch does not trace a call, or need its gradient."""
-    if _is_compiling():
+    """Whether PyTorch does not trace or transform a call, or differentiate it.
+
+    Nor is it plain with something that is no tensor, so that the operator that
+    users know says so.
+    """
+    if _is_compiling() or _transforms_are_active():
         return False
-    if torch.is_grad_enabled():
-        # What is no tensor either may be None, or is left to the dispatcher.
-        for tensor in tensors:
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
+    is_grad_enabled = torch.is_grad_enabled()
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            if is_grad_enabled and tensor.requires_grad:
                 return False
+        elif tensor is not None:
+            return False
     return True
 
 
