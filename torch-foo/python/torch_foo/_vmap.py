@@ -177,55 +177,44 @@ def cross_entropy(
 # --- gradients, as torch.autograd.grad(is_grads_batched=True) asks for them ---
 
 
-def _by_formula(
-    formula: Callable[..., Any], in_dims: Dims, args: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """Let PyTorch batch a formula, which may have None among its results."""
-    present: list[bool] = []
+def _by_formula(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule that lets PyTorch batch a formula.
 
-    def tensors_of(*args: Any) -> list[Tensor]:
-        results = formula(*args)
-        present[:] = [r is not None for r in results]
-        return [r for r in results if r is not None]
+    Among its results may be None.
+    """
 
-    batched = iter(torch.vmap(tensors_of, in_dims=in_dims)(*args))
-    return (
-        tuple(next(batched) if there else None for there in present),
-        tuple(0 if there else None for there in present),
-    )
+    def rule(op: Any, info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
+        present: list[bool] = []
 
+        def tensors_of(*args: Any) -> list[Tensor]:
+            results = formula(*args)
+            present[:] = [r is not None for r in results]
+            return [r for r in results if r is not None]
 
-def rms_norm_backward(
-    op: Any, info: Any, in_dims: Dims, *args: Any
-) -> tuple[Any, Any]:
-    return _by_formula(reference.rms_norm_backward, in_dims, args)
+        batched = iter(torch.vmap(tensors_of, in_dims=in_dims)(*args))
+        return (
+            tuple(next(batched) if there else None for there in present),
+            tuple(0 if there else None for there in present),
+        )
 
-
-def add_rms_norm_backward(
-    op: Any, info: Any, in_dims: Dims, *args: Any
-) -> tuple[Any, Any]:
-    return _by_formula(reference.add_rms_norm_backward, in_dims, args)
+    return rule
 
 
-def silu_mul_backward(
-    op: Any, info: Any, in_dims: Dims, *args: Any
-) -> tuple[Any, Any]:
-    return _by_formula(reference.silu_mul_backward, in_dims, args)
-
-
-def gelu_mul_backward(
-    op: Any, info: Any, in_dims: Dims, *args: Any
-) -> tuple[Any, Any]:
-    return _by_formula(reference.gelu_mul_backward, in_dims, args)
+rms_norm_backward = _by_formula(reference.rms_norm_backward)
+add_rms_norm_backward = _by_formula(reference.add_rms_norm_backward)
+silu_mul_backward = _by_formula(reference.silu_mul_backward)
+gelu_mul_backward = _by_formula(reference.gelu_mul_backward)
 
 
 def cross_entropy_backward(
     op: Any, info: Any, in_dims: Dims, *args: Any
-) -> tuple[Any, Any]:
-    def formula(
-        grad: Any, logits: Any, target: Any, lse: Any, *rest: Any
-    ) -> Any:
-        return [reference.cross_entropy_backward(grad, logits, target, *rest)]
+) -> tuple[Tensor, int]:
+    """By the formula, which does without lse and has one result."""
 
-    (gradient,), (dim,) = _by_formula(formula, in_dims, args)
-    return gradient, dim
+    def formula(
+        grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *rest: Any
+    ) -> tuple[Tensor]:
+        return (reference.cross_entropy_backward(grad, logits, target, *rest),)
+
+    (gradient,), _ = _by_formula(formula)(op, info, in_dims, *args)
+    return gradient, 0
