@@ -558,15 +558,12 @@ def _derivative(
 
 
 def _functions(source: Path) -> tuple[str, ...]:
-    """The functions of a module: defined, or made by a call of another one."""
-    names = []
-    for node in ast.parse(source.read_text()).body:
-        match node:
-            case ast.FunctionDef(name=name):
-                names.append(name)
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call()):
-                names.append(name)
-    return tuple(name for name in names if not name.startswith("_"))
+    tree = ast.parse(source.read_text())
+    return tuple(
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    )
 
 
 @cache

@@ -192,7 +192,7 @@ _register.register(
     "_rms_norm_backward",
     has_raw=False,
     fake=__rms_norm_backward_fake,
-    vmap=_vmap.rms_norm_backward,
+    vmap=_vmap.one_by_one,
     tags=["flexible_layout"],
 )
 
@@ -273,7 +273,7 @@ _register.register(
     "_add_rms_norm_backward",
     has_raw=False,
     fake=__add_rms_norm_backward_fake,
-    vmap=_vmap.add_rms_norm_backward,
+    vmap=_vmap.one_by_one,
     tags=["flexible_layout"],
 )
 
@@ -332,7 +332,7 @@ _register.register(
     "_silu_mul_backward",
     has_raw=False,
     fake=__silu_mul_backward_fake,
-    vmap=_vmap.silu_mul_backward,
+    vmap=_vmap.one_by_one,
     tags=["pointwise", "flexible_layout"],
 )
 
@@ -393,7 +393,7 @@ _register.register(
     "_gelu_mul_backward",
     has_raw=False,
     fake=__gelu_mul_backward_fake,
-    vmap=_vmap.gelu_mul_backward,
+    vmap=_vmap.one_by_one,
     tags=["pointwise", "flexible_layout"],
 )
 
@@ -533,7 +533,7 @@ _register.register(
     "_cross_entropy_backward",
     has_raw=False,
     fake=__cross_entropy_backward_fake,
-    vmap=_vmap.cross_entropy_backward,
+    vmap=_vmap.one_by_one,
     tags=["flexible_layout"],
 )
 

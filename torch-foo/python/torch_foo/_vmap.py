@@ -4,14 +4,12 @@ Called with the operator as a function, and what torch.library.register_vmap
 says: the arguments, of which `in_dims` tells the batched dimensions.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import torch_foo
-from torch_foo import reference
 
 Dims = tuple[int | None, ...]
 
@@ -174,47 +172,28 @@ def cross_entropy(
     return (loss, lse), (0, 0)
 
 
-# --- gradients, as torch.autograd.grad(is_grads_batched=True) asks for them ---
+def one_by_one(
+    op: Any, info: Any, in_dims: Dims, *args: Any
+) -> tuple[Any, Any]:
+    """Operators of gradients: a call of the kernel for each example.
 
-
-def _by_formula(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """The rule that lets PyTorch batch a formula.
-
-    Among its results may be None.
+    They sum over rows, which must not mix examples. torch.vmap over
+    torch.autograd.grad, which makes Jacobians, comes here.
     """
 
-    def rule(op: Any, info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
-        present: list[bool] = []
-
-        def tensors_of(*args: Any) -> list[Tensor]:
-            results = formula(*args)
-            present[:] = [r is not None for r in results]
-            return [r for r in results if r is not None]
-
-        batched = iter(torch.vmap(tensors_of, in_dims=in_dims)(*args))
-        return (
-            tuple(next(batched) if there else None for there in present),
-            tuple(0 if there else None for there in present),
+    def example(i: int) -> Any:
+        return op(
+            *(
+                arg if dim is None else arg.select(dim, i)
+                for arg, dim in zip(args, in_dims, strict=True)
+            )
         )
 
-    return rule
-
-
-rms_norm_backward = _by_formula(reference.rms_norm_backward)
-add_rms_norm_backward = _by_formula(reference.add_rms_norm_backward)
-silu_mul_backward = _by_formula(reference.silu_mul_backward)
-gelu_mul_backward = _by_formula(reference.gelu_mul_backward)
-
-
-def cross_entropy_backward(
-    op: Any, info: Any, in_dims: Dims, *args: Any
-) -> tuple[Tensor, int]:
-    """By the formula, which does without lse and has one result."""
-
-    def formula(
-        grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *rest: Any
-    ) -> tuple[Tensor]:
-        return (reference.cross_entropy_backward(grad, logits, target, *rest),)
-
-    (gradient,), _ = _by_formula(formula)(op, info, in_dims, *args)
-    return gradient, 0
+    results = [example(i) for i in range(info.batch_size)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    columns = list(zip(*results, strict=True))
+    return (
+        tuple(None if c[0] is None else torch.stack(c) for c in columns),
+        tuple(None if c[0] is None else 0 for c in columns),
+    )
