@@ -239,23 +239,25 @@ def test_batched_gradients(typical_differentiable):
     assert_close(jacobian(True), jacobian(False))
 
 
-def test_vmap_over_gradients(typical_differentiable):
+@pytest.mark.parametrize("count", [None, 0], ids=["all", "none"])
+def test_vmap_over_gradients(typical_differentiable, count):
     """A Jacobian, row by row: the rules of the operators of gradients."""
     sample = typical_differentiable
     leaves, others = split(sample, sample.args(torch.float64))
     leaves = [leaf.requires_grad_() for leaf in leaves]
 
-    def jacobian(function):
+    def jacobian(function, count=None):
         output = function(*leaves, *others)
         output = output[0] if isinstance(output, tuple) else output
-        rows = torch.eye(output.numel(), dtype=output.dtype)
+        rows = torch.eye(output.numel(), dtype=output.dtype)[:count]
         return torch.vmap(
             lambda row: torch.autograd.grad(
                 output, leaves, row.view_as(output), retain_graph=True
             )
         )(rows)
 
-    assert_close(jacobian(sample.function), jacobian(sample.reference))
+    expected = tuple(j[:count] for j in jacobian(sample.reference))
+    assert_close(jacobian(sample.function, count), expected)
 
 
 def test_out_counts_as_a_modification(typical_with_out):

@@ -4,6 +4,7 @@ Called with the operator as a function, and what torch.library.register_vmap
 says: the arguments, of which `in_dims` tells the batched dimensions.
 """
 
+import types
 from typing import Any
 
 import torch
@@ -180,6 +181,18 @@ def one_by_one(
     They sum over rows, which must not mix examples. torch.vmap over
     torch.autograd.grad, which makes Jacobians, comes here.
     """
+    if info.batch_size == 0:  # what comes out has a shape all the same
+        one = types.SimpleNamespace(batch_size=1)
+        padded = [
+            arg
+            if dim is None
+            else arg.new_zeros(arg.movedim(dim, 0).shape[1:]).unsqueeze(dim)
+            for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        results, dims = one_by_one(op, one, in_dims, *padded)
+        if isinstance(results, Tensor):
+            return results[:0], dims
+        return tuple(None if r is None else r[:0] for r in results), dims
 
     def example(i: int) -> Any:
         return op(
