@@ -159,7 +159,7 @@ GOOD = """
   fake: rms_norm_backward(q, k)
   derivatives:
     q, k: rms_norm(grad_new_q, grad_new_k, angle, wants_q, wants_k)
-  vmap: rms_norm_backward
+  vmap: one_by_one
   doc:
     summary: Rotate ``q`` and ``k``.
     args: {q: a tensor., k: a tensor., angle: a number.}
@@ -339,7 +339,7 @@ def _rotate_backward(ctx, grad_new_q, grad_new_k):
   return (grad_of_q, grad_of_k, None)
 
 _register.register("rotate", has_raw=True, fake=_rotate_fake,
-  written=["q", "k"], vmap=_vmap.rms_norm_backward, tags=[])
+  written=["q", "k"], vmap=_vmap.one_by_one, tags=[])
 
 def _largest_save(ctx, inputs, output):
   (x,) = inputs
