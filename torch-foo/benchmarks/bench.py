@@ -4,8 +4,9 @@ Every operator, forward, and forward and backward, at four sizes, in float32
 and bfloat16. All ways to one result are called in turn, in random order, so
 that what else the machine does hits all of them alike. Beside the median there
 is the minimum, which says more on a machine that is not quiet. Buffers are
-warm. Fresh results cost page faults, often more than the arithmetic: lines
-with `out=` and in place show how much.
+warm. Fresh results cost page faults, often more than the arithmetic, unless
+the allocator keeps freed memory: --warm-allocator makes it do so, and lines
+with `out=` and in place need none.
 
 torch.compile compiles once for each operator, dtype and direction, with the
 number of rows left open, and once more for a single row.
@@ -13,6 +14,8 @@ number of rows left open, and once more for a single row.
 
 import argparse
 import importlib.util
+import os
+import platform
 import re
 import sys
 import time
@@ -22,7 +25,7 @@ from typing import NoReturn
 
 import report
 import torch
-from cases import DTYPES, OPERATORS, Case, build, call_cases
+from cases import DTYPES, OPERATORS, Call, Case, build, call_cases
 from measure import measure
 from roofline import probes
 
@@ -52,6 +55,11 @@ def parse() -> argparse.Namespace:
         help="instead, only what a call costs: 4 elements, by grad mode",
     )
     parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="instead, only torch_foo, with 1 thread and with --threads",
+    )
+    parser.add_argument(
         "--only",
         metavar="REGEX",
         default="",
@@ -73,7 +81,15 @@ def parse() -> argparse.Namespace:
         "for each other, and on a busy machine that is all one measures)",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="also write all results to FILE"
+        "--warm-allocator",
+        action="store_true",
+        help="have the C library keep freed memory, as most other allocators "
+        "do (glibc; starts again with MALLOC_* variables set)",
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write all results to FILE, after each case",
     )
     parser.add_argument(
         "--plot",
@@ -89,6 +105,12 @@ def parse() -> argparse.Namespace:
 def check(parser: Parser, options: argparse.Namespace) -> None:
     if options.threads < 1:
         parser.error("--threads must be at least 1")
+    if options.scaling and options.threads == 1:
+        parser.error("--scaling needs --threads of at least 2")
+    if options.scaling and options.calls:
+        parser.error("--scaling: --calls are of one thread")
+    if options.warm_allocator and platform.libc_ver()[0] != "glibc":
+        parser.error("--warm-allocator: the C library is not glibc")
     if options.seconds is None:
         options.seconds = 0.3 if options.quick else 2.0
     if not options.seconds > 0:
@@ -109,12 +131,24 @@ def check(parser: Parser, options: argparse.Namespace) -> None:
             parser.error(f"--{option}: cannot write to {file}")
     if options.plot is None:
         return
-    if options.calls:
-        parser.error("--plot: there is no plot of --calls")
+    if options.calls or options.scaling:
+        parser.error("--plot: there is none of --calls and --scaling")
     if Path(options.plot).suffix not in (".png", ".svg", ".pdf"):
         parser.error("--plot: the file must end in .png, .svg or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib, which is not installed")
+
+
+def keep_freed_memory() -> None:
+    """Start again with an allocator that does, unless it does already."""
+    wanted = {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "MALLOC_TOP_PAD_": str(256 << 20),
+    }
+    if not wanted.items() <= os.environ.items():
+        command = [sys.executable, *sys.argv]
+        os.execve(sys.executable, command, os.environ | wanted)
 
 
 class Progress:
@@ -149,64 +183,99 @@ def groups(options: argparse.Namespace) -> Iterator[tuple]:
                 yield name, dtype, backward, sizes
 
 
-def run_calls(options: argparse.Namespace) -> list[report.Result]:
-    results = []
+class Results(list):
+    """Of cases, written to a file as they come."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+
+    def add(self, results: list[report.Result]) -> None:
+        for result in results:
+            print(report.line(result), flush=True)
+        self += results
+        if self.options.json:
+            report.write(self.options.json, vars(self.options), self)
+
+
+def run_calls(options: argparse.Namespace, results: Results) -> None:
     for case in call_cases():
         with case.mode():
             times, skipped = measure(case.calls, options.seconds)
-        results += report.results_of(case, times, skipped)
-        print(report.line(results[-1]), flush=True)
-    return results
+        results.add(report.results_of(case, times, skipped))
 
 
-def run_operators(options: argparse.Namespace) -> list[report.Result]:
+def run_operators(options: argparse.Namespace, results: Results) -> None:
     chosen = list(groups(options))
     progress = Progress(sum(len(sizes) for *_, sizes in chosen))
-    results: list[report.Result] = []
     shown = ""
     for name, dtype, backward, sizes in chosen:
         if name != shown:
             print(name, flush=True)
             shown = name
-        torch.compiler.reset()
-        compiled = torch.compile(
-            OPERATORS[name].eager, fullgraph=True, dynamic=False
-        )
+        compiled = None
+        if not options.scaling:
+            torch.compiler.reset()
+            compiled = torch.compile(
+                OPERATORS[name].eager, fullgraph=True, dynamic=False
+            )
         for rows, columns in sizes:
             case = build(name, rows, columns, dtype, backward, compiled)
             progress.show(case.name)
-            lines = run_case(case, options.seconds)
+            run = run_scaling if options.scaling else run_case
+            lines = run(case, options)
             progress.clear()
             progress.done += 1
-            for result in lines:
-                print(report.line(result), flush=True)
+            results.add(lines)
             for call, why in lines[0]["skipped"].items():
                 print(f"{'':>19} without {call}: {why[:60]}", flush=True)
-            results += lines
-    return results
 
 
-def run_case(case: Case, seconds: float) -> list[report.Result]:
+def calls_of(case: Case) -> dict[str, Call]:
+    """Its calls and the probes."""
     roof = probes(case.read, case.written)
     if not case.in_place:
         del roof["in place"]
-    calls = case.calls | {report.PROBE + n: call for n, call in roof.items()}
+    return case.calls | {report.PROBE + n: call for n, call in roof.items()}
+
+
+def run_case(case: Case, options: argparse.Namespace) -> list[report.Result]:
     with case.mode():
-        times, skipped = measure(calls, seconds)
+        times, skipped = measure(calls_of(case), options.seconds)
     return report.results_of(case, times, skipped)
+
+
+def run_scaling(case: Case, options: argparse.Namespace) -> list[report.Result]:
+    def of_name(name: str) -> int:
+        return int(name.split()[0])
+
+    calls = {
+        f"{threads} {name}": call
+        for name, call in calls_of(case).items()
+        if name.startswith(("torch_foo", report.PROBE))
+        for threads in (1, options.threads)
+    }
+    with case.mode():
+        times, _ = measure(
+            calls,
+            options.seconds,
+            lambda name: torch.set_num_threads(of_name(name)),
+        )
+    torch.set_num_threads(options.threads)
+    return report.scaling_of(case, times, options.threads)
 
 
 def main() -> None:
     options = parse()
+    if options.warm_allocator:
+        keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(report.heading(not options.calls), flush=True)
-    run = run_calls if options.calls else run_operators
+    kind = "calls" if options.calls else "scaling" if options.scaling else ""
+    print(report.heading(kind), flush=True)
+    results = Results(options)
     start = time.monotonic()
-    results = run(options)
+    (run_calls if options.calls else run_operators)(options, results)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
-    if options.json:
-        report.write(options.json, vars(options), results)
     if options.plot:
         import plot  # needs matplotlib
 

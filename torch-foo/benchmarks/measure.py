@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 
 from cases import Call
 
@@ -10,11 +11,17 @@ HOPELESS = 5.0  # seconds
 
 
 def measure(
-    calls: dict[str, Call], seconds: float
+    calls: dict[str, Call],
+    seconds: float,
+    before: Callable[[str], object] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Times of each call in seconds; and why others were left out."""
+    """Times of each call in seconds; and why others were left out.
+
+    `before` is given a call's name before it is timed.
+    """
     repeats, skipped = {}, {}
     for name, call in calls.items():
+        before(name)
         try:
             call()  # compiles
         except Exception as error:
@@ -39,6 +46,7 @@ def measure(
         random.shuffle(names)
         for name in names:
             call, n = calls[name], repeats[name]
+            before(name)
             call()  # the caches hold what the last one needed
             start = time.perf_counter()
             for _ in range(n):

@@ -61,6 +61,45 @@ def result_of(case: Case, times: Times, skipped: dict[str, str]) -> Result:
     return result
 
 
+def scaling_of(case: Case, times: Times, threads: int) -> list[Result]:
+    """The case's lines: how many times as fast it is with more threads."""
+    results = []
+    for call, how in [
+        ("torch_foo", case.about["direction"]),
+        ("torch_foo out", "in place" if case.in_place else "out="),
+    ]:
+        if f"1 {call}" not in times:
+            continue
+        result: Result = {
+            "case": case.name,
+            **case.about,
+            "direction": how,
+            "threads": threads,
+            "skipped": {},
+        }
+        for kind, statistic in [("median", statistics.median), ("min", min)]:
+            value = {n: statistic(t) * 1e6 for n, t in times.items()}
+            key = {"median": "medians", "min": "minima"}[kind]
+            result[f"{kind}_us"] = {
+                n: value[f"{n} {call}"] for n in (1, threads)
+            }
+            result[f"speed_up_of_{key}"] = (
+                value[f"1 {call}"] / value[f"{threads} {call}"]
+            )
+            # Of the fastest probe with each number of threads.
+            probe = {
+                n: min(
+                    v
+                    for name, v in value.items()
+                    if name.startswith(f"{n} {PROBE}")
+                )
+                for n in (1, threads)
+            }
+            result[f"probes_speed_up_of_{key}"] = probe[1] / probe[threads]
+        results.append(result)
+    return results
+
+
 def environment() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
@@ -88,15 +127,25 @@ def allocator() -> str:
     return " ".join([name, *(f"{n}={os.environ[n]}" for n in sorted(tuned))])
 
 
-def heading(with_probes: bool) -> str:
+def heading(kind: str) -> str:
+    """Of a run of "calls", of "scaling", or of operators."""
     told = environment()
     lines = [f"{key}: {value}" for key, value in told.items()]
+    if kind == "scaling":
+        text = (
+            "Warm buffers. Microseconds with 1 thread, median and minimum, and "
+            f"how many times as fast it is with {told['threads']}: ratio of "
+            "medians (of minima). probe: the same of one that moves as many "
+            "bytes."
+        )
+        columns = f"{'':<28}{'1 thread us':>19}{'speed-up':>16}{'probe':>16}"
+        return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
     text = (
         "Warm buffers. torch_foo: microseconds, median and minimum. Others: "
         "their time over torch_foo's, ratio of medians (of minima); above 1, "
         "torch_foo is faster."
     )
-    if not with_probes:
+    if kind == "calls":
         return "\n".join([*lines, "", *textwrap.wrap(text, 80)])
     text += (
         " roofline: torch_foo's time over that of a probe which moves the "
@@ -110,7 +159,6 @@ def heading(with_probes: bool) -> str:
 
 
 def line(result: Result) -> str:
-    medians, minima = result["ratio_of_medians"], result["ratio_of_minima"]
     name = (
         f"{result['size']:>10} {result['dtype']:<8} "
         + {"forward": "", "forward+backward": "fwd+bwd"}.get(
@@ -119,21 +167,30 @@ def line(result: Result) -> str:
         if "size" in result
         else result["case"]
     )
-    best, median = (result[k]["torch_foo"] for k in ("min_us", "median_us"))
+    one = "torch_foo" if "ratio_of_medians" in result else 1
+    best, median = (result[k][one] for k in ("min_us", "median_us"))
     text = f"{name:<28}{rounded(median):>10}{rounded(best):>9}"
+    if one == 1:
+        return text + "".join(
+            f"{pair(*(result[key + k] for k in ('medians', 'minima'))):>16}"
+            for key in ("speed_up_of_", "probes_speed_up_of_")
+        )
+    medians, minima = result["ratio_of_medians"], result["ratio_of_minima"]
     if "size" not in result:
         return text + "".join(
-            f"   {n} {ratio:.2f} ({minima[n]:.2f})"
-            for n, ratio in medians.items()
+            f"   {n} {pair(ratio, minima[n])}" for n, ratio in medians.items()
         )
     for other in OTHERS:
-        cell = "-"
-        if other in medians:
-            cell = f"{medians[other]:.2f} ({minima[other]:.2f})"
+        known = other in medians
+        cell = pair(medians[other], minima[other]) if known else "-"
         text += f"{cell:>16}"
     roof = "torch_foo_to_roofline_of_"
     distance = result[roof + "medians"], result[roof + "minima"]
-    return text + f"{'{:.2f} ({:.2f})'.format(*distance):>16}"
+    return text + f"{pair(*distance):>16}"
+
+
+def pair(of_medians: float, of_minima: float) -> str:
+    return f"{of_medians:.2f} ({of_minima:.2f})"
 
 
 def rounded(microseconds: float) -> str:
@@ -141,6 +198,20 @@ def rounded(microseconds: float) -> str:
 
 
 def write(file: str, options: dict, results: list[Result]) -> None:
-    told = {"environment": environment(), "options": options}
-    with open(file, "w") as stream:
-        json.dump({**told, "results": results}, stream, indent=1)
+    """Replace the file, in one move: a line for each result."""
+    rows = ",\n".join(json.dumps(significant(r)) for r in results)
+    told = [
+        f'"{key}": {json.dumps(value, indent=1)}'
+        for key, value in [("environment", environment()), ("options", options)]
+    ]
+    text = ",\n".join([*told, f'"results": [\n{rows}\n]'])
+    temporary = Path(f"{file}.part")
+    temporary.write_text(f"{{{text}}}\n")
+    temporary.replace(file)
+
+
+def significant(value: Any) -> Any:
+    """Numbers to four digits, which is more than a measurement has."""
+    if isinstance(value, dict):
+        return {k: significant(v) for k, v in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value

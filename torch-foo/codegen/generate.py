@@ -201,14 +201,28 @@ def python_arguments(op: Operator, keywords: bool = True) -> str:
     )
 
 
-def any_requires_grad(op: Operator, *more: str) -> str:
-    tests = [
-        f"({a.name} is not None and {a.name}.requires_grad)"
-        if isinstance(a.type, OptionalType)
-        else f"{a.name}.requires_grad"
-        for a in op.tensors
-    ]
-    return " or ".join([*tests, *(f"{name}.requires_grad" for name in more)])
+def is_special(op: Operator, *optional: str) -> str:
+    """Whether PyTorch traces, transforms or differentiates a call.
+
+    The tensors come before the mode, so that what is no tensor is noticed.
+    """
+    questions = ["_is_dynamo_compiling()", "_compiler._is_exporting_flag"]
+    if op.derivatives or op.inplace:
+        requires_grad = [
+            f"({a.name} is not None and {a.name}.requires_grad)"
+            if isinstance(a.type, OptionalType)
+            else f"{a.name}.requires_grad"
+            for a in op.tensors
+        ] + [
+            f"({name} is not None and {name}.requires_grad)"
+            for name in optional
+        ]
+        questions += [
+            "_transforms_are_active()",
+            "_forward_ad._current_level >= 0",
+            f"(({' or '.join(requires_grad)}) and _is_grad_enabled())",
+        ]
+    return f"({' or '.join(questions)})"
 
 
 # Of backward functions: `wants_x` says whether the gradient of x is needed.

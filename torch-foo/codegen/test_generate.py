@@ -288,8 +288,8 @@ return _largest(x)[:2]
 def rotate_(q: Tensor, k: Tensor, angle: float) -> None:
   \"\"\"Do what :func:`rotate` does, in place: q takes new_q, k takes new_k.
 
-if _is_plain(q, k): _rotate_(q, k, angle) _mark_written(q, k)
-  else: _ops.rotate_.default(q, k, angle)
+if is_special: _ops.rotate_.default(q, k, angle)
+  else: _rotate_(q, k, angle) _mark_written(q, k)
 """,
     STUB: """
 def scale(x: Tensor, weight: Tensor | None = None, n: int = 2, *, eps: float =

@@ -130,6 +130,20 @@ void fail(const std::string& message) {
   throw std::runtime_error("torch_foo." + message);
 }
 
+void fail_in_place(const char* op, const std::string& message,
+                   std::initializer_list<Taken> taken) {
+  std::string sentence = message.substr(message.find(':'));
+  for (const auto& [result, argument] : taken) {
+    for (const char* end : {" ", ","}) {  // results are never named last
+      const std::string name = std::string(" ") + result + end;
+      const std::size_t at = sentence.find(name);
+      if (at == std::string::npos) continue;
+      sentence.replace(at + 1, name.size() - 2, argument);
+    }
+  }
+  fail(op + sentence);
+}
+
 std::string shape_text(IntHeaderOnlyArrayRef shape) {
   std::string text = "(";
   for (std::size_t i = 0; i < shape.size(); ++i) {

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -131,6 +132,26 @@ void run(const Tensor& tensor, Cpu cpu, Cuda cuda) {
     fail(error.what());
   } catch (const foo_core::Unavailable& error) {
     fail(error.what());
+  }
+}
+
+/// The name of a result, and that of the argument which takes it in place.
+struct Taken {
+  const char* result;
+  const char* argument;
+};
+
+/// Throws, for an operator in place, what its form with results has thrown.
+[[noreturn]] void fail_in_place(const char* op, const std::string& message,
+                                std::initializer_list<Taken> taken);
+
+/// Calls f, with errors as fail_in_place words them.
+template <class F>
+void in_place(const char* op, std::initializer_list<Taken> taken, F f) {
+  try {
+    f();
+  } catch (const std::runtime_error& error) {
+    fail_in_place(op, error.what(), taken);
   }
 }
 

@@ -106,7 +106,8 @@ void add_rms_norm_(const Tensor& x, const Tensor& residual,
                    const std::optional<Tensor>& weight, double eps) {
   check("add_rms_norm_", x, weight);
   check_arguments("add_rms_norm_", {{"x", x}, {"residual", residual}});
-  launch_add(x, residual, weight, eps, x, residual);
+  in_place("add_rms_norm_", {{"out", "x"}, {"residual_out", "residual"}},
+           [&] { launch_add(x, residual, weight, eps, x, residual); });
 }
 
 std::tuple<Tensor, Tensor> rms_norm_backward(

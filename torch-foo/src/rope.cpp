@@ -54,7 +54,9 @@ void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
 
 void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
            const std::optional<Tensor>& positions, bool interleaved) {
-  launch("rope_", "x", x, cos, sin, positions, {interleaved, false}, x);
+  in_place("rope_", {{"out", "x"}}, [&] {
+    launch("rope_", "x", x, cos, sin, positions, {interleaved, false}, x);
+  });
 }
 
 Tensor rope_backward(const Tensor& grad, const Tensor& cos, const Tensor& sin,

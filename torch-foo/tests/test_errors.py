@@ -681,11 +681,11 @@ def test_wrong_input(op, message, args, named):
         assert (named["out"] == 7).all()
     elif hasattr(torch_foo, f"{op}_"):
         before = [a.clone() for a in args if isinstance(a, Tensor)]
-        for device in ("cpu", "meta"):
+        # Without data it is checked as NAME.
+        for device, name in [("cpu", f"{op}_"), ("meta", op)]:
             given = [a.to(device) if isinstance(a, Tensor) else a for a in args]
-            # Whether NAME or NAME_ is said depends on who notices.
             with pytest.raises(
-                RuntimeError, match=f"torch_foo.{op}_?: {re.escape(message)}"
+                RuntimeError, match=f"torch_foo.{name}: {re.escape(message)}"
             ):
                 getattr(torch_foo, f"{op}_")(*given, **named)
         after = [a for a in args if isinstance(a, Tensor)]
@@ -747,6 +747,7 @@ def test_inplace_memory():
 
     def check(function, message, memory, *args):
         before = memory.clone()
+        message = f"torch_foo.{function.__name__}: {message}"
         with pytest.raises(RuntimeError, match=message):
             function(*args)
         assert torch.equal(memory, before)
@@ -754,21 +755,21 @@ def test_inplace_memory():
     norm, rope = torch_foo.add_rms_norm_, torch_foo.rope_
     x, rows = torch.full((2, 3), 7.0), torch.full((3, 3), 7.0)
     other = torch.ones(2, 3)
-    check(norm, "overlaps residual", x, x, x)
-    check(norm, "overlaps residual", rows, rows[:2], rows[1:])
-    check(norm, "overlaps weight", rows, rows[:2], other, rows[0])
-    check(norm, "overlaps weight", rows, other, rows[:2], rows[1])
+    check(norm, "x overlaps residual,", x, x, x)
+    check(norm, "x overlaps residual without", rows, rows[:2], rows[1:])
+    check(norm, "x overlaps weight", rows, rows[:2], other, rows[0])
+    check(norm, "residual overlaps weight", rows, other, rows[:2], rows[1])
     row = torch.full((1, 3), 7.0)
-    check(norm, "overlaps itself", row, row.expand(2, 3), other)
-    check(norm, "overlaps itself", row, other.clone(), row.expand(2, 3))
+    check(norm, "x overlaps itself", row, row.expand(2, 3), other)
+    check(norm, "residual overlaps itself", row, other.clone(), row.expand(2, 3))
 
     memory, table = torch.full((12,), 7.0), torch.ones(3, 2)
     x = memory.view(1, 3, 1, 4)
     same = memory[:6].view(3, 2)
-    check(rope, "overlap cos", memory, x, same, table)
-    check(rope, "overlap sin", memory, x, table, same)
+    check(rope, "x may overlap cos", memory, x, same, table)
+    check(rope, "x may overlap sin", memory, x, table, same)
     head = memory.view(1, 3, 1, 4)[:, :1].expand(1, 3, 1, 4)
-    check(rope, "overlaps itself", memory, head, table, table)
+    check(rope, "x overlaps itself", memory, head, table, table)
 
 
 @pytest.mark.parametrize("op", ["silu_mul", "gelu_mul", "rope"])

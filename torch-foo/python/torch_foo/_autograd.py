@@ -106,24 +106,6 @@ def _register(
     )
 
 
-def is_plain(*tensors: Any) -> bool:
-    """Whether PyTorch does not trace or transform a call, or differentiate it.
-
-    Nor is it plain with something that is no tensor, so that the operator that
-    users know says so.
-    """
-    if _is_compiling() or _transforms_are_active():
-        return False
-    is_grad_enabled = torch.is_grad_enabled()
-    for tensor in tensors:
-        if isinstance(tensor, Tensor):
-            if is_grad_enabled and tensor.requires_grad:
-                return False
-        elif tensor is not None:
-            return False
-    return True
-
-
 def mark_written(*tensors: Tensor) -> None:
     """Tell autograd, which then notices if it had saved the old content."""
     for tensor in tensors:

@@ -14,7 +14,6 @@ from torch import compiler as _compiler
 from torch.autograd import forward_ad as _forward_ad
 
 from torch_foo import _dispatch
-from torch_foo._autograd import is_plain as _is_plain
 from torch_foo._autograd import mark_written as _mark_written
 
 __all__ = [
@@ -82,23 +81,32 @@ def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     tensor([[2., 3.],
             [2., 3.]])
     """
-    if out is not None:
-        if _is_plain(out, a, b):
-            _add_out(a, b, out)
-            _mark_written(out)
-        else:
-            _ops.add.out(a, b, out=out)
-        return out
     try:
         is_special = (
             _is_dynamo_compiling()
             or _compiler._is_exporting_flag
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
-            or (_is_grad_enabled() and (a.requires_grad or b.requires_grad))
+            or (
+                (
+                    a.requires_grad
+                    or b.requires_grad
+                    or (out is not None and out.requires_grad)
+                )
+                and _is_grad_enabled()
+            )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.add.out(a, b, out=out)
         return _ops.add.default(a, b)
+    if out is not None:
+        if is_special:
+            _ops.add.out(a, b, out=out)
+        else:
+            _add_out(a, b, out)
+            _mark_written(out)
+        return out
     if is_special:
         return _dispatch.add(a, b)
     return _add(a, b)
@@ -126,23 +134,32 @@ def mul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> torch_foo.mul(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     tensor([3., 8.])
     """
-    if out is not None:
-        if _is_plain(out, a, b):
-            _mul_out(a, b, out)
-            _mark_written(out)
-        else:
-            _ops.mul.out(a, b, out=out)
-        return out
     try:
         is_special = (
             _is_dynamo_compiling()
             or _compiler._is_exporting_flag
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
-            or (_is_grad_enabled() and (a.requires_grad or b.requires_grad))
+            or (
+                (
+                    a.requires_grad
+                    or b.requires_grad
+                    or (out is not None and out.requires_grad)
+                )
+                and _is_grad_enabled()
+            )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.mul.out(a, b, out=out)
         return _ops.mul.default(a, b)
+    if out is not None:
+        if is_special:
+            _ops.mul.out(a, b, out=out)
+        else:
+            _mul_out(a, b, out)
+            _mark_written(out)
+        return out
     if is_special:
         return _dispatch.mul(a, b)
     return _mul(a, b)
@@ -173,23 +190,32 @@ def muladd(
     >>> torch_foo.muladd(torch.tensor([1.0, 2.0]), torch.tensor([3.0]), 0.5)
     tensor([3.5000, 6.5000])
     """
-    if out is not None:
-        if _is_plain(out, a, b):
-            _muladd_out(a, b, c, out)
-            _mark_written(out)
-        else:
-            _ops.muladd.out(a, b, c, out=out)
-        return out
     try:
         is_special = (
             _is_dynamo_compiling()
             or _compiler._is_exporting_flag
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
-            or (_is_grad_enabled() and (a.requires_grad or b.requires_grad))
+            or (
+                (
+                    a.requires_grad
+                    or b.requires_grad
+                    or (out is not None and out.requires_grad)
+                )
+                and _is_grad_enabled()
+            )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.muladd.out(a, b, c, out=out)
         return _ops.muladd.default(a, b, c)
+    if out is not None:
+        if is_special:
+            _ops.muladd.out(a, b, c, out=out)
+        else:
+            _muladd_out(a, b, c, out)
+            _mark_written(out)
+        return out
     if is_special:
         return _dispatch.muladd(a, b, c)
     return _muladd(a, b, c)
@@ -225,13 +251,6 @@ def rms_norm(
     >>> torch_foo.rms_norm(torch.tensor([3.0, 4.0]), eps=0.0)
     tensor([0.8485, 1.1314])
     """
-    if out is not None:
-        if _is_plain(out, x, weight):
-            _rms_norm_out(x, weight, eps, out)
-            _mark_written(out)
-        else:
-            _ops.rms_norm.out(x, weight, eps, out=out)
-        return out
     try:
         is_special = (
             _is_dynamo_compiling()
@@ -239,15 +258,25 @@ def rms_norm(
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
             or (
-                _is_grad_enabled()
-                and (
+                (
                     x.requires_grad
                     or (weight is not None and weight.requires_grad)
+                    or (out is not None and out.requires_grad)
                 )
+                and _is_grad_enabled()
             )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.rms_norm.out(x, weight, eps, out=out)
         return _ops.rms_norm.default(x, weight, eps)
+    if out is not None:
+        if is_special:
+            _ops.rms_norm.out(x, weight, eps, out=out)
+        else:
+            _rms_norm_out(x, weight, eps, out)
+            _mark_written(out)
+        return out
     if is_special:
         return _dispatch.rms_norm(x, weight, eps)
     return _rms_norm(x, weight, eps)
@@ -288,15 +317,15 @@ def add_rms_norm(
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
             or (
-                _is_grad_enabled()
-                and (
+                (
                     x.requires_grad
                     or residual.requires_grad
                     or (weight is not None and weight.requires_grad)
                 )
+                and _is_grad_enabled()
             )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
         return _ops.add_rms_norm.default(x, residual, weight, eps)
     if is_special:
         return _dispatch.add_rms_norm(x, residual, weight, eps)
@@ -311,11 +340,28 @@ def add_rms_norm_(
 
     The arguments and errors are the same. Not differentiable.
     """
-    if _is_plain(x, residual, weight):
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                (
+                    x.requires_grad
+                    or residual.requires_grad
+                    or (weight is not None and weight.requires_grad)
+                )
+                and _is_grad_enabled()
+            )
+        )
+    except AttributeError:
+        is_special = True
+    if is_special:
+        _ops.add_rms_norm_.default(x, residual, weight, eps)
+    else:
         _add_rms_norm_(x, residual, weight, eps)
         _mark_written(x, residual)
-    else:
-        _ops.add_rms_norm_.default(x, residual, weight, eps)
 
 
 def silu_mul(
@@ -344,13 +390,6 @@ def silu_mul(
     >>> torch_foo.silu_mul(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
     tensor([0.0000, 1.4621])
     """
-    if out is not None:
-        if _is_plain(out, gate, up):
-            _silu_mul_out(gate, up, out)
-            _mark_written(out)
-        else:
-            _ops.silu_mul.out(gate, up, out=out)
-        return out
     try:
         is_special = (
             _is_dynamo_compiling()
@@ -358,14 +397,25 @@ def silu_mul(
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
             or (
-                _is_grad_enabled()
-                and (
-                    gate.requires_grad or (up is not None and up.requires_grad)
+                (
+                    gate.requires_grad
+                    or (up is not None and up.requires_grad)
+                    or (out is not None and out.requires_grad)
                 )
+                and _is_grad_enabled()
             )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.silu_mul.out(gate, up, out=out)
         return _ops.silu_mul.default(gate, up)
+    if out is not None:
+        if is_special:
+            _ops.silu_mul.out(gate, up, out=out)
+        else:
+            _silu_mul_out(gate, up, out)
+            _mark_written(out)
+        return out
     if is_special:
         return _dispatch.silu_mul(gate, up)
     return _silu_mul(gate, up)
@@ -403,13 +453,6 @@ def gelu_mul(
     >>> torch_foo.gelu_mul(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
     tensor([0.0000, 1.6827])
     """
-    if out is not None:
-        if _is_plain(out, gate, up):
-            _gelu_mul_out(gate, up, approximate, out)
-            _mark_written(out)
-        else:
-            _ops.gelu_mul.out(gate, up, approximate=approximate, out=out)
-        return out
     try:
         is_special = (
             _is_dynamo_compiling()
@@ -417,14 +460,25 @@ def gelu_mul(
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
             or (
-                _is_grad_enabled()
-                and (
-                    gate.requires_grad or (up is not None and up.requires_grad)
+                (
+                    gate.requires_grad
+                    or (up is not None and up.requires_grad)
+                    or (out is not None and out.requires_grad)
                 )
+                and _is_grad_enabled()
             )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.gelu_mul.out(gate, up, approximate=approximate, out=out)
         return _ops.gelu_mul.default(gate, up, approximate=approximate)
+    if out is not None:
+        if is_special:
+            _ops.gelu_mul.out(gate, up, approximate=approximate, out=out)
+        else:
+            _gelu_mul_out(gate, up, approximate, out)
+            _mark_written(out)
+        return out
     if is_special:
         return _dispatch.gelu_mul(gate, up, approximate)
     return _gelu_mul(gate, up, approximate)
@@ -473,15 +527,6 @@ def rope(
     tensor([[ 1.,  2.],
             [-2.,  1.]])
     """
-    if out is not None:
-        if _is_plain(out, x, cos, sin, positions):
-            _rope_out(x, cos, sin, positions, interleaved, out)
-            _mark_written(out)
-        else:
-            _ops.rope.out(
-                x, cos, sin, positions, interleaved=interleaved, out=out
-            )
-        return out
     try:
         is_special = (
             _is_dynamo_compiling()
@@ -489,19 +534,33 @@ def rope(
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
             or (
-                _is_grad_enabled()
-                and (
+                (
                     x.requires_grad
                     or cos.requires_grad
                     or sin.requires_grad
                     or (positions is not None and positions.requires_grad)
+                    or (out is not None and out.requires_grad)
                 )
+                and _is_grad_enabled()
             )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.rope.out(
+                x, cos, sin, positions, interleaved=interleaved, out=out
+            )
         return _ops.rope.default(
             x, cos, sin, positions, interleaved=interleaved
         )
+    if out is not None:
+        if is_special:
+            _ops.rope.out(
+                x, cos, sin, positions, interleaved=interleaved, out=out
+            )
+        else:
+            _rope_out(x, cos, sin, positions, interleaved, out)
+            _mark_written(out)
+        return out
     if is_special:
         return _dispatch.rope(x, cos, sin, positions, interleaved)
     return _rope(x, cos, sin, positions, interleaved)
@@ -519,11 +578,29 @@ def rope_(
 
     The arguments and errors are the same. Not differentiable.
     """
-    if _is_plain(x, cos, sin, positions):
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                (
+                    x.requires_grad
+                    or cos.requires_grad
+                    or sin.requires_grad
+                    or (positions is not None and positions.requires_grad)
+                )
+                and _is_grad_enabled()
+            )
+        )
+    except AttributeError:
+        is_special = True
+    if is_special:
+        _ops.rope_.default(x, cos, sin, positions, interleaved=interleaved)
+    else:
         _rope_(x, cos, sin, positions, interleaved)
         _mark_written(x)
-    else:
-        _ops.rope_.default(x, cos, sin, positions, interleaved=interleaved)
 
 
 def cross_entropy(
@@ -570,11 +647,11 @@ def cross_entropy(
             or _transforms_are_active()
             or _forward_ad._current_level >= 0
             or (
-                _is_grad_enabled()
-                and (logits.requires_grad or target.requires_grad)
+                (logits.requires_grad or target.requires_grad)
+                and _is_grad_enabled()
             )
         )
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
         return _ops.cross_entropy.default(
             logits,
             target,
@@ -614,7 +691,7 @@ def quantize_int8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     try:
         is_special = _is_dynamo_compiling() or _compiler._is_exporting_flag
-    except AttributeError:  # not a tensor: the dispatcher says so
+    except AttributeError:  # not a tensor: the operator that users know says so
         return _ops.quantize_int8_rowwise.default(x)
     if is_special:
         return _ops.quantize_int8_rowwise.default(x)
