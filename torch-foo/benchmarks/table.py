@@ -1,0 +1,111 @@
+"""Print what bench.py wrote with --json as tables in Markdown."""
+
+import json
+import sys
+from typing import Any
+
+from report import OTHERS
+
+Result = dict[str, Any]
+DIRECTIONS = {
+    "forward": "forward, a new result",
+    "out": "forward, `out=` or in place",
+    "forward+backward": "forward and backward",
+}
+GOAL = 1.5
+
+
+def direction(result: Result) -> str:
+    name: str = result["direction"]
+    return "out" if name in ("out=", "in place") else name
+
+
+def best(result: Result) -> tuple[float, str]:
+    """How many times as fast as the fastest other way, and which that is."""
+    ratios = result["ratio_of_medians"]
+    return min((ratios[other], other) for other in OTHERS if other in ratios)
+
+
+def sizes(results: list[Result]) -> list[str]:
+    rows = {r["size"]: int(r["size"].split("x")[0]) for r in results}
+    return [f"{size}" for size in sorted(rows, key=lambda s: rows[s])]
+
+
+def cells(results: list[Result], size: str) -> str:
+    """Of all dtypes: the speed-up, and how much of the probe's speed it is."""
+    chosen = [r for r in results if r["size"] == size]
+    if not chosen:
+        return "-"
+    speed_up = " · ".join(f"{best(r)[0]:.1f}" for r in chosen)
+    share = " · ".join(
+        f"{100 / r['torch_foo_to_roofline_of_medians']:.0f}" for r in chosen
+    )
+    return f"{speed_up} ({share} %)"
+
+
+def table(results: list[Result]) -> list[str]:
+    names = list(dict.fromkeys(r["operator"] for r in results))
+    lines = []
+    # cross_entropy has sizes of its own.
+    for group in (
+        [n for n in names if n != "cross_entropy"],
+        [n for n in names if n == "cross_entropy"],
+    ):
+        chosen = [r for r in results if r["operator"] in group]
+        columns = sizes(chosen)
+        if not columns:
+            continue
+        lines += [
+            f"| | {' | '.join(c.replace('x', ' x ') for c in columns)} |",
+            f"|---|{'---|' * len(columns)}",
+        ]
+        for name in group:
+            of_name = [r for r in chosen if r["operator"] == name]
+            row = " | ".join(cells(of_name, size) for size in columns)
+            lines.append(f"| `{name}` | {row} |")
+        lines.append("")
+    return lines
+
+
+def short(results: list[Result]) -> list[str]:
+    lines = []
+    for r in results:
+        ratio, other = best(r)
+        if ratio < GOAL:
+            share = 100 / r["torch_foo_to_roofline_of_medians"]
+            lines.append(
+                f"- {r['case']}: {ratio:.2f} x {other}, {share:.0f} % of the "
+                "probe's speed"
+            )
+    return lines
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"{__doc__}\nusage: table.py FILE.json")
+    try:
+        with open(sys.argv[1]) as file:
+            written = json.load(file)
+    except (OSError, ValueError) as error:
+        sys.exit(f"table: {error}")
+    results = [
+        r for r in written["results"] if "torch_foo_to_roofline_of_medians" in r
+    ]
+    if not results:
+        sys.exit(f"table: {sys.argv[1]} holds no comparison of operators")
+    dtypes = " · ".join(dict.fromkeys(r["dtype"] for r in results))
+    print(
+        "Times as fast as the fastest of eager, built-in and torch.compile, "
+        f"medians, {dtypes} (in brackets: share of the memory probe's speed)."
+    )
+    for name, text in DIRECTIONS.items():
+        chosen = [r for r in results if direction(r) == name]
+        if chosen:
+            print(f"\n{text}:\n")
+            print("\n".join(table(chosen)))
+    print(f"Below {GOAL}:\n")
+    print("\n".join(short(results)) or "none")
+
+
+if __name__ == "__main__":
+    main()
