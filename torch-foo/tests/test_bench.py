@@ -1,7 +1,9 @@
 """What the benchmark compares has the same result, so that it is fair."""
 
 import importlib.util
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -55,3 +57,87 @@ def test_all_ways_have_one_result(
         for a, e in zip(actual, expected, strict=True):
             assert a.shape == e.shape, call
             assert _error(a, e) < TOLERANCE[dtype], call
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str, str]]:
+    """Run a program of benchmarks/; what it exits with, and its output."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def run(program: str, *arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        status: object = 0
+        try:
+            importlib.import_module(program).main()
+        except SystemExit as exit:
+            status = exit.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_results_are_written_as_they_come(run, tmp_path: Path) -> None:
+    file = tmp_path / "calls.json"
+    threads = torch.get_num_threads()
+    status, _, _ = run(
+        "bench", "--calls", "--seconds", "0.001", "--json", str(file)
+    )
+    torch.set_num_threads(threads)
+    assert status == 0
+    written = json.loads(file.read_text())
+    assert written["environment"]["threads"] == 1
+    assert len(written["results"]) == len(cases.call_cases())
+    assert all(r["ratio_of_medians"] for r in written["results"])
+    assert list(tmp_path.iterdir()) == [file]
+    status, _, _ = run("table", str(file))
+    assert status == f"table: {file} holds no comparison of operators"
+
+
+def test_table(run, tmp_path: Path) -> None:
+    def result(size: str, dtype: str, direction: str, ratio: float) -> dict:
+        return {
+            "case": f"mul {size} {dtype} {direction}",
+            "operator": "mul",
+            "size": size,
+            "dtype": dtype,
+            "direction": direction,
+            "ratio_of_medians": {"eager": ratio, "compile": 9.0},
+            "torch_foo_to_roofline_of_medians": 1.25,
+        }
+
+    file = tmp_path / "results.json"
+    results = [
+        result("16x4096", "float32", "forward", 2.0),
+        result("16x4096", "bfloat16", "forward", 1.25),
+        result("512x4096", "float32", "out=", 3.0),
+    ]
+    file.write_text(json.dumps({"environment": {}, "results": results}))
+    status, output, _ = run("table", str(file))
+    assert status == 0
+    assert "| `mul` | 2.0 · 1.2 (80 · 80 %) |" in output
+    assert "| `mul` | 3.0 (80 %) |" in output
+    assert output.endswith(
+        "Below 1.5:\n\n- mul 16x4096 bfloat16 forward: 1.25 x eager, 80 % of "
+        "the probe's speed\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nothing"], "--only: 'nothing' is in none of add, mul"),
+        (["--only", "("], "--only: not a regular expression"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--scaling"], "--scaling needs --threads of at least 2"),
+        (["--seconds", "-1"], "--seconds must be more than 0"),
+        (["--json", "missing/x.json"], "--json: cannot write to missing/x"),
+        (["--plot", "x.txt"], "--plot: the file must end in .png"),
+        (["--plot", "x.png", "--calls"], "--plot: there is none of --calls"),
+    ],
+)
+def test_wrong_options(run, arguments: list[str], message: str) -> None:
+    status, _, error = run("bench", *arguments)
+    assert status == 2
+    assert error.startswith(f"bench: {message}")

@@ -761,7 +761,9 @@ def test_inplace_memory():
     check(norm, "residual overlaps weight", rows, other, rows[:2], rows[1])
     row = torch.full((1, 3), 7.0)
     check(norm, "x overlaps itself", row, row.expand(2, 3), other)
-    check(norm, "residual overlaps itself", row, other.clone(), row.expand(2, 3))
+    check(
+        norm, "residual overlaps itself", row, other.clone(), row.expand(2, 3)
+    )
 
     memory, table = torch.full((12,), 7.0), torch.ones(3, 2)
     x = memory.view(1, 3, 1, 4)
