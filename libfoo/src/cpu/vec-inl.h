@@ -167,26 +167,23 @@ HWY_INLINE Pair<float> LoadSome(const hwy::bfloat16_t* p, int64_t n) {
           hn::BitCast(d, hn::And(words, hn::Set(du, 0xFFFF0000u)))};
 }
 
-/// Rounded to nearest even, in the upper half; the lower is of no meaning. A
-/// NaN stays one: it came from a bfloat16, an instruction or Pair::Set, so its
-/// lower half is 0 and nothing is carried. (Asking costs a third of the time.)
-template <class V>
-HWY_INLINE auto RoundToBFloat16(V x) {
-  const hn::RebindToUnsigned<hn::DFromV<V>> du;
-  const auto bits = hn::BitCast(du, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  return hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), odd);
-}
-
+// To nearest even, upper halves going up where lower halves ask for it. A NaN
+// stays one: it came from a bfloat16, an instruction or Pair::Set, so its lower
+// half is 0. (Asking costs a third of the time.)
 template <bool kAll, bool kStream = false>
 HWY_INLINE void StoreSome(Pair<float> x, hwy::bfloat16_t* p, int64_t n) {
-  const hn::ScalableTag<float> d;
-  const hn::Repartition<uint16_t, decltype(d)> dh;
-  const auto first = hn::ShiftRight<16>(RoundToBFloat16(x.a));
-  const auto second = RoundToBFloat16(x.b);
-  StoreVector<kAll, kStream>(
-      hn::OddEven(hn::BitCast(dh, second), hn::BitCast(dh, first)), dh,
-      reinterpret_cast<uint16_t*>(p), 0, n);
+  const hn::ScalableTag<uint32_t> du;
+  const hn::Repartition<uint16_t, decltype(du)> dh;
+  const auto a = hn::BitCast(du, x.a), b = hn::BitCast(du, x.b);
+  const auto upper =
+      hn::OddEven(hn::BitCast(dh, b), hn::BitCast(dh, hn::ShiftRight<16>(a)));
+  const auto lower =
+      hn::OddEven(hn::BitCast(dh, hn::ShiftLeft<16>(b)), hn::BitCast(dh, a));
+  // 1 where lower > 0x8000, or lower == 0x8000 and upper is odd
+  const auto even = hn::AndNot(upper, hn::Set(dh, 1));
+  const auto up = hn::ShiftRight<15>(hn::SaturatedSub(lower, even));
+  StoreVector<kAll, kStream>(hn::Add(upper, up), dh,
+                             reinterpret_cast<uint16_t*>(p), 0, n);
 }
 
 template <class T>
