@@ -70,7 +70,7 @@ HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
   } else {
     const hn::ScalableTag<float> d;
     auto x = Load(p);
-    // For RoundToBFloat16, which relies on the lower half of a NaN.
+    // For StoreSome, which relies on the lower half of a NaN.
     const auto nan = Pair<float>::Set(std::numeric_limits<float>::quiet_NaN());
     x.a = hn::IfThenElse(hn::IsNaN(x.a), nan.a, x.a);
     x.b = hn::IfThenElse(hn::IsNaN(x.b), nan.b, x.b);

@@ -73,24 +73,40 @@ HWY_INLINE C Sum(Pair<C> x) {
   return hn::ReduceSum(hn::ScalableTag<C>(), hn::Add(x.a, x.b));
 }
 
-template <class C>
-HWY_INLINE Pair<C> Load(const C* p) {
-  const hn::ScalableTag<C> d;
-  return {hn::LoadU(d, p), hn::LoadU(d, p + hn::Lanes(d))};
+/// Lanes of p[at], p[at + 1], ..., of which there are n in p; the others are 0.
+/// n may be anything if kAll, which says that there are enough.
+template <bool kAll, class D>
+HWY_INLINE hn::Vec<D> LoadVector(D d, const hn::TFromD<D>* p, size_t at,
+                                 int64_t n) {
+  if constexpr (kAll) return hn::LoadU(d, p + at);
+  at = HWY_MIN(at, static_cast<size_t>(n));
+  return hn::LoadN(d, p + at, static_cast<size_t>(n) - at);
 }
 
-/// Of one vector: past the caches if kStream, and p is then aligned.
-template <bool kStream, class D>
-HWY_INLINE void StoreVector(hn::Vec<D> x, D d, hn::TFromD<D>* p) {
-  if constexpr (kStream) return hn::Stream(x, d, p);
-  hn::StoreU(x, d, p);
+/// The inverse. Past the caches if kStream, and p + at is then aligned.
+template <bool kAll, bool kStream, class D>
+HWY_INLINE void StoreVector(hn::Vec<D> x, D d, hn::TFromD<D>* p, size_t at,
+                            int64_t n) {
+  static_assert(kAll || !kStream);
+  if constexpr (kStream) return hn::Stream(x, d, p + at);
+  if constexpr (kAll) return hn::StoreU(x, d, p + at);
+  at = HWY_MIN(at, static_cast<size_t>(n));
+  hn::StoreN(x, d, p + at, static_cast<size_t>(n) - at);
 }
 
-template <bool kStream = false, class C>
-HWY_INLINE void Store(Pair<C> x, C* p) {
+/// n <= Lanes() elements, which are all Lanes() if kAll; the others are 0.
+template <bool kAll, class C>
+HWY_INLINE Pair<C> LoadSome(const C* p, int64_t n) {
   const hn::ScalableTag<C> d;
-  StoreVector<kStream>(x.a, d, p);
-  StoreVector<kStream>(x.b, d, p + hn::Lanes(d));
+  return {LoadVector<kAll>(d, p, 0, n),
+          LoadVector<kAll>(d, p, hn::Lanes(d), n)};
+}
+
+template <bool kAll, bool kStream = false, class C>
+HWY_INLINE void StoreSome(Pair<C> x, C* p, int64_t n) {
+  const hn::ScalableTag<C> d;
+  StoreVector<kAll, kStream>(x.a, d, p, 0, n);
+  StoreVector<kAll, kStream>(x.b, d, p, hn::Lanes(d), n);
 }
 
 #if HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4
@@ -110,92 +126,86 @@ HWY_INLINE hn::Vec<hn::ScalableTag<float>> PromoteFloat16(
 }
 #endif
 
-HWY_INLINE Pair<float> Load(const hwy::float16_t* p) {
+template <bool kAll>
+HWY_INLINE Pair<float> LoadSome(const hwy::float16_t* p, int64_t n) {
   const hn::ScalableTag<float> d;
 #if HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4
   const hn::ScalableTag<uint32_t> du;
   const hn::Repartition<uint16_t, decltype(d)> dh;
-  const auto bits = hn::LoadU(dh, reinterpret_cast<const uint16_t*>(p));
+  const auto bits =
+      LoadVector<kAll>(dh, reinterpret_cast<const uint16_t*>(p), 0, n);
   return {PromoteFloat16(hn::PromoteLowerTo(du, bits)),
           PromoteFloat16(hn::PromoteUpperTo(du, bits))};
 #else
   const hn::Rebind<hwy::float16_t, decltype(d)> dh;
-  return {hn::PromoteTo(d, hn::LoadU(dh, p)),
-          hn::PromoteTo(d, hn::LoadU(dh, p + hn::Lanes(d)))};
+  return {hn::PromoteTo(d, LoadVector<kAll>(dh, p, 0, n)),
+          hn::PromoteTo(d, LoadVector<kAll>(dh, p, hn::Lanes(d), n))};
 #endif
 }
 
 /// Never past the caches, for which half vectors are too short.
-template <bool kStream = false>
-HWY_INLINE void Store(Pair<float> x, hwy::float16_t* p) {
+template <bool kAll, bool kStream = false>
+HWY_INLINE void StoreSome(Pair<float> x, hwy::float16_t* p, int64_t n) {
   const hn::ScalableTag<float> d;
   const hn::Rebind<hwy::float16_t, decltype(d)> dh;
-  hn::StoreU(hn::DemoteTo(dh, x.a), dh, p);
-  hn::StoreU(hn::DemoteTo(dh, x.b), dh, p + hn::Lanes(d));
+  StoreVector<kAll, false>(hn::DemoteTo(dh, x.a), dh, p, 0, n);
+  StoreVector<kAll, false>(hn::DemoteTo(dh, x.b), dh, p, hn::Lanes(d), n);
 }
 
 // A bfloat16 is the upper half of a float, so of two neighbours in memory,
 // seen as one 32-bit word, the second is nearly a float already: a takes the
 // first ones, b the second ones. No lane has to cross, unlike in Highway's
 // PromoteLowerTo and OrderedDemote2To (1.1 to 1.6 times as slow in AVX2).
-HWY_INLINE Pair<float> Load(const hwy::bfloat16_t* p) {
+template <bool kAll>
+HWY_INLINE Pair<float> LoadSome(const hwy::bfloat16_t* p, int64_t n) {
   const hn::ScalableTag<float> d;
   const hn::RebindToUnsigned<decltype(d)> du;
-  const hn::Repartition<hwy::bfloat16_t, decltype(d)> dh;
-  const auto words = hn::BitCast(du, hn::LoadU(dh, p));
+  const hn::Repartition<uint16_t, decltype(d)> dh;
+  const auto words = hn::BitCast(
+      du, LoadVector<kAll>(dh, reinterpret_cast<const uint16_t*>(p), 0, n));
   return {hn::BitCast(d, hn::ShiftLeft<16>(words)),
           hn::BitCast(d, hn::And(words, hn::Set(du, 0xFFFF0000u)))};
 }
 
-/// Rounded to nearest even, in the upper half; the lower is of no meaning. A
-/// NaN stays one: it came from a bfloat16, an instruction or Pair::Set, so its
-/// lower half is 0 and nothing is carried. (Asking costs a third of the time.)
-template <class V>
-HWY_INLINE auto RoundToBFloat16(V x) {
-  const hn::RebindToUnsigned<hn::DFromV<V>> du;
-  const auto bits = hn::BitCast(du, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  return hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), odd);
+// To nearest even, upper halves going up where lower halves ask for it. A NaN
+// stays one: it came from a bfloat16, an instruction or Pair::Set, so its lower
+// half is 0. (Asking costs a third of the time.)
+template <bool kAll, bool kStream = false>
+HWY_INLINE void StoreSome(Pair<float> x, hwy::bfloat16_t* p, int64_t n) {
+  const hn::ScalableTag<uint32_t> du;
+  const hn::Repartition<uint16_t, decltype(du)> dh;
+  const auto a = hn::BitCast(du, x.a), b = hn::BitCast(du, x.b);
+  const auto upper =
+      hn::OddEven(hn::BitCast(dh, b), hn::BitCast(dh, hn::ShiftRight<16>(a)));
+  const auto lower =
+      hn::OddEven(hn::BitCast(dh, hn::ShiftLeft<16>(b)), hn::BitCast(dh, a));
+  // 1 where lower > 0x8000, or lower == 0x8000 and upper is odd
+  const auto even = hn::AndNot(upper, hn::Set(dh, 1));
+  const auto up = hn::ShiftRight<15>(hn::SaturatedSub(lower, even));
+  StoreVector<kAll, kStream>(hn::Add(upper, up), dh,
+                             reinterpret_cast<uint16_t*>(p), 0, n);
 }
 
-template <bool kStream = false>
-HWY_INLINE void Store(Pair<float> x, hwy::bfloat16_t* p) {
-  const hn::ScalableTag<float> d;
-  const hn::Repartition<uint16_t, decltype(d)> dh;
-  const auto first = hn::ShiftRight<16>(RoundToBFloat16(x.a));
-  const auto second = RoundToBFloat16(x.b);
-  StoreVector<kStream>(
-      hn::OddEven(hn::BitCast(dh, second), hn::BitCast(dh, first)), dh,
-      reinterpret_cast<uint16_t*>(p));
+template <class T>
+HWY_INLINE Pair<Compute<T>> Load(const T* p) {
+  return LoadSome<true>(p, 0);
+}
+
+template <bool kStream = false, class T>
+HWY_INLINE void Store(Pair<Compute<T>> x, T* p) {
+  StoreSome<true, kStream>(x, p, 0);
 }
 
 /// The first n <= Lanes() elements; the others are 0.
 template <class T>
-HWY_INLINE auto LoadN(const T* p, int64_t n) {
-  HWY_ALIGN T buffer[2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>())] = {};
-  hwy::CopyBytes(p, buffer, static_cast<size_t>(n) * sizeof(T));
-  return Load(buffer);
+HWY_INLINE Pair<Compute<T>> LoadN(const T* p, int64_t n) {
+  return LoadSome<false>(p, n);
 }
 
 /// The first n <= Lanes() elements only.
 template <class T>
 HWY_INLINE void StoreN(Pair<Compute<T>> x, T* p, int64_t n) {
-  HWY_ALIGN T buffer[2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>())];
-  Store(x, buffer);
-  hwy::CopyBytes(buffer, p, static_cast<size_t>(n) * sizeof(T));
-}
-
-/// n elements, which are all Lanes() if kAll.
-template <bool kAll, class T>
-HWY_INLINE Pair<Compute<T>> LoadSome(const T* p, int64_t n) {
-  if constexpr (kAll) return Load(p);
-  return LoadN(p, n);
-}
-
-template <bool kAll, class T>
-HWY_INLINE void StoreSome(Pair<Compute<T>> x, T* p, int64_t n) {
-  if constexpr (kAll) return Store(x, p);
-  StoreN(x, p, n);
+  StoreSome<false>(x, p, n);
 }
 
 /// f(T()) for the T that `dtype` stands for.
