@@ -116,6 +116,9 @@ def standin_variables(channel: Channel) -> dict[str, str]:
         "CI_PIXI_STANDIN": "1",
         "CI_PIXI_TOOLS": sys.prefix,
         "CONDA_CHANNEL_ALIAS": channel.alias,
+        "FETCHCONTENT_SOURCE_DIR_GOOGLETEST": str(
+            channel.wheelhouse.googletest
+        ),
         "FETCHCONTENT_SOURCE_DIR_HIGHWAY": str(channel.wheelhouse.highway),
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",

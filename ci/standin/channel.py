@@ -164,7 +164,9 @@ def build(
         sources.highway_package(
             wheelhouse.sdist, wheelhouse.highway, compiler, tools
         ),
-        sources.gtest_package(wheelhouse.googletest, compiler, tools),
+        sources.gtest_package(
+            wheelhouse.deb, wheelhouse.googletest, compiler, tools
+        ),
     ]
     # Large ones first, so that the two workers end at about the same time.
     wheels = sorted(wheelhouse.wheels, key=lambda p: -p.stat().st_size)

@@ -21,7 +21,11 @@ from standin.basics import (
     step,
     written_whole,
 )
-from standin.packages.sources import download_googletest, unpack_highway
+from standin.packages.sources import (
+    download_debian,
+    unpack_debian,
+    unpack_highway,
+)
 
 PIP_DOWNLOAD = [
     "-m",
@@ -58,7 +62,12 @@ class Wheelhouse:
 
     @property
     def googletest(self) -> Path:
-        """Debian's googletest."""
+        """GoogleTest's source tree."""
+        return self.folder / "googletest/usr/src/googletest"
+
+    @property
+    def deb(self) -> Path:
+        """Debian's package that GoogleTest came in."""
         return next(self.folder.glob("sources/*.deb"))
 
 
@@ -88,7 +97,8 @@ def download(
     ):
         sources = folder / "sources"
         sources.mkdir()
-        download_googletest(sources)
+        deb = download_debian(sources, content["sources"]["debian"])
+        unpack_debian(deb, folder / "googletest")
         sdist = download_sdist(sources, content["sources"])
         unpack_highway(sdist, folder / "highway")
         download_wheels(folder, requirements, content["missing"])

@@ -110,5 +110,10 @@ def test_channel_alias_names_the_channel(full):
     alias = full.passes("run", "printenv", "CONDA_CHANNEL_ALIAS").strip()
     channel = Path(alias.removeprefix("file://")) / "conda-forge"
     assert (channel / "linux-64/repodata.json").is_file()
-    highway = full.passes("run", "printenv", "FETCHCONTENT_SOURCE_DIR_HIGHWAY")
-    assert (Path(highway.strip()) / "hwy/highway.h").is_file()
+    for name, file in (
+        ("GOOGLETEST", "googletest/include/gtest/gtest.h"),
+        ("HIGHWAY", "hwy/highway.h"),
+    ):
+        variable = f"FETCHCONTENT_SOURCE_DIR_{name}"
+        source = full.passes("run", "printenv", variable).strip()
+        assert (Path(source) / file).is_file()

@@ -1,9 +1,14 @@
 """The operators' sample arguments, and the devices that tests run on."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+# Read when torch is imported: threads that wait leave the processor to other
+# processes, such as pytest-xdist's.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import pytest
 import torch
@@ -22,17 +27,30 @@ def _no_cuda() -> str:
     return ""
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(bool(_no_cuda()), reason=_no_cuda()),
-        ),
-    ]
-)
+@pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Without CUDA, skip its tests: one for all the parameters of each."""
+    if not _no_cuda():
+        return
+    cases: dict[Any, list[pytest.Item]] = {}
+    for item in items:
+        if getattr(item, "callspec", None) is None:
+            continue
+        if item.callspec.params.get("device") == "cuda":
+            cases.setdefault(item.function, []).append(item)
+    dropped = set()
+    for first, *others in cases.values():
+        reason = f"{_no_cuda()} ({1 + len(others)} cases)"
+        first.add_marker(pytest.mark.skip(reason=reason))
+        config.hook.pytest_deselected(items=others)
+        dropped.update(others)
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(params=DTYPES, ids=lambda d: str(d).removeprefix("torch."))

@@ -446,8 +446,14 @@ def _relative_error(got: Tensor, exact: Tensor) -> float:
     return ((got.double() - exact).norm() / exact.norm()).item()
 
 
+def _gradient_limit() -> float:
+    """Without a fused multiply-add, which eager has, one more rounding."""
+    no_fma = torch_foo.build_info().simd_target in ("SSE2", "SSE4")
+    return 1.5 if no_fma else 1.1
+
+
 def _check_gradients(sample, dtype, device):
-    """At most 1.1 times the error of eager PyTorch in float32."""
+    """At most so many times the error of eager PyTorch in float32."""
     if not sample.has_gradient:
         return
     count = len(sample.shapes)
@@ -473,7 +479,7 @@ def _check_gradients(sample, dtype, device):
     for i, (o, t, e) in enumerate(zip(ours, eager, exact, strict=True)):
         assert o.dtype == dtype
         error = _relative_error(o, e)
-        limit = 1.1 * _relative_error(t.to(dtype), e)
+        limit = _gradient_limit() * _relative_error(t.to(dtype), e)
         assert error <= limit, f"gradient {i}: {error} > {limit}"
 
 

@@ -112,9 +112,9 @@ def check_debian() -> None:
             )
 
 
-def download_googletest(folder: Path) -> Path:
-    """Debian's googletest, which holds the source tree; needs no root."""
-    words = ["download", "-q", "googletest"]
+def download_debian(folder: Path, package: str) -> Path:
+    """A package of Debian's; needs no root."""
+    words = ["download", "-q", package]
     try:
         run(["apt-get", *words], "apt-get download", cwd=folder)
     except StandinError:  # no list of packages yet, or an old one
@@ -126,18 +126,22 @@ def download_googletest(folder: Path) -> Path:
         run(["apt-get", *options, strict, "update"], "apt-get update")
         run(["apt-get", *options, *words], "apt-get download", cwd=folder)
         shutil.rmtree(own)
-    return next(folder.glob("googletest_*.deb"))
+    return next(folder.glob(f"{package}_*.deb"))
 
 
-def gtest_package(deb: Path, compiler: Compiler, bin_folder: Path) -> Package:
+def unpack_debian(deb: Path, target: Path) -> None:
+    """The files of a Debian package."""
+    run(["dpkg-deb", "-x", deb, target], "dpkg-deb")
+
+
+def gtest_package(
+    deb: Path, tree: Path, compiler: Compiler, bin_folder: Path
+) -> Package:
     """GoogleTest and gmock, shared, with their CMake files."""
     version = deb.name.split("_")[1].split("-")[0]
 
     def fill(root: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=root.parent) as folder:
-            run(["dpkg-deb", "-x", deb, folder], "dpkg-deb")
-            source = Path(folder) / "usr/src/googletest"
-            cmake_install(source, root, compiler, bin_folder)
+        cmake_install(tree, root, compiler, bin_folder)
 
     return Package(
         "gtest",

@@ -12,9 +12,10 @@
 namespace foo_core::simd {
 namespace {
 
-// In the order of FOO_CORE_DISPATCH's table, best first.
-constexpr std::int64_t kTargets[] = {HWY_AVX3, HWY_AVX2, HWY_SSE4,
-                                     HWY_SSE2, HWY_NEON, HWY_STATIC_TARGET};
+// In the order of FOO_CORE_DISPATCH's table, best first; the last is the one
+// that every processor of an architecture has: SSE2, NEON without AES.
+constexpr std::int64_t kTargets[] = {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_SSE2,
+                                     HWY_STATIC_TARGET};
 constexpr int kCount = sizeof(kTargets) / sizeof(kTargets[0]);
 
 std::int64_t available() {

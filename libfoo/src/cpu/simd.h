@@ -5,13 +5,13 @@
 // user of libhwy in the process.
 #pragma once
 
-// Before any of Highway's headers. Not worth their compile time: SSSE3, and
-// what is better than AVX3, where the native conversion to bfloat16 moreover
-// flushes subnormals. Not possible: vectors of unknown size, which no struct
-// can hold.
+// Before any of Highway's headers. Not worth their compile time: SSSE3, NEON
+// with AES, which kernels do not use, and what is better than AVX3, where the
+// native conversion to bfloat16 moreover flushes subnormals. Not possible:
+// vectors of unknown size, which no struct can hold.
 #define HWY_DISABLED_TARGETS                                       \
   (HWY_SSSE3 | (HWY_AVX3 - 1) | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | \
-   HWY_SVE2_128 | HWY_NEON_BF16 | HWY_RVV)
+   HWY_SVE2_128 | HWY_NEON | HWY_NEON_BF16 | HWY_RVV)
 
 namespace foo_core::simd {
 
@@ -33,6 +33,6 @@ void set(const char* target);
     static constexpr decltype(&HWY_STATIC_DISPATCH(FUNCTION)) kTable[] = { \
         HWY_CHOOSE_AVX3(FUNCTION), HWY_CHOOSE_AVX2(FUNCTION),              \
         HWY_CHOOSE_SSE4(FUNCTION), HWY_CHOOSE_SSE2(FUNCTION),              \
-        HWY_CHOOSE_NEON(FUNCTION), HWY_CHOOSE_FALLBACK(FUNCTION)};         \
+        HWY_CHOOSE_FALLBACK(FUNCTION)};                                    \
     return kTable[::foo_core::simd::current()];                            \
   }())
