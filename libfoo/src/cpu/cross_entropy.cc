@@ -11,6 +11,7 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
+#include "cpu/stream.h"
 #include "row.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -20,6 +21,7 @@
 //
 #include "cpu/cross_entropy-inl.h"
 #include "cpu/tile-inl.h"
+#include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_CROSS_ENTROPY_
 #define FOO_CORE_CROSS_ENTROPY_
@@ -49,7 +51,7 @@ struct CrossEntropyKernels {
   /// out = scale * (exp(logits - lse) - (1 - smoothing) * onehot(target) -
   /// smoothing / n)
   void (*gradient)(Row logits, std::int64_t n, std::int64_t target, double lse,
-                   double scale, double smoothing, MutableRow out);
+                   double scale, double smoothing, MutableRow out, bool stream);
 };
 
 }  // namespace foo_core
@@ -146,25 +148,23 @@ RowSums Sums(Row logits, int64_t n, int64_t target, bool smooth) {
 /// out = factor * exp(x - shift) + term
 template <class T>
 HWY_INLINE void Softmax(const T* x, int64_t n, Compute<T> shift,
-                        Compute<T> factor, Compute<T> term, T* out) {
+                        Compute<T> factor, Compute<T> term, T* out,
+                        bool stream) {
   using C = Compute<T>;
-  const int64_t step = Lanes<C>();
   const auto vshift = Pair<C>::Set(shift);
   const auto vfactor = Pair<C>::Set(factor), vterm = Pair<C>::Set(term);
-  int64_t i = 0;
-  for (; i + step <= n; i += step) {
-    const auto p = ExpFor<T>(Subtract(Load(x + i), vshift));
-    Store(MulAdd(p, vfactor, vterm), out + i);
-  }
-  if (i < n) {
-    const auto p = ExpFor<T>(Subtract(LoadN(x + i, n - i), vshift));
-    StoreN(MulAdd(p, vfactor, vterm), out + i, n - i);
-  }
+  ForPairs(out, stream, n, [&](auto whole, int64_t i, int64_t m) HWY_ATTR {
+    constexpr bool kAll = decltype(whole)::value;
+    const auto p = ExpFor<T>(Subtract(LoadSome<kAll>(x + i, m), vshift));
+    const auto y = MulAdd(p, vfactor, vterm);
+    if constexpr (kAll) return Store(y, out + i, stream);
+    StoreN(y, out + i, m);
+  });
 }
 
 template <class T>
 void Gradient(Row logits, int64_t n, int64_t target, double lse, double scale,
-              double smoothing, MutableRow out) {
+              double smoothing, MutableRow out, bool stream) {
   using C = Compute<T>;
   const auto* x = static_cast<const T*>(logits.data);
   auto* tout = static_cast<T*>(out.data);
@@ -182,7 +182,7 @@ void Gradient(Row logits, int64_t n, int64_t target, double lse, double scale,
     const int64_t m = HWY_MIN(kTile, n - i);
     Softmax(Gather(x, logits.stride, i, m, tile), m, shift,
             static_cast<C>(factor), static_cast<C>(term),
-            Target(tout, out.stride, i, out_tile));
+            Target(tout, out.stride, i, out_tile), stream && out.stride == 1);
     Scatter(out_tile, tout, out.stride, i, m);
   }
   StoreN(Pair<C>::Set(static_cast<C>(at_target)), tout + target * out.stride,
@@ -375,6 +375,7 @@ struct GradientLoop {
   const CrossEntropyOptions& options;
   const TensorView& grad_logits;
   double count;  // that the sum of losses was divided by
+  bool stream;
   Nest<5> nest;
 
   void run(std::int64_t begin, std::int64_t end) const {
@@ -387,10 +388,12 @@ struct GradientLoop {
         zero(out);
         continue;
       }
-      kernels.gradient(
-          row_at(&logits, at.offset(1)), n, label, number_at(lse, at.offset(3)),
-          number_at(grad, at.offset(0)) / count, options.label_smoothing, out);
+      kernels.gradient(row_at(&logits, at.offset(1)), n, label,
+                       number_at(lse, at.offset(3)),
+                       number_at(grad, at.offset(0)) / count,
+                       options.label_smoothing, out, stream);
     }
+    if (stream) hwy::FlushStream();
   }
 
   void zero(MutableRow row) const {
@@ -504,6 +507,7 @@ void cross_entropy_backward(const ConstTensorView& grad,
                     options,
                     grad_logits,
                     mean ? static_cast<double>(count) : 1,
+                    worth_streaming(grad_logits, {logits.data}),
                     {}};
   for (std::int64_t d = 0; d < logits.ndim - 1; ++d) {
     loop.nest.append(logits.sizes[d], {loss_stride(grad, d), logits.strides[d],

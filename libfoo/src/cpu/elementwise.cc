@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
+#include "cpu/stream.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/elementwise.cc"
@@ -13,6 +14,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
+#include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_ELEMENTWISE_ROW_
 #define FOO_CORE_ELEMENTWISE_ROW_
@@ -23,7 +25,7 @@ enum class Op { kAdd, kMul, kMulAdd };
 /// out[i] = op(a[i], b[i], c) for n elements at the given strides.
 using RowFunction = void (*)(const void* a, std::int64_t a_stride,
                              const void* b, std::int64_t b_stride, double c,
-                             void* out, std::int64_t out_stride,
+                             void* out, std::int64_t out_stride, bool stream,
                              std::int64_t n);
 
 }  // namespace foo_core
@@ -56,18 +58,14 @@ struct MultiplyAdd {
 
 template <class F, class T>
 HWY_INLINE void Contiguous(const T* a, const T* b, Compute<T> c, T* out,
-                           int64_t n) {
-  using C = Compute<T>;
-  const int64_t step = Lanes<C>();
-  const auto vc = Pair<C>::Set(c);
-  int64_t i = 0;
-  for (; i + step <= n; i += step) {
-    Store(F()(Load(a + i), Load(b + i), vc), out + i);
-  }
-  if (i < n) {
-    const int64_t rest = n - i;
-    StoreN(F()(LoadN(a + i, rest), LoadN(b + i, rest), vc), out + i, rest);
-  }
+                           bool stream, int64_t n) {
+  const auto vc = Pair<Compute<T>>::Set(c);
+  ForPairs(out, stream, n, [&](auto whole, int64_t i, int64_t m) HWY_ATTR {
+    constexpr bool kAll = decltype(whole)::value;
+    const auto y = F()(LoadSome<kAll>(a + i, m), LoadSome<kAll>(b + i, m), vc);
+    if constexpr (kAll) return Store(y, out + i, stream);
+    StoreN(y, out + i, m);
+  });
 }
 
 template <class F, class T>
@@ -81,20 +79,20 @@ HWY_NOINLINE void Strided(const T* a, int64_t a_stride, const T* b,
     const int64_t m = HWY_MIN(kTile, n - i);
     Contiguous<F>(Gather(a, a_stride, i, m, a_tile),
                   Gather(b, b_stride, i, m, b_tile), c,
-                  Target(out, out_stride, i, out_tile), m);
+                  Target(out, out_stride, i, out_tile), false, m);
     Scatter(out_tile, out, out_stride, i, m);
   }
 }
 
 template <class F, class T>
 void Row(const void* a, int64_t a_stride, const void* b, int64_t b_stride,
-         double c, void* out, int64_t out_stride, int64_t n) {
+         double c, void* out, int64_t out_stride, bool stream, int64_t n) {
   const auto* ta = static_cast<const T*>(a);
   const auto* tb = static_cast<const T*>(b);
   const auto tc = static_cast<Compute<T>>(c);
   auto* tout = static_cast<T*>(out);
   if (a_stride == 1 && b_stride == 1 && out_stride == 1) {
-    Contiguous<F>(ta, tb, tc, tout, n);
+    Contiguous<F>(ta, tb, tc, tout, stream, n);
   } else {
     Strided<F>(ta, a_stride, tb, b_stride, tc, tout, out_stride, n);
   }
@@ -135,14 +133,16 @@ struct Loop {
   const char* a;
   const char* b;
   char* out;
+  bool stream;
   Nest<3> nest;
 
   void run(std::int64_t begin, std::int64_t end) const {
     const std::int64_t* strides = nest.inner_strides();
     for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
       row(a + at[0] * item_size, strides[0], b + at[1] * item_size, strides[1],
-          c, out + at[2] * item_size, strides[2], n);
+          c, out + at[2] * item_size, strides[2], stream, n);
     });
+    if (stream) hwy::FlushStream();
   }
 
   static void body(void* self, std::int64_t begin, std::int64_t end) {
@@ -159,6 +159,7 @@ Loop make_loop(Op op, const ConstTensorView& a, const ConstTensorView& b,
   loop.a = static_cast<const char*>(a.data);
   loop.b = static_cast<const char*>(b.data);
   loop.out = static_cast<char*>(out.data);
+  loop.stream = worth_streaming(out, {a.data, b.data});
   return loop;
 }
 

@@ -5,6 +5,7 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
+#include "cpu/stream.h"
 #include "glu.h"
 #include "row.h"
 
@@ -14,6 +15,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "cpu/glu-inl.h"
+#include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_GLU_FORWARD_
 #define FOO_CORE_GLU_FORWARD_
@@ -22,7 +24,7 @@ namespace foo_core {
 /// n elements; the next rows begin `next` elements after these.
 using ForwardFunction = void (*)(Row gate, std::int64_t gate_next, Row up,
                                  std::int64_t up_next, MutableRow out,
-                                 std::int64_t n);
+                                 bool stream, std::int64_t n);
 
 }  // namespace foo_core
 #endif
@@ -32,33 +34,35 @@ namespace foo_core {
 namespace HWY_NAMESPACE {
 
 template <class F, bool kAll, class T>
-HWY_INLINE void ForwardAt(const T* gate, const T* up, T* out, int64_t n) {
+HWY_INLINE void ForwardAt(const T* gate, const T* up, T* out, bool stream,
+                          int64_t n) {
   using V = Pair<Compute<T>>;
   const V x = LoadSome<kAll>(gate, n);
   const V y{F::template Value<T>(x.a), F::template Value<T>(x.b)};
-  StoreSome<kAll>(y * LoadSome<kAll>(up, n), out, n);
+  const V product = y * LoadSome<kAll>(up, n);
+  if constexpr (kAll) return Store(product, out, stream);
+  StoreN(product, out, n);
 }
 
 template <class F, class T>
 void Forward(Row gate, int64_t gate_next, Row up, int64_t up_next,
-             MutableRow out, int64_t n) {
+             MutableRow out, bool stream, int64_t n) {
   const auto* tgate = static_cast<const T*>(gate.data);
   const auto* tup = static_cast<const T*>(up.data);
   auto* tout = static_cast<T*>(out.data);
   HWY_ALIGN T gate_tile[kTile], up_tile[kTile], out_tile[kTile];
-  const int64_t step = Lanes<Compute<T>>();
+  stream = stream && out.stride == 1;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
     const T* pgate = Gather(tgate, gate.stride, begin, m, gate_tile);
     const T* pup = Gather(tup, up.stride, begin, m, up_tile);
     T* pout = Target(tout, out.stride, begin, out_tile);
-    int64_t i = 0;
-    for (; i + step <= m; i += step) {
+    ForPairs(pout, stream, m, [&](auto whole, int64_t i, int64_t k) HWY_ATTR {
       PrefetchLoad(pgate + i, gate_next);
       PrefetchLoad(pup + i, up_next);
-      ForwardAt<F, true>(pgate + i, pup + i, pout + i, step);
-    }
-    if (i < m) ForwardAt<F, false>(pgate + i, pup + i, pout + i, m - i);
+      ForwardAt<F, decltype(whole)::value>(pgate + i, pup + i, pout + i, stream,
+                                           k);
+    });
     Scatter(out_tile, tout, out.stride, begin, m);
   }
 }
@@ -84,7 +88,8 @@ struct ForwardLoop {
   const ConstTensorView& gate;
   const ConstTensorView& up;
   const TensorView& out;
-  Nest<3> nest;
+  bool stream = worth_streaming(out, {gate.data, up.data});
+  Nest<3> nest = {};
 
   void append(std::int64_t d) {
     nest.append(out.sizes[d], {gate.strides[d], up.strides[d], out.strides[d]});
@@ -95,8 +100,9 @@ struct ForwardLoop {
       const std::int64_t* strides = nest.inner_strides();
       forward({element_at(gate, at[0]), strides[0]}, nest.next_row(0),
               {element_at(up, at[1]), strides[1]}, nest.next_row(1),
-              {element_at(out, at[2]), strides[2]}, n);
+              {element_at(out, at[2]), strides[2]}, stream, n);
     });
+    if (stream) hwy::FlushStream();
   }
 };
 
@@ -116,8 +122,8 @@ void run(const char* op, Activation activation, const ConstTensorView& gate,
   // In the order of out's memory, so that transposed tensors are contiguous.
   int order[kMaxDims];
   sort_dims(out, order);
-  ForwardLoop loop{
-      FOO_CORE_DISPATCH(GluForward)(activation, out.dtype), gate, up, out, {}};
+  ForwardLoop loop{FOO_CORE_DISPATCH(GluForward)(activation, out.dtype), gate,
+                   up, out};
   for (int i = 0; i < out.ndim; ++i) loop.append(order[i]);
   loop.nest.finish();
   const ParallelFor& use = count < kGrain ? serial() : parallel_for;
@@ -132,8 +138,8 @@ void run(const char* op, Activation activation, const ConstTensorView& gate,
 void run_range(Activation activation, const ConstTensorView& gate,
                const ConstTensorView& up, const TensorView& out,
                std::int64_t begin, std::int64_t end) {
-  ForwardLoop loop{
-      FOO_CORE_DISPATCH(GluForward)(activation, out.dtype), gate, up, out, {}};
+  ForwardLoop loop{FOO_CORE_DISPATCH(GluForward)(activation, out.dtype), gate,
+                   up, out};
   for (std::int64_t d = 0; d < out.ndim; ++d) loop.append(d);
   loop.nest.finish();
   loop.run(begin, end);

@@ -4,6 +4,7 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
+#include "cpu/stream.h"
 #include "foo_core/glu.h"
 #include "glu.h"
 #include "row.h"
@@ -14,6 +15,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "cpu/glu-inl.h"
+#include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_GLU_BACKWARD_
 #define FOO_CORE_GLU_BACKWARD_
@@ -25,6 +27,7 @@ struct BackwardPieces {
   Row grad, gate, up;
   std::int64_t grad_next, gate_next, up_next;
   MutableRow grad_gate, grad_up;
+  bool stream;
 };
 
 using BackwardFunction = void (*)(const BackwardPieces& pieces, std::int64_t n);
@@ -38,8 +41,12 @@ namespace HWY_NAMESPACE {
 
 template <class F, bool kGate, bool kUp, bool kAll, class T>
 HWY_INLINE void BackwardAt(const T* grad, const T* gate, const T* up,
-                           T* grad_gate, T* grad_up, int64_t n) {
+                           T* grad_gate, T* grad_up, bool stream, int64_t n) {
   using V = Pair<Compute<T>>;
+  const auto store = [&](V result, T* to) HWY_ATTR {
+    if constexpr (kAll) return Store(result, to, stream);
+    StoreN(result, to, n);
+  };
   const V g = LoadSome<kAll>(grad, n);
   const V x = LoadSome<kAll>(gate, n);
   const auto a = F::template Derivative<T>(x.a);
@@ -47,10 +54,10 @@ HWY_INLINE void BackwardAt(const T* grad, const T* gate, const T* up,
   if constexpr (kGate) {
     const V slope{a.slope, b.slope};
     const V result = g * LoadSome<kAll>(up, n) * slope;
-    if constexpr (kUp) StoreSome<kAll>(g * V{a.value, b.value}, grad_up, n);
-    StoreSome<kAll>(result, grad_gate, n);
+    if constexpr (kUp) store(g * V{a.value, b.value}, grad_up);
+    store(result, grad_gate);
   } else {
-    StoreSome<kAll>(g * V{a.value, b.value}, grad_up, n);
+    store(g * V{a.value, b.value}, grad_up);
   }
 }
 
@@ -63,7 +70,11 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
   auto* tgrad_up = static_cast<T*>(pieces.grad_up.data);
   HWY_ALIGN T grad_tile[kTile], gate_tile[kTile], up_tile[kTile];
   HWY_ALIGN T grad_gate_tile[kTile], grad_up_tile[kTile];
-  const int64_t step = Lanes<Compute<T>>();
+  const bool stream =
+      pieces.stream && (!kGate || pieces.grad_gate.stride == 1) &&
+      (!kUp || pieces.grad_up.stride == 1) &&
+      (!kGate || !kUp ||
+       elements_to_alignment(tgrad_gate) == elements_to_alignment(tgrad_up));
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
     const T* g = Gather(tgrad, pieces.grad.stride, begin, m, grad_tile);
@@ -74,18 +85,14 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
                   : grad_gate_tile;
     T* gu = kUp ? Target(tgrad_up, pieces.grad_up.stride, begin, grad_up_tile)
                 : grad_up_tile;
-    int64_t i = 0;
-    for (; i + step <= m; i += step) {
+    const auto at = [&](auto whole, int64_t i, int64_t k) HWY_ATTR {
       PrefetchLoad(g + i, pieces.grad_next);
       PrefetchLoad(x + i, pieces.gate_next);
       PrefetchLoad(u + i, pieces.up_next);
-      BackwardAt<F, kGate, kUp, true>(g + i, x + i, u + i, gx + i, gu + i,
-                                      step);
-    }
-    if (i < m) {
-      BackwardAt<F, kGate, kUp, false>(g + i, x + i, u + i, gx + i, gu + i,
-                                       m - i);
-    }
+      BackwardAt<F, kGate, kUp, decltype(whole)::value>(
+          g + i, x + i, u + i, gx + i, gu + i, stream, k);
+    };
+    ForPairs(kGate ? gx : gu, stream, m, at);
     if constexpr (kGate) {
       Scatter(grad_gate_tile, tgrad_gate, pieces.grad_gate.stride, begin, m);
     }
@@ -122,6 +129,7 @@ struct BackwardLoop {
   const ConstTensorView& up;
   const TensorView* grad_gate;
   const TensorView* grad_up;
+  bool stream;
   Nest<5> nest;
 
   void run(std::int64_t begin, std::int64_t end) const {
@@ -138,9 +146,11 @@ struct BackwardLoop {
                 nest.next_row(1),
                 nest.next_row(2),
                 output(grad_gate, 3),
-                output(grad_up, 4)},
+                output(grad_up, 4),
+                stream},
                n);
     });
+    if (stream) hwy::FlushStream();
   }
 };
 
@@ -174,6 +184,10 @@ void run(const char* op, Activation activation, const ConstTensorView& grad,
   // In the order of the gradients' memory, as in forward.
   int order[kMaxDims];
   sort_dims(grad_gate != nullptr ? *grad_gate : *grad_up, order);
+  const auto worth = [&](const TensorView* out) {
+    return out == nullptr ||
+           worth_streaming(*out, {grad.data, gate.data, up.data});
+  };
   BackwardLoop loop{
       FOO_CORE_DISPATCH(GluBackward)(activation, gate.dtype,
                                      grad_gate != nullptr, grad_up != nullptr),
@@ -182,6 +196,7 @@ void run(const char* op, Activation activation, const ConstTensorView& grad,
       up,
       grad_gate,
       grad_up,
+      worth(grad_gate) && worth(grad_up),
       {}};
   for (int i = 0; i < gate.ndim; ++i) {
     const int d = order[i];

@@ -9,6 +9,7 @@
 
 #include "checks.h"
 #include "cpu/simd.h"
+#include "cpu/stream.h"
 #include "row.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -17,6 +18,7 @@
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
+#include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_ROPE_CALL_
 #define FOO_CORE_ROPE_CALL_
@@ -29,6 +31,7 @@ struct RopeCall {
   const ConstTensorView* positions;  // (batch, seq)
   const RopeOptions& options;
   const TensorView& out;
+  bool stream = worth_streaming(out, {x.data});
 
   std::int64_t position(std::int64_t batch, std::int64_t at) const {
     if (positions == nullptr) return at;
@@ -151,13 +154,17 @@ HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
 template <bool kInterleaved, bool kAll, class T>
 HWY_INLINE void RotateSome(Pair<Compute<T>> v, Pair<Compute<T>> v2,
                            const Compute<T>* cos, const Compute<T>* sin, T* out,
-                           T* out2, int64_t n) {
+                           T* out2, bool stream, int64_t n) {
+  const auto store = [&](Pair<Compute<T>> y, T* to) HWY_ATTR {
+    if constexpr (kAll) return Store(y, to, stream);
+    StoreN(y, to, n);
+  };
   const auto c = Load(cos), s = Load(sin);
   if constexpr (kInterleaved) {
-    StoreSome<kAll>(MulAdd(SwapNeighbours<T>(v), s, v * c), out, n);
+    store(MulAdd(SwapNeighbours<T>(v), s, v * c), out);
   } else {
-    StoreSome<kAll>(NegMulAdd(v2, s, v * c), out, n);
-    StoreSome<kAll>(MulAdd(v, s, v2 * c), out2, n);
+    store(NegMulAdd(v2, s, v * c), out);
+    store(MulAdd(v, s, v2 * c), out2);
   }
 }
 
@@ -165,34 +172,36 @@ HWY_INLINE void RotateSome(Pair<Compute<T>> v, Pair<Compute<T>> v2,
 template <bool kInterleaved, class T>
 HWY_INLINE void RotateVectors(const T* x, const T* x2, const Compute<T>* cos,
                               const Compute<T>* sin, T* out, T* out2,
-                              int64_t n) {
+                              bool stream, int64_t n) {
   const int64_t step = Lanes<Compute<T>>();
   for (int64_t i = 0; i < n; i += step) {
     const auto v = Load(x + i), v2 = kInterleaved ? v : Load(x2 + i);
     RotateSome<kInterleaved, true>(v, v2, cos + i, sin + i, out + i, out2 + i,
-                                   step);
+                                   stream, step);
   }
 }
 
 /// The same of any number of them.
 template <bool kInterleaved, class T>
 HWY_INLINE void Rotate(const T* x, const T* x2, const Compute<T>* cos,
-                       const Compute<T>* sin, T* out, T* out2, int64_t n) {
+                       const Compute<T>* sin, T* out, T* out2, bool stream,
+                       int64_t n) {
   const int64_t step = Lanes<Compute<T>>();
   const int64_t rest = n % step;
   if (rest == 0) {
-    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, n);
+    stream = stream && can_stream(out) && can_stream(out2);
+    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, stream, n);
   } else if (n < step) {
     const auto v = LoadN(x, n), v2 = kInterleaved ? v : LoadN(x2, n);
-    RotateSome<kInterleaved, false>(v, v2, cos, sin, out, out2, n);
+    RotateSome<kInterleaved, false>(v, v2, cos, sin, out, out2, false, n);
   } else {
     // A last vector overlaps the one before it (2 to 3 times as fast as a part
     // of a vector). As out may be x, it is loaded before that is stored.
     const int64_t last = n - step;
     const auto v = Load(x + last), v2 = kInterleaved ? v : Load(x2 + last);
-    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, n - rest);
+    RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, false, n - rest);
     RotateSome<kInterleaved, true>(v, v2, cos + n - rest, sin + n - rest,
-                                   out + last, out2 + last, step);
+                                   out + last, out2 + last, false, step);
   }
 }
 
@@ -207,7 +216,7 @@ HWY_NOINLINE void RotateStrided(const T* x, const T* x2, int64_t x_stride,
   const T* p2 = kInterleaved ? p : Gather(x2, x_stride, 0, n, tile2);
   T* q = Target(out, out_stride, 0, out_tile);
   T* q2 = Target(out2, out_stride, 0, out_tile2);
-  Rotate<kInterleaved>(p, p2, cos, sin, q, q2, n);
+  Rotate<kInterleaved>(p, p2, cos, sin, q, q2, false, n);
   Scatter(q, out, out_stride, 0, n);
   if (!kInterleaved) Scatter(q2, out2, out_stride, 0, n);
 }
@@ -285,7 +294,7 @@ void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
       const int64_t row = i * outer.table_stride + j * inner.table_stride;
       if (contiguous) {
         Rotate<kInterleaved>(px, px + half, cos + row, sin + row, pout,
-                             pout + half, n);
+                             pout + half, call.stream, n);
       } else {
         RotateStrided<kInterleaved>(px, px + half * xs[3], xs[3], cos + row,
                                     sin + row, pout, pout + half * os[3], os[3],
@@ -320,6 +329,7 @@ void Tokens(const RopeCall& call, int64_t begin, int64_t end) {
     } while (pair < all);
     begin += tokens;
   }
+  if (call.stream) hwy::FlushStream();
 }
 
 struct TokensOf {

@@ -29,6 +29,13 @@ inline bool worth_streaming(const TensorView& out,
   return tensors * numel(out) * item_size(out.dtype) >= kStreamBytes;
 }
 
+/// Elements before the first one that can be streamed to.
+template <class T>
+std::int64_t elements_to_alignment(const T* row) {
+  const auto at = reinterpret_cast<std::uintptr_t>(row);
+  return static_cast<std::int64_t>((0 - at) % kStreamAlignment / sizeof(T));
+}
+
 inline bool can_stream(const void* row) {
   return reinterpret_cast<std::uintptr_t>(row) % kStreamAlignment == 0;
 }

@@ -8,7 +8,9 @@
 #endif
 
 #include <cstdint>
+#include <type_traits>
 
+#include "cpu/stream.h"
 #include "cpu/vec-inl.h"
 #include "hwy/cache_control.h"
 
@@ -57,6 +59,20 @@ HWY_INLINE void Scatter(const T* tile, T* row, int64_t stride, int64_t i,
                         int64_t n) {
   if (stride == 1) return;
   for (int64_t j = 0; j < n; ++j) row[(i + j) * stride] = tile[j];
+}
+
+/// Calls f(whole, i, m) for elements [i, i + m) of n until all are done: whole
+/// Pairs, with std::true_type, and fewer. If `stream`, the whole ones begin
+/// where `out` can be streamed to.
+template <class T, class F>
+HWY_INLINE void ForPairs(const T* out, bool stream, int64_t n, F f) {
+  const int64_t step = Lanes<Compute<T>>();
+  const int64_t head = stream ? HWY_MIN(elements_to_alignment(out), n) : 0;
+  int64_t i = 0;
+  for (; i < head; i += step) f(std::false_type(), i, HWY_MIN(step, head - i));
+  i = head;
+  for (; i + step <= n; i += step) f(std::true_type(), i, step);
+  if (i < n) f(std::false_type(), i, n - i);
 }
 
 }  // namespace HWY_NAMESPACE

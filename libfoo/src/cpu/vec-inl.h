@@ -196,6 +196,11 @@ HWY_INLINE void Store(Pair<Compute<T>> x, T* p) {
   StoreSome<true, kStream>(x, p, 0);
 }
 
+template <class T>
+HWY_INLINE void Store(Pair<Compute<T>> x, T* p, bool stream) {
+  stream ? Store<true>(x, p) : Store<false>(x, p);
+}
+
 /// The first n <= Lanes() elements; the others are 0.
 template <class T>
 HWY_INLINE Pair<Compute<T>> LoadN(const T* p, int64_t n) {
