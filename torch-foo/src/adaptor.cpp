@@ -1,5 +1,9 @@
 #include "adaptor.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
@@ -109,6 +113,25 @@ void check_dense(const char* op, const Argument& argument) {
   }
 }
 
+/// Asks for huge pages, as NumPy does for its arrays: a fresh result of 64 MiB
+/// has 16384 page faults otherwise, which take four times as long as the kernel.
+void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
+#ifdef MADV_HUGEPAGE
+  constexpr std::size_t kWorthIt = std::size_t{4} << 20;
+  constexpr std::uintptr_t kPage = 4096;
+  std::size_t bytes = aoti_torch_dtype_element_size(tensor.dtype());
+  for (std::int64_t size : tensor.sizes()) {
+    bytes *= static_cast<std::size_t>(size);
+  }
+  if (bytes < kWorthIt || !tensor.is_cpu()) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  // Advice: where there are no huge pages, nothing changes.
+  madvise(reinterpret_cast<void*>(first), bytes - (first - begin),
+          MADV_HUGEPAGE);
+#endif
+}
+
 Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
              const Tensor& like) {
   std::int64_t strides[Shape::kMaxDims];
@@ -121,7 +144,9 @@ Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<std::int64_t>(shape.size()), shape.data(), strides, dtype,
       like.device_type(), like.is_cpu() ? 0 : like.device_index(), &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  advise_huge_pages(tensor);
+  return tensor;
 }
 
 }  // namespace

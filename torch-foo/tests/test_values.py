@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -749,6 +751,27 @@ def test_cross_entropy_allocates_one_gradient(reduction, dtype):
     # A float64 for each row is 1/4096 of it, or 1/1024 of 16-bit logits.
     found = [n for n in allocations(step) if n > size // 64]
     assert found == [size]
+
+
+def _flags_of_memory(address: int) -> list[str]:
+    """VmFlags of the mapping that an address is in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(bound, 16) for bound in bounds.groups())
+            inside = begin <= address < end
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+def test_large_results_ask_for_huge_pages():
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("the system has no transparent huge pages")
+    x = torch.ones(12, 2**20)  # more than malloc recycles
+    y = torch_foo.add(x, x)
+    assert "hg" in _flags_of_memory(y.data_ptr() + 2**20)
+    assert "hg" not in _flags_of_memory(x.data_ptr() + 2**20)
 
 
 def test_inplace_allocates_nothing(dtype):
