@@ -114,7 +114,8 @@ void check_dense(const char* op, const Argument& argument) {
 }
 
 /// Asks for huge pages, as NumPy does for its arrays: a fresh result of 64 MiB
-/// has 16384 page faults otherwise, which take four times as long as the kernel.
+/// has 16384 page faults otherwise, which take four times as long as the
+/// kernel.
 void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
 #ifdef MADV_HUGEPAGE
   constexpr std::size_t kWorthIt = std::size_t{4} << 20;
