@@ -27,8 +27,10 @@ def best(result: Result) -> tuple[float, str]:
 
 
 def sizes(results: list[Result]) -> list[str]:
-    rows = {r["size"]: int(r["size"].split("x")[0]) for r in results}
-    return [f"{size}" for size in sorted(rows, key=lambda s: rows[s])]
+    """By number of rows."""
+    return sorted(
+        {r["size"] for r in results}, key=lambda size: int(size.split("x")[0])
+    )
 
 
 def cells(results: list[Result], size: str) -> str:
