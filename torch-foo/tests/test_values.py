@@ -448,14 +448,8 @@ def _relative_error(got: Tensor, exact: Tensor) -> float:
     return ((got.double() - exact).norm() / exact.norm()).item()
 
 
-def _gradient_limit() -> float:
-    """Without a fused multiply-add, which eager has, one more rounding."""
-    no_fma = torch_foo.build_info().simd_target in ("SSE2", "SSE4")
-    return 1.4 if no_fma else 1.1
-
-
 def _check_gradients(sample, dtype, device):
-    """At most so many times the error of eager PyTorch in float32."""
+    """At most 1.1 times the error of eager PyTorch in float32."""
     if not sample.has_gradient:
         return
     count = len(sample.shapes)
@@ -481,14 +475,18 @@ def _check_gradients(sample, dtype, device):
     for i, (o, t, e) in enumerate(zip(ours, eager, exact, strict=True)):
         assert o.dtype == dtype
         error = _relative_error(o, e)
-        limit = _gradient_limit() * _relative_error(t.to(dtype), e)
+        limit = 1.1 * _relative_error(t.to(dtype), e)
         assert error <= limit, f"gradient {i}: {error} > {limit}"
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
 )
-def test_gradient_accuracy(large, dtype, device):
+def test_gradient_accuracy(large, dtype, device, request):
+    no_fma = torch_foo.build_info().simd_target in ("SSE2", "SSE4")
+    if no_fma and large.op == "gelu_mul" and dtype == torch.float32:
+        why = "1.1004 times eager's error without a fused multiply-add"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
     _check_gradients(large, dtype, device)
 
 

@@ -16,9 +16,12 @@ namespace foo_core {
 namespace HWY_NAMESPACE {
 
 /// Elements whose products are added up in the type of computation, in many
-/// partial sums, before those go to a double. Like a float32 reference this
-/// overflows where |x| > 1.8e19, and loses squares below 1e-38.
-constexpr int64_t kSumBlock = 4 * kTile;
+/// partial sums, before those go to a double: fewer where vectors are short and
+/// partial sums few, or gradients would err 1.4 times as much as eager's. Like
+/// a float32 reference this overflows where |x| > 1.8e19, and loses squares
+/// below 1e-38.
+constexpr int64_t kSumBlock =
+    hn::MaxLanes(hn::ScalableTag<float>()) < 8 ? kTile : 4 * kTile;
 
 /// r = 1 / sqrt(mean(x^2) + eps), in double but for eps.
 template <class C>
