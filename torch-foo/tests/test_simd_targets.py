@@ -10,7 +10,14 @@ import torch_foo
 
 VALUES = Path(__file__).with_name("test_values.py")
 # Every operator and dtype, at sizes with odd tails.
-TESTS = [f"{VALUES}::test_large", f"{VALUES}::test_gradient_accuracy"]
+TESTS = [
+    f"{VALUES}::{name}"
+    for name in (
+        "test_large",
+        "test_gradient_accuracy",
+        "test_norm_gradient_accuracy",
+    )
+]
 NOT_HERE = 77
 # The environment variable is read once per process, and others ignored.
 RUN = f"""
