@@ -29,8 +29,8 @@ if(extra)
                      "add:\n  ${lines}")
 endif()
 # The layout of a std:: type depends on the standard library and on how the
-# caller was compiled. (That the exceptions are derived from the standard ones shows in no
-# signature.)
+# caller was compiled. (That the exceptions are derived from the standard ones
+# shows in no signature.)
 set(standard ${actual})
 list(FILTER standard INCLUDE REGEX "std::")
 if(standard)
