@@ -39,6 +39,11 @@ function(foo_core_link_highway)
     GIT_SHALLOW ON)
   FetchContent_MakeAvailable(highway)
   set_target_properties(hwy PROPERTIES SYSTEM ON) # its warnings are not ours
+  if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+    # Its messages name its sources, which are on this machine only.
+    target_compile_options(
+      hwy PRIVATE -fmacro-prefix-map=${highway_SOURCE_DIR}/=)
+  endif()
   message(STATUS "Highway: built from ${highway_SOURCE_DIR}")
   target_link_libraries(foo_core PRIVATE $<BUILD_LOCAL_INTERFACE:hwy>)
   if(NOT FOO_CORE_SHARED)

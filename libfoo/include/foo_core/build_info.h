@@ -1,10 +1,12 @@
-// What this copy of the library is and what it runs on.
+/// @file
+/// The version of the library, and the SIMD target of its kernels.
 #pragma once
 
 #include "foo_core/export.h"
 
 namespace foo_core {
 
+/// What this copy of the library is and what it runs on.
 struct BuildInfo {
   const char* version;      ///< of the library that was loaded: "0.1.0"
   bool cuda;                ///< whether foo_core::cuda has kernels

@@ -1,4 +1,5 @@
-// What foo_core throws.
+/// @file
+/// What foo_core throws.
 #pragma once
 
 #include <stdexcept>
@@ -13,6 +14,7 @@ namespace foo_core {
 /// Nothing has been written when it is thrown.
 class FOO_CORE_EXPORT InvalidArgument : public std::invalid_argument {
  public:
+  /// Copies `message`.
   explicit InvalidArgument(const char* message);
   ~InvalidArgument() override;
 };
@@ -20,6 +22,7 @@ class FOO_CORE_EXPORT InvalidArgument : public std::invalid_argument {
 /// This build cannot do what was asked, such as run on a CUDA device.
 class FOO_CORE_EXPORT Unavailable : public std::runtime_error {
  public:
+  /// Copies `message`.
   explicit Unavailable(const char* message);
   ~Unavailable() override;
 };

@@ -1,4 +1,5 @@
-// All of foo_core.
+/// @file
+/// All of foo_core.
 #pragma once
 
 #include "foo_core/build_info.h"

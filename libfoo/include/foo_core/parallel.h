@@ -1,4 +1,5 @@
-// How a caller lends its threads to foo_core, which starts none of its own.
+/// @file
+/// How a caller lends its threads to foo_core, which starts none of its own.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@ struct ParallelFor {
   /// `grain` is not worth a thread of its own. `self` is the member below.
   void (*run)(void* self, std::int64_t begin, std::int64_t end,
               std::int64_t grain, RangeBody body, void* context);
-  void* self;
+  void* self;  ///< what run is called with
 };
 
 /// The loop that calls `body` once, on the calling thread.

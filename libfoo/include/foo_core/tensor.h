@@ -1,4 +1,5 @@
-// How a caller describes its memory to foo_core.
+/// @file
+/// How a caller describes its memory to foo_core.
 #pragma once
 
 #include <cstdint>
@@ -27,21 +28,22 @@ FOO_CORE_EXPORT const char* name(DType dtype) noexcept;
 /// Read-only memory of the caller's: up to 64 dimensions, any strides.
 /// A stride of 0 repeats an element, a negative one walks backwards.
 struct ConstTensorView {
-  const void* data;  ///< the element at index (0, ..., 0); unused if empty
-  DType dtype;
-  std::int64_t ndim;            ///< 0 is one element
+  const void* data;   ///< the element at index (0, ..., 0); unused if empty
+  DType dtype;        ///< of each element
+  std::int64_t ndim;  ///< 0 is one element
   const std::int64_t* sizes;    ///< [ndim], elements, each >= 0
   const std::int64_t* strides;  ///< [ndim], in elements, not bytes
 };
 
 /// Writable memory of the caller's. No two indices may share an element.
 struct TensorView {
-  void* data;
-  DType dtype;
-  std::int64_t ndim;
-  const std::int64_t* sizes;
-  const std::int64_t* strides;
+  void* data;                   ///< as in ConstTensorView, and so are the rest
+  DType dtype;                  ///< of each element
+  std::int64_t ndim;            ///< 0 is one element
+  const std::int64_t* sizes;    ///< [ndim], elements, each >= 0
+  const std::int64_t* strides;  ///< [ndim], in elements, not bytes
 
+  /// The same memory, read-only.
   operator ConstTensorView() const noexcept {
     return {data, dtype, ndim, sizes, strides};
   }

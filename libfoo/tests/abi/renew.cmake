@@ -1,0 +1,3 @@
+# Writes the dump EXPECTED.
+include(${CMAKE_CURRENT_LIST_DIR}/stub.cmake)
+foo_core_dump_abi(${HEADERS} ${EXPECTED})

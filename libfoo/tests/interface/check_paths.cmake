@@ -1,0 +1,17 @@
+# Fails if a file below PREFIX names the folder SOURCE or BINARY, which are
+# nowhere to be found on another machine.
+file(GLOB_RECURSE files ${PREFIX}/*)
+list(LENGTH files count)
+if(count EQUAL 0)
+  message(FATAL_ERROR "nothing is installed in ${PREFIX}")
+endif()
+foreach(folder IN ITEMS ${SOURCE} ${BINARY})
+  string(REGEX REPLACE "([][+.*()^$?|\\])" "\\\\\\1" regex "${folder}")
+  foreach(file IN LISTS files)
+    file(STRINGS ${file} found REGEX "${regex}")
+    if(found)
+      message(SEND_ERROR "${file} has the path ${folder}:\n  ${found}")
+    endif()
+  endforeach()
+endforeach()
+message(STATUS "${count} files")
