@@ -209,6 +209,7 @@ def test_pkg_config(
         *("-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror"),
         *(FIND_PACKAGE / "main.cpp", "-o", program),
         *flags.split(),
+        *VARIABLES["LDFLAGS"].split(),
     )
     found = {"LD_LIBRARY_PATH": f"{prefix}/lib:{ENVIRONMENT}/lib"}
     run(program, env=found)
