@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.utils import canonicalize_name
+from packaging.requirements import Requirement
 
 from standin.basics import (
     StandinError,
@@ -170,13 +170,11 @@ def build(
     ]
     # Large ones first, so that the two workers end at about the same time.
     wheels = sorted(wheelhouse.wheels, key=lambda p: -p.stat().st_size)
-    skipped = set(described["extras"]["wheels"])
-    skipped |= {
-        canonicalize_name(name) for name, kind in wanted if kind == PYPI
-    }
+    skipped = [Requirement(line) for line in described["extras"]["wheels"]]
+    skipped += [Requirement(name) for name, kind in wanted if kind == PYPI]
     for path in wheels:
         wheel = Wheel(path)
-        if wheel.name not in skipped:
+        if not any(wheel.satisfies(line) for line in skipped):
             local += from_wheel(wheel, names)
     local += aliases(described["aliases"], local)
     with step(f"making the stand-in channel of {len(local)} packages"):

@@ -95,6 +95,11 @@ class Wheel:
         self.version = str(version).split("+")[0]
         self.pure = all(tag.platform == "any" for tag in tags)
 
+    def satisfies(self, wanted: Requirement) -> bool:
+        """Whether it is what a requirement asks for."""
+        name = canonicalize_name(wanted.name)
+        return self.name == name and wanted.specifier.contains(self.version)
+
     @functools.cached_property
     def info(self) -> str:
         """The name of the .dist-info folder."""

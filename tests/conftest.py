@@ -1,0 +1,44 @@
+"""What all tests of the repository share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Run = Callable[..., str]
+
+
+def _run(
+    *command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT
+) -> str:
+    """Run a command; its output, or a failed test that shows the end of it."""
+    done = subprocess.run(
+        command,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode:
+        line = " ".join(map(str, command))
+        pytest.fail(
+            f"{line}: exit status {done.returncode}\n{done.stdout[-6000:]}"
+        )
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    return _run
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
