@@ -51,7 +51,7 @@ def foo(site: Path) -> Iterator[ModuleType]:
 def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     if request.param == "bfloat16":
         module = pytest.importorskip(
-            "ml_dtypes", reason="NumPy has no bfloat16"
+            "ml_dtypes", reason="bfloat16 needs ml_dtypes"
         )
         return np.dtype(module.bfloat16)
     return np.dtype(request.param)
@@ -297,7 +297,6 @@ def test_results_take_no_memory_but_their_own(foo, layout) -> None:
 
 
 X = np.ones((2, 4), np.float32)
-READ_ONLY = np.broadcast_to(X, (3, 2, 4))
 UNALIGNED = np.zeros(33, np.uint8)[1:].view(np.float32)
 # One field of records that are longer than a multiple of it.
 INTERLOCKED = np.zeros(3, "f4, i2")["f0"]
