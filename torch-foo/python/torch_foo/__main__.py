@@ -1,0 +1,131 @@
+"""What a bug report about torch_foo needs: python -m torch_foo
+
+Prints versions, which libraries were loaded from where and how they were built,
+and tests each operator on small tensors against its definition in plain
+PyTorch. Exit status 1 if one of them fails.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import torch_foo
+from torch_foo import reference
+
+
+def loaded_library(name: str) -> str:
+    """The path of a shared library of this process."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return "unknown: there is no /proc/self/maps here"
+    found = re.search(rf"(/.*/{re.escape(name)}\S*)$", maps, re.MULTILINE)
+    return found[1] if found else f"no {name} is loaded"
+
+
+def autoload() -> str:
+    """Whether `import torch` alone registers the operators."""
+    points = importlib.metadata.entry_points(group="torch.backends")
+    if "torch_foo" not in points.names:
+        return "no: the package's entry point is not installed"
+    value = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1")
+    if value != "1":
+        return f"no: TORCH_DEVICE_BACKEND_AUTOLOAD is {value!r}"
+    return "yes"
+
+
+def facts() -> dict[str, str]:
+    info = torch_foo.build_info()
+    return {
+        "torch_foo": f"{info.torch_foo} ({Path(torch_foo.__file__).parent})",
+        "operators": loaded_library("libtorch_foo.so"),
+        "foo_core": f"{info.foo_core} ({loaded_library('libfoo_core.so')})",
+        "SIMD target": info.simd_target,
+        "CUDA in foo_core": "yes" if info.cuda else "no",
+        "torch": f"{info.torch} ({Path(torch.__file__).parent})",
+        "CUDA in torch": torch.version.cuda or "no",
+        "threads": str(torch.get_num_threads()),
+        "autoload": autoload(),
+        "Python": f"{platform.python_version()} ({sys.executable})",
+        "system": platform.platform(),
+    }
+
+
+def samples(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
+    """Arguments of each operator, small, with rows of odd length."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    angles = torch.outer(torch.arange(5.0), torch.tensor([1.0, 0.1, 0.01]))
+    target = torch.tensor([0, 76, -100])
+    x, y = normal(3, 77), normal(3, 77)
+    return {
+        "add": (x, y),
+        "mul": (x, y),
+        "muladd": (x, y, 0.5),
+        "rms_norm": (x, normal(77), 1e-6),
+        "add_rms_norm": (x, y, normal(77), 1e-6),
+        "silu_mul": (x, y),
+        "gelu_mul": (x, y),
+        "rope": (normal(2, 5, 3, 7), angles.cos(), angles.sin()),
+        "cross_entropy": (x, target),
+        "quantize_int8_rowwise": (x,),
+    }
+
+
+def tensors(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def failure(op: str) -> str:
+    """What is wrong with an operator: nothing, it is hoped."""
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = samples(dtype)[op]
+        function: Callable[..., Tensor] = getattr(torch_foo, op)
+        definition: Callable[..., Tensor] = getattr(reference, op)
+        try:
+            got = tensors(function(*arguments))
+            for part, expected in zip(
+                got, tensors(definition(*arguments)), strict=True
+            ):
+                torch.testing.assert_close(part, expected)
+        except Exception as error:
+            return f"{dtype}: {type(error).__name__}: {error}"
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_foo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    for name, value in facts().items():
+        print(f"{name + ':':<18}{value}")
+    print("\nself-test, float32 and bfloat16 against plain PyTorch:")
+    start = time.perf_counter()
+    failures = 0
+    for op in samples(torch.float32):
+        wrong = failure(op)
+        failures += bool(wrong)
+        print(f"  {op:<24}{'FAILED: ' + wrong if wrong else 'ok'}")
+    seconds = time.perf_counter() - start
+    verdict = f"{failures} FAILED" if failures else "all ok"
+    print(f"{verdict} ({seconds:.2f} s)")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
