@@ -220,6 +220,7 @@ def _with_global(
     inner = getattr(function, "__wrapped__", None)
     if inner is None:
         scope = {**scope, name: value}
+        del scope["__name__"]  # else Dynamo looks names up in that module
     else:  # it is a decorator's, and has the decorated one in its closure
         wrapped = _with_global(inner, name, value)
         closure = tuple(
@@ -417,9 +418,7 @@ def _replace(
     report.replaced[replacement.operator, cls.__name__] += 1
 
 
-def _replace_loss(
-    target: nn.Module | type[nn.Module], report: Report
-) -> None:
+def _replace_loss(target: nn.Module | type[nn.Module], report: Report) -> None:
     if isinstance(target, type):
         if not target.__name__.endswith("ForCausalLM"):
             return

@@ -1,0 +1,426 @@
+"""Patched models of transformers: the same results, and what is left alone.
+
+Runs with the transformers that is installed; TRANSFORMERS_PATH puts another one
+before it.
+"""
+
+import copy
+import os
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+if path := os.environ.get("TRANSFORMERS_PATH"):
+    sys.path.insert(0, path)
+transformers = pytest.importorskip("transformers")
+
+from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"]
+LAYERS = 2
+
+
+def make(
+    family: str = "llama", seed: int = 0, **options: object
+) -> transformers.PreTrainedModel:
+    """A tiny model with random weights."""
+    settings = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+    }
+    config = transformers.AutoConfig.for_model(family, **settings | options)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def batch(seed: int = 0, *, padded: bool = True) -> dict[str, torch.Tensor]:
+    """Two sequences; the first has three tokens of padding on the left."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 97, (2, 11), generator=generator)
+    if not padded:
+        return {"input_ids": ids, "labels": ids.clone()}
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        "labels": ids.where(mask.bool(), torch.tensor(-100)),
+    }
+
+
+def results(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict:
+    """Logits, loss and the gradients of all parameters."""
+    model.zero_grad()
+    output = model(**inputs)
+    output.loss.backward()
+    return {"logits": output.logits.detach(), "loss": output.loss.detach()} | {
+        name: p.grad.clone() for name, p in model.named_parameters()
+    }
+
+
+def check_close(actual: dict, expected: dict, tolerance: float) -> None:
+    """Relative to the largest element."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = value.abs().max().clamp(min=1e-3)
+        error = ((actual[name] - value).abs().max() / scale).item()
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_results_and_gradients(family, padded, seed):
+    model, inputs = make(family, seed), batch(seed, padded=padded)
+    expected = results(model, inputs)
+    assert patch(model)
+    check_close(results(model, inputs), expected, 2e-6)
+    unpatch(model)
+    restored = results(model, inputs)
+    assert all(torch.equal(restored[k], v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_16_bits_are_at_least_as_close_to_float64(family, dtype):
+    model, inputs = make(family).to(dtype), batch()
+    exact = results(copy.deepcopy(model).double(), inputs)
+    as_it_is = results(model, inputs)
+    patch(model)
+    patched = results(model, inputs)
+
+    def error(values: dict) -> float:
+        squares = [
+            ((values[n].double() - v).norm() / v.norm().clamp(min=1e-6)) ** 2
+            for n, v in exact.items()
+        ]
+        return sum(squares).sqrt().item()
+
+    assert error(patched) <= 1.1 * error(as_it_is)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_replaced(family):
+    report = patch(make(family))
+    norms = 2 * LAYERS + 1 + 2 * LAYERS * (family == "qwen3")
+    counts = {}
+    for (op, _), count in report.replaced.items():
+        counts[op] = counts.get(op, 0) + count
+    assert counts == {
+        "cross_entropy": 1,
+        "rope": LAYERS,
+        "rms_norm": norms,
+        "mlp": LAYERS,
+    }
+    assert not report.left
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "mlp", "rope", "cross_entropy"])
+def test_each_can_be_left_out(op):
+    report = patch(make(), **{op: False})
+    assert len(report.replaced) == 3
+    assert op not in {name for name, _ in report.replaced}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation(family):
+    """Greedy decoding with a cache, of sequences of several lengths."""
+    model, inputs = make(family), batch()
+    settings = {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "max_new_tokens": 20,
+        "do_sample": False,
+    }
+    expected = model.generate(**settings)
+    patch(model)
+    assert torch.equal(model.generate(**settings), expected)
+
+
+def test_state_dict_and_saving(tmp_path):
+    model, inputs = make(), batch()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    patch(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    expected = results(model, inputs)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert patch(loaded)
+    check_close(results(loaded.eval(), inputs), expected, 0)
+
+
+def test_a_copy_is_patched_too():
+    model, inputs = make(), batch()
+    patch(model)
+    twin = copy.deepcopy(model)
+    check_close(results(twin, inputs), results(model, inputs), 0)
+    changes = unpatch(twin)
+    assert changes == unpatch(model)
+
+
+def test_gradient_checkpointing():
+    model, inputs = make().train(), batch()
+    expected = results(model, inputs)
+    patch(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    check_close(results(model, inputs), expected, 2e-6)
+
+
+def test_compile():
+    model, inputs = make(), batch(padded=False)
+    expected = results(model, inputs)
+    patch(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    got = results(compiled, inputs)
+    got = {k.removeprefix("_orig_mod."): v for k, v in got.items()}
+    check_close(got, expected, 2e-6)
+
+
+def test_autocast():
+    model, inputs = make(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = results(model, inputs)
+        patch(model)
+        check_close(results(model, inputs), expected, 0.05)
+
+
+def test_training_lowers_the_loss_the_same():
+    losses = []
+    for patched in (False, True):
+        model, inputs = make().train(), batch()
+        if patched:
+            patch(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = model(**inputs).loss
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[0] < 3
+
+
+# --- the loss ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_items_in_batch": 7},
+        {"num_items_in_batch": torch.tensor(7)},
+        {"ignore_index": 5},
+        {"shift_labels": torch.arange(22).view(2, 11)},
+    ],
+    ids=["items", "items in a tensor", "ignore_index", "shift_labels"],
+)
+def test_options_of_the_loss(options):
+    model, inputs = make(), batch()
+    inputs["labels"][1, 3:6] = 5
+    if "ignore_index" in options:
+        inputs["labels"] = inputs["labels"].clamp(min=0)
+    expected = model(**inputs, **options).loss
+    patch(model)
+    torch.testing.assert_close(model(**inputs, **options).loss, expected)
+
+
+def test_loss_of_no_labels_is_nan_as_before():
+    model, inputs = make(), batch()
+    inputs["labels"].fill_(-100)
+    assert model(**inputs).loss.isnan()
+    patch(model)
+    assert model(**inputs).loss.isnan()
+
+
+def test_a_loss_of_the_users_own_is_left_alone():
+    model = make()
+
+    def my_loss(logits, labels, **_):
+        return logits.sum()
+
+    model.loss_function = my_loss
+    report = patch(model)
+    assert report.left == {
+        (
+            "LlamaForCausalLM",
+            "its loss function is my_loss, expected ForCausalLMLoss",
+        ): 1
+    }
+    unpatch(model)
+    assert model.loss_function is my_loss
+
+
+# --- classes ----------------------------------------------------------------
+
+
+def test_a_class_stands_for_all_its_models():
+    cls = transformers.LlamaForCausalLM
+    old, inputs, other = make(), batch(), make("mistral")
+    expected = results(old, inputs)
+    before = results(other, inputs)
+    try:
+        report = patch(cls)
+        assert {op for op, _ in report.replaced} == {
+            "rms_norm",
+            "mlp",
+            "rope",
+            "cross_entropy",
+        }
+        assert patch(cls).replaced == report.replaced
+        new = make()
+        for model in (old, new):
+            got = results(model, inputs)
+            check_close(got, expected, 2e-6)
+            assert not torch.equal(
+                got["lm_head.weight"], expected["lm_head.weight"]
+            )
+        assert torch.equal(results(other, inputs)["logits"], before["logits"])
+        assert make(hidden_act="relu")(**inputs).loss.isfinite()
+    finally:
+        unpatch(cls)
+    assert torch.equal(results(old, inputs)["logits"], expected["logits"])
+    assert old.loss_function.__name__ == "ForCausalLMLoss"
+
+
+# --- what is left alone, and wrong arguments --------------------------------
+
+
+def test_patching_twice_changes_nothing():
+    model = make()
+    first = patch(model)
+    assert patch(model) == first
+    unpatch(model)
+    with pytest.warns(UserWarning, match="LlamaForCausalLM is not patched"):
+        assert unpatch(model) == 0
+
+
+def test_a_model_that_it_does_not_know():
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.GPT2Config(vocab_size=97, n_embd=8, n_layer=1, n_head=2)
+    )
+    before = {name: vars(m).copy() for name, m in model.named_modules()}
+    with pytest.warns(UserWarning, match="GPT2LMHeadModel") as caught:
+        report = patch(model)
+    assert not report
+    assert "left alone:   1 x GPT2MLP" in str(caught[0].message)
+    after = {name: vars(m).copy() for name, m in model.named_modules()}
+    assert str(after) == str(before)
+
+
+def test_norms_and_attention_of_others_are_left_alone():
+    report = patch(make("olmo2"))
+    different = "it does not compute what Llama's does"
+    assert report.left == {
+        ("Olmo2Attention", different): LAYERS,
+        ("Olmo2RMSNorm", different): 4 * LAYERS + 1,
+    }
+    gemma = patch(make("gemma"))
+    assert ("GemmaRMSNorm", different) in gemma.left
+
+
+def test_gemma_has_gelu():
+    model, inputs = make("gemma"), batch()
+    expected = results(model, inputs)
+    patch(model)
+    check_close(results(model, inputs), expected, 2e-6)
+
+
+def test_unknown_activation():
+    report = patch(make(hidden_act="relu"))
+    reason = "its activation is ReLU, expected SiLU or GELU"
+    assert report.left == {("LlamaMLP", reason): LAYERS}
+
+
+def test_odd_head_dim():
+    model = make()  # transformers 5 refuses to make one
+    for layer in model.model.layers:
+        layer.self_attn.head_dim = 7
+    reason = "its head_dim is 7, expected an even number"
+    assert patch(model).left == {("LlamaAttention", reason): LAYERS}
+
+
+def test_forward_that_others_have_replaced():
+    model = make()
+    norm = model.model.norm
+    norm.forward = norm.forward
+    reason = "its forward was replaced before, by another library"
+    assert patch(model).left == {("LlamaRMSNorm", reason): 1}
+
+
+def test_weights_that_are_no_plain_tensors():
+    class Special(nn.Parameter):
+        pass
+
+    model = make()
+    model.model.norm.weight = Special(model.model.norm.weight.data)
+    reason = "its weight is a Special, expected a plain tensor"
+    assert patch(model).left == {("LlamaRMSNorm", reason): 1}
+
+
+def test_meta_model():
+    with torch.device("meta"):
+        model = make()
+    assert patch(model)
+    assert model.to_empty(device="cpu")(**batch()).logits.shape == (2, 11, 97)
+
+
+def test_tied_weights():
+    model, inputs = make(tie_word_embeddings=True), batch()
+    expected = results(model, inputs)
+    patch(model)
+    check_close(results(model, inputs), expected, 2e-6)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_quantized_model():
+    model, inputs = make(), batch()
+    quantized = torch.ao.quantization.quantize_dynamic(
+        model, {nn.Linear}, torch.qint8
+    )
+    expected = quantized(**inputs)
+    assert patch(quantized)
+    torch.testing.assert_close(
+        quantized(**inputs).logits, expected.logits, rtol=0.02, atol=0.02
+    )
+
+
+@pytest.mark.parametrize("function", [patch, unpatch])
+@pytest.mark.parametrize("wrong", ["model", None, int])
+def test_wrong_argument(function, wrong):
+    with pytest.raises(TypeError) as caught:
+        function(wrong)
+    assert str(caught.value) == (
+        f"torch_foo.integrations.transformers.{function.__name__}: "
+        f"model_or_class is {wrong!r}, expected a torch.nn.Module or a class "
+        "of them"
+    )
+
+
+def test_report_can_be_read():
+    assert str(patch(make(hidden_act="relu"))) == (
+        "LlamaForCausalLM:\n"
+        "  torch_foo.cross_entropy in   1 x LlamaForCausalLM\n"
+        "  torch_foo.rope          in   2 x LlamaAttention\n"
+        "  torch_foo.rms_norm      in   5 x LlamaRMSNorm\n"
+        "  left alone:   2 x LlamaMLP: its activation is ReLU, expected SiLU "
+        "or GELU"
+    )
