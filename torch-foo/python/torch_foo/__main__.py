@@ -1,4 +1,4 @@
-"""What a bug report about torch_foo needs: python -m torch_foo
+"""What a bug report about torch_foo needs: `python -m torch_foo`.
 
 Prints versions, which libraries were loaded from where and how they were built,
 and tests each operator on small tensors against its definition in plain

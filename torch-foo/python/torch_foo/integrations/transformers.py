@@ -191,7 +191,7 @@ def _rotate(
     """apply_rotary_pos_emb by torch_foo.rope.
 
     q and k: (batch, heads, seq, n), or (batch, seq, heads, n) if unsqueeze_dim
-    is 2; cos and sin: (batch or 1, seq, n), the second half of n like the first.
+    is 2; cos and sin: (batch or 1, seq, n), n's second half like the first.
     """
     batch, seq, n = cos.shape
     cos, sin = (t.reshape(-1, n)[:, : n // 2] for t in (cos, sin))
