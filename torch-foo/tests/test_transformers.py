@@ -184,6 +184,46 @@ def test_gradient_checkpointing():
     check_close(results(model, inputs), expected, 2e-6)
 
 
+def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """What a forward leaves in memory for its backward, with the logits."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        output = model(**inputs)
+    kept = sum(e.self_cpu_memory_usage for e in profile.key_averages())
+    output.loss.backward()
+    return kept
+
+
+def test_less_is_kept_for_the_backward():
+    model, inputs = make().train(), batch()
+    before = kept_bytes(model, inputs)
+    patch(model)
+    assert kept_bytes(model, inputs) < 0.75 * before
+
+
+def test_gradient_checkpointing_keeps_as_little_as_before():
+    model, inputs = make().train(), batch()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    before = kept_bytes(model, inputs)
+    patch(model)
+    assert kept_bytes(model, inputs) <= before
+
+
+def test_second_derivatives():
+    model, inputs = make().double(), batch(padded=False)
+    weight = model.model.layers[0].mlp.up_proj.weight
+
+    def second() -> torch.Tensor:
+        loss = model(**inputs).loss
+        (first,) = torch.autograd.grad(loss, weight, create_graph=True)
+        (result,) = torch.autograd.grad(first.square().sum(), weight)
+        return result
+
+    model.set_attn_implementation("eager")
+    expected = second()
+    patch(model)
+    torch.testing.assert_close(second(), expected)
+
+
 def test_compile():
     model, inputs = make(), batch(padded=False)
     expected = results(model, inputs)

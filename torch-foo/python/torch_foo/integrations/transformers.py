@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -159,7 +160,12 @@ def _rms_norm_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             x.device.type
         ):
             return original(self, x)
-        return torch_foo.rms_norm(x, weight, self.variance_epsilon)
+        eps = self.variance_epsilon
+        y = torch_foo.rms_norm(x, weight, eps)
+        if y.requires_grad:
+            x, weight = x.detach(), weight.detach()
+            y._torch_foo_again = lambda: torch_foo.rms_norm(x, weight, eps)
+        return y
 
     return forward
 
@@ -180,9 +186,47 @@ def _mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         gate = _GATES.get(type(self.act_fn))
         if gate is None:  # only where a class was patched
             return original(self, x)
-        return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
+        with _recomputed(x):
+            left, right = self.gate_proj(x), self.up_proj(x)
+        y = gate(left, right)
+        if y.requires_grad:
+            left, right = left.detach(), right.detach()
+            y._torch_foo_again = lambda: gate(left, right)
+        with _recomputed(y):
+            return self.down_proj(y)
 
     return forward
+
+
+def _recomputed(
+    tensor: Tensor,
+) -> AbstractContextManager[object]:
+    """Keep no copy of a tensor for the backward of what is done with it here.
+
+    Norms and gates are computed again there instead, in less time than it
+    takes to read the weights that they meet; their own arguments are kept
+    anyway. Gradient checkpointing, which does more of this, goes first.
+    """
+    again = getattr(tensor, "_torch_foo_again", None)
+    if (
+        again is None
+        or torch.compiler.is_compiling()
+        or torch._C._autograd._top_saved_tensors_default_hooks(False)
+    ):
+        return nullcontext()
+    memory, numel = tensor.data_ptr(), tensor.numel()
+
+    def pack(saved: Tensor) -> Tensor | torch.Size:
+        if saved.data_ptr() == memory and saved.numel() == numel:
+            return saved.shape  # it may be a view, with dimensions merged
+        return saved
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        return again().view(packed)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _rotate(
@@ -209,7 +253,13 @@ def _rotate(
 
 
 def _attention_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    return _with_global(original, "apply_rotary_pos_emb", _rotate)
+    rotated = _with_global(original, "apply_rotary_pos_emb", _rotate)
+
+    def forward(self: Any, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
+        with _recomputed(hidden_states):
+            return rotated(self, hidden_states, *rest, **more)
+
+    return forward
 
 
 def _with_global(
@@ -409,7 +459,9 @@ def _replace(
     if reason is not None:
         report.left[cls.__name__, reason] += 1
         return
-    forward = replacement.make(cls.forward)
+    forward = functools.update_wrapper(
+        replacement.make(cls.forward), cls.forward
+    )
     setattr(forward, _REPLACES, cls.forward)
     if isinstance(target, type):
         target.forward = forward
