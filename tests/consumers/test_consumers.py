@@ -27,7 +27,8 @@ PROJECTS = {  # by libfoo/README.md's headings
 }
 WARNINGS = "-Wall -Wextra -Wpedantic -Werror"
 ENVIRONMENT = Path(os.environ["CONDA_PREFIX"])  # has libhwy
-# The libraries are not optimised, which takes a quarter of the time.
+# The libraries are not optimised, which takes a quarter of the time: what the
+# compiler makes of the kernels is for other tests.
 QUICK = {"CMAKE_CXX_FLAGS_RELEASE": "-O0"}
 HIGHWAY_INSIDE = {"FOO_CORE_FETCH_HIGHWAY": "ON"}
 if tree := os.environ.get("FETCHCONTENT_SOURCE_DIR_HIGHWAY"):
