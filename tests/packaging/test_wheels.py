@@ -5,6 +5,7 @@ The installers build in isolation, each build with an environment of its own.
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -92,11 +93,22 @@ def test_the_tag_says_every_python(installed: Path) -> None:
 
 def test_torch_abi_audit_says_stable(run, installed: Path) -> None:
     audit = run("torch-abi-audit", "--json", installed / "torch_foo")
-    (extension,) = json.loads(audit)["extensions"]
-    assert extension["torch"]["uses_torch"]
-    assert extension["torch"]["stable"]
-    assert extension["torch"]["min_torch_version"] == "2.10.0"
+    report = json.loads(audit)
+    (extension,) = report["extensions"]
     assert extension["cpython"]["compliant"]
+    assert not extension["torch"]["uses_torch"]
+    (library,) = report["bundled_libs"]
+    assert library["path"].endswith("torch_foo/lib/libtorch_foo.so")
+    assert library["torch"]["uses_torch"]
+    assert library["torch"]["stable"]
+    assert library["torch"]["min_torch_version"] == "2.10.0"
+
+
+def test_operators_know_no_python(run, installed: Path) -> None:
+    library = installed / "torch_foo/lib/libtorch_foo.so"
+    symbols = run("nm", "--dynamic", "--undefined-only", library)
+    assert "torch_library_impl" in symbols
+    assert not re.search(r" _?Py", symbols)
 
 
 def test_abi3audit_finds_nothing(run, installed: Path) -> None:

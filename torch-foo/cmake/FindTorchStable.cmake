@@ -2,7 +2,7 @@
 #
 #   find_package(Python REQUIRED COMPONENTS Interpreter)
 #   find_package(TorchStable 2.10 REQUIRED)
-#   target_link_libraries(_C PRIVATE torch::stable)
+#   target_link_libraries(my_operators PRIVATE torch::stable)
 #
 # The torch that ${Python_EXECUTABLE} would import is found without importing
 # it; TorchStable_ROOT, the path of a torch package, overrides that. Unlike

@@ -1,5 +1,5 @@
 // PyTorch's current CUDA stream, without CUDA headers and without linking
-// libtorch_cuda: one _C serves the CPU builds and the CUDA builds of PyTorch.
+// libtorch_cuda: one binary serves PyTorch's CPU builds and its CUDA builds.
 #include <dlfcn.h>
 
 #include "adaptor.h"

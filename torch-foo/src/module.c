@@ -1,5 +1,5 @@
-/* The Python module torch_foo._C: empty. Loading the shared library runs the
- * static initialisers of generated/register.cpp, which is all there is to do.
+/* The Python module torch_foo._C: empty. Importing it loads libtorch_foo.so,
+ * whose static initialisers, in generated/register.cpp, register the operators.
  */
 #include <Python.h>
 

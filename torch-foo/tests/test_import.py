@@ -92,11 +92,13 @@ def site(tmp_path: Path) -> Path:
     package = Path(torch_foo.__file__).parent
     shutil.copytree(package, site / "torch_foo")
     # An editable installation keeps it elsewhere.
-    binary = Path(torch_foo._load.native_library)
-    asks_for_another = binary.read_bytes().replace(
+    native = Path(torch_foo.cmake_prefix_path)
+    shutil.copytree(native, site / "torch_foo", dirs_exist_ok=True)
+    library = site / "torch_foo" / "lib" / "libtorch_foo.so"
+    asks_for_another = library.read_bytes().replace(
         b"libfoo_core.so.0.1\0", b"libfoo_core.so.9.9\0"
     )
-    (site / "torch_foo" / binary.name).write_bytes(asks_for_another)
+    library.write_bytes(asks_for_another)
     shutil.copy(_torch_foo_autoload.__file__, site)
     return site
 
@@ -132,10 +134,21 @@ def test_foo_core_of_another_version(site, place):
     )
 
 
-def test_native_library_broken(site):
-    (site / "torch_foo" / "_C.abi3.so").write_bytes(b"not a library")
+@pytest.mark.parametrize("library", ["_C.abi3.so", "lib/libtorch_foo.so"])
+def test_native_library_broken(site, library):
+    (site / "torch_foo" / library).write_bytes(b"not a library")
     error = last_line(run_in(site, "import torch_foo"))
     assert error.startswith("ImportError: torch_foo's native library")
+    assert "Reinstall torch-foo and libfoo-core" in error
+
+
+def test_operators_missing(site):
+    (site / "torch_foo" / "lib" / "libtorch_foo.so").unlink()
+    error = last_line(run_in(site, "import torch_foo"))
+    assert error.startswith(
+        "ImportError: torch_foo's native library does not load: "
+        "libtorch_foo.so: cannot open shared object file"
+    )
     assert "Reinstall torch-foo and libfoo-core" in error
 
 

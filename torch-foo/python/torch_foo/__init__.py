@@ -5,13 +5,24 @@ Importing this package registers its operators with PyTorch's dispatcher, as
 defaults and ``out=``.
 """
 
-# torch comes first: _C finds libtorch because torch has loaded it.
-from torch_foo import _load  # noqa: F401, I001
+# torch comes first: the operators find libtorch because torch has loaded it.
+from torch_foo import _load  # noqa: I001
 from torch_foo import nn, ops, reference
 from torch_foo._build_info import BuildInfo, build_info
 from torch_foo.ops import *  # noqa: F403
 
-__all__ = ["BuildInfo", "__version__", "build_info", "nn", "ops", "reference"]
+__all__ = [
+    "BuildInfo",
+    "__version__",
+    "build_info",
+    "cmake_prefix_path",
+    "nn",
+    "ops",
+    "reference",
+]
 __all__ += ops.__all__
 
 __version__ = build_info().torch_foo
+
+#: Where C++ programs find this package: for CMAKE_PREFIX_PATH.
+cmake_prefix_path = str(_load.native_folder)

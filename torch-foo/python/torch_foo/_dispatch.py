@@ -1,5 +1,5 @@
 # Generated from ops.yaml by codegen/generate.py. Do not edit.
-"""What PyTorch is told about the operators beside the kernels in _C.
+"""What PyTorch is told about the operators beside their kernels.
 
 For each: what it makes of tensors without data, its gradients, and its rules
 for vmap and autocast.

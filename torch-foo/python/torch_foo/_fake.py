@@ -1,7 +1,7 @@
 """Fake kernels: what operators do to tensors without data, to compile them.
 
-Their checks are those of ``_C`` and foo_core, with the same messages. Sizes
-may be symbolic. Called with the operator's name and what ops.yaml gives.
+Their checks are those of the adaptors and foo_core, with the same messages.
+Sizes may be symbolic. Called with the operator's name and what ops.yaml gives.
 """
 
 # mypy: allow-untyped-calls

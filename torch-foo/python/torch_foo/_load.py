@@ -36,21 +36,22 @@ def _check_torch() -> None:
         )
 
 
-def _foo_core_libraries(native: str) -> list[str]:
-    """The foo_core libraries in the places where _C looks for one."""
-    site_packages = Path(native).parents[1]
+def _foo_core_libraries(folder: Path) -> list[str]:
+    """The foo_core libraries where libtorch_foo.so looks for one."""
+    site_packages = folder.parent
     places = [site_packages / "foo_core" / "lib", site_packages.parents[1]]
     return [str(file) for p in places for file in p.glob("libfoo_core.so.*")]
 
 
-def _load_native() -> str:
-    """Import _C, which registers the operators; return its path."""
+def _load_native() -> Path:
+    """Import _C, which loads libtorch_foo.so; return the folder of both."""
     spec = importlib.util.find_spec("torch_foo._C")
     if spec is None or spec.origin is None:
         raise ImportError(
             f"torch_foo's native library is not in {Path(__file__).parent}. "
             f"{_REINSTALL}"
         )
+    folder = Path(spec.origin).parent
     try:
         importlib.import_module("torch_foo._C")
     except ImportError as error:
@@ -62,7 +63,7 @@ def _load_native() -> str:
                 f"torch_foo's native library does not load: {error}. "
                 f"{_REINSTALL}"
             ) from error
-        found = _foo_core_libraries(spec.origin)
+        found = _foo_core_libraries(folder)
         raise ImportError(
             f"torch_foo needs the library {missing[1]}, and found "
             + (f"only {', '.join(found)}" if found else "no foo_core")
@@ -70,8 +71,9 @@ def _load_native() -> str:
             "`pip install 'libfoo-core>=0.1,<0.2'` or "
             "`conda install 'libfoo-core>=0.1,<0.2'`."
         ) from error
-    return spec.origin
+    return folder
 
 
 _check_torch()
-native_library = _load_native()
+# That of this package, but for editable installations.
+native_folder = _load_native()

@@ -1,4 +1,4 @@
-"""Tells PyTorch what an operator is beside its kernels in _C."""
+"""Tells PyTorch what an operator is beside its kernels in C++."""
 # mypy: allow-untyped-calls
 # (parts of torch.library have no types)
 

@@ -10,7 +10,7 @@
 
 #include "tensor.h"
 
-// So that a missing one shows when _C is linked, not when it is loaded.
+// So that a missing one shows when linking, not when loading.
 #pragma GCC visibility push(hidden)
 
 namespace torch_foo {
