@@ -301,17 +301,6 @@ def test_readme_shows_the_project(readme, heading: str) -> None:
     assert readme(heading) in (PROJECTS[heading] / "CMakeLists.txt").read_text()
 
 
-def test_readmes_program(
-    newest: CMake, readme, shared: Library, tmp_path: Path
-) -> None:
-    source = shutil.copytree(FIND_PACKAGE, tmp_path / "source")
-    (source / "main.cpp").write_text(readme("Use it"))
-    build = tmp_path / "build"
-    newest.build(source, build, CMAKE_PREFIX_PATH=shared.prefix)
-    said = newest.run(build / "app", env=VARIABLES)
-    assert "0.46291 0.92582 1.38873" in said  # 1, 2, 3 / sqrt(14 / 3)
-
-
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
