@@ -169,8 +169,8 @@ _GATES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
     type(ACT2FN["silu"]): torch_foo.silu_mul,
     type(ACT2FN["gelu"]): torch_foo.gelu_mul,
 }
-for _name in ("gelu_new", "gelu_pytorch_tanh"):
-    _GATES[type(ACT2FN[_name])] = functools.partial(
+for _tanh in ("gelu_new", "gelu_pytorch_tanh"):
+    _GATES[type(ACT2FN[_tanh])] = functools.partial(
         torch_foo.gelu_mul, approximate="tanh"
     )
 
@@ -180,7 +180,8 @@ def _mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         gate = _GATES.get(type(self.act_fn))
         if gate is None:  # only where a class was patched
             return original(self, x)
-        return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
+        y: Tensor = self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
+        return y
 
     return forward
 
@@ -208,13 +209,13 @@ def _rotate(
     return q, k
 
 
-def _attention_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+def _attention_forward(original: FunctionType) -> Callable[..., Any]:
     return _with_global(original, "apply_rotary_pos_emb", _rotate)
 
 
 def _with_global(
     function: FunctionType, name: str, value: object
-) -> FunctionType:
+) -> Callable[..., Any]:
     """A copy of a function that finds another object by a global name."""
     scope, closure = function.__globals__, function.__closure__
     inner = getattr(function, "__wrapped__", None)
@@ -237,9 +238,9 @@ def _with_global(
     copy.__kwdefaults__ = function.__kwdefaults__
     functools.update_wrapper(copy, function)
     if inner is None:
-        del copy.__wrapped__
+        del copy.__wrapped__  # type: ignore[attr-defined]
     else:
-        copy.__wrapped__ = wrapped
+        copy.__wrapped__ = wrapped  # type: ignore[attr-defined]
     return copy
 
 
@@ -289,7 +290,7 @@ def _is_like(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
     return _code(function) == _code(other)
 
 
-def _refuse_norm(target: object, cls: type) -> str | None:
+def _refuse_norm(target: object, cls: type[nn.Module]) -> str | None:
     if not _is_like(cls.forward, llama.LlamaRMSNorm.forward):
         return _DIFFERENT
     if isinstance(target, nn.Module) and (
@@ -300,7 +301,7 @@ def _refuse_norm(target: object, cls: type) -> str | None:
     return None
 
 
-def _refuse_mlp(target: object, cls: type) -> str | None:
+def _refuse_mlp(target: object, cls: type[nn.Module]) -> str | None:
     if not _is_like(cls.forward, llama.LlamaMLP.forward):
         return _DIFFERENT
     if isinstance(target, nn.Module) and type(target.act_fn) not in _GATES:
@@ -309,12 +310,14 @@ def _refuse_mlp(target: object, cls: type) -> str | None:
     return None
 
 
-def _refuse_attention(target: object, cls: type) -> str | None:
+def _refuse_attention(target: object, cls: type[nn.Module]) -> str | None:
     scope = inspect.unwrap(cls.forward).__globals__
     embeddings = [
         value.forward
         for name, value in scope.items()
-        if name.endswith("RotaryEmbedding") and isinstance(value, type)
+        if name.endswith("RotaryEmbedding")
+        and isinstance(value, type)
+        and issubclass(value, nn.Module)
     ]
     if not (
         _is_like(scope["apply_rotary_pos_emb"], llama.apply_rotary_pos_emb)
@@ -334,12 +337,12 @@ def _refuse_attention(target: object, cls: type) -> str | None:
 @dataclass(frozen=True)
 class _Replacement:
     operator: str
-    is_candidate: Callable[[type], bool]
-    refuse: Callable[[object, type], str | None]
-    make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    is_candidate: Callable[[type[nn.Module]], bool]
+    refuse: Callable[[object, type[nn.Module]], str | None]
+    make: Callable[[Any], Callable[..., Any]]
 
 
-def _rotates(cls: type) -> bool:
+def _rotates(cls: type[nn.Module]) -> bool:
     forward = inspect.unwrap(cls.forward)
     names = getattr(forward, "__code__", _rotates.__code__).co_names
     return "apply_rotary_pos_emb" in names
@@ -418,8 +421,9 @@ def _replace(
     report.replaced[replacement.operator, cls.__name__] += 1
 
 
-def _replace_loss(target: nn.Module | type[nn.Module], report: Report) -> None:
-    if isinstance(target, type):
+def _replace_loss(target: Any, report: Report) -> None:
+    is_class = isinstance(target, type)
+    if is_class:
         if not target.__name__.endswith("ForCausalLM"):
             return
         inherited = target.loss_function
@@ -443,17 +447,17 @@ def _replace_loss(target: nn.Module | type[nn.Module], report: Report) -> None:
     report.replaced["cross_entropy", _name(target)] += 1
 
 
-def _restore(target: nn.Module | type[nn.Module]) -> int:
+def _restore(target: Any) -> int:
     """Undo what patch did to a target; the number of changes."""
-    changes = 0
+    is_class, changes = isinstance(target, type), 0
     original = getattr(vars(target).get("forward"), _REPLACES, None)
     if original is not None:
-        if isinstance(target, type):
+        if is_class:
             target.forward = original
         else:
             del target.forward
         changes += 1
-    if isinstance(target, type):
+    if is_class:
         own = vars(target).get("loss_function")
         if hasattr(getattr(own, "fget", None), _REPLACES):
             del target.loss_function
