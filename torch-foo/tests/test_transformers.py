@@ -1,19 +1,15 @@
 """Patched models of transformers: the same results, and what is left alone.
 
-Runs with the transformers that is installed; TRANSFORMERS_PATH puts another one
-before it.
+With the transformers that is installed; test_transformers_versions.py runs this
+file with another one.
 """
 
 import copy
-import os
-import sys
 
 import pytest
 import torch
 from torch import nn
 
-if path := os.environ.get("TRANSFORMERS_PATH"):
-    sys.path.insert(0, path)
 transformers = pytest.importorskip("transformers")
 
 from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
