@@ -481,9 +481,9 @@ def test_wrong_argument(function, wrong):
 def test_report_can_be_read():
     assert str(patch(make(hidden_act="relu"))) == (
         "LlamaForCausalLM:\n"
-        "  torch_foo.cross_entropy in   1 x LlamaForCausalLM\n"
-        "  torch_foo.rope          in   2 x LlamaAttention\n"
-        "  torch_foo.rms_norm      in   5 x LlamaRMSNorm\n"
+        "  cross_entropy in   1 x LlamaForCausalLM\n"
+        "  rope          in   2 x LlamaAttention\n"
+        "  rms_norm      in   5 x LlamaRMSNorm\n"
         "  left alone:   2 x LlamaMLP: its activation is ReLU, expected SiLU "
         "or GELU"
     )

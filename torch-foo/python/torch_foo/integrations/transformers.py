@@ -52,8 +52,9 @@ class Report:
 
     Attributes:
         model: the name of the model's class.
-        replaced: (operator, name of a class) -> how many of its modules compute
-            with torch_foo now. For a model's class, 1 for each class.
+        replaced: (kind, name of a class) -> how many of its modules compute
+            with torch_foo now; kinds are named as patch's arguments. For a
+            model's class, 1 for each class.
         left: (name of a class, reason) -> how many of its modules were left
             alone although they look as if they could be replaced.
     """
@@ -69,8 +70,8 @@ class Report:
         if not self.replaced and not self.left:
             return f"{self.model}: nothing that torch_foo could replace"
         lines = [f"{self.model}:"]
-        for (op, name), count in self.replaced.items():
-            lines.append(f"  torch_foo.{op:<13} in {count:3d} x {name}")
+        for (kind, name), count in self.replaced.items():
+            lines.append(f"  {kind:<13} in {count:3d} x {name}")
         for (name, reason), count in self.left.items():
             lines.append(f"  left alone: {count:3d} x {name}: {reason}")
         return "\n".join(lines)
@@ -118,7 +119,7 @@ def patch(
     for target in list(_targets(model_or_class)):
         cls = target if isinstance(target, type) else type(target)
         for replacement in _REPLACEMENTS:
-            if wanted[replacement.operator] and replacement.is_candidate(cls):
+            if wanted[replacement.kind] and replacement.is_candidate(cls):
                 _replace(target, replacement, report)
         if wanted["cross_entropy"]:
             _replace_loss(target, report)
@@ -336,7 +337,7 @@ def _refuse_attention(target: object, cls: type[nn.Module]) -> str | None:
 
 @dataclass(frozen=True)
 class _Replacement:
-    operator: str
+    kind: str
     is_candidate: Callable[[type[nn.Module]], bool]
     refuse: Callable[[object, type[nn.Module]], str | None]
     make: Callable[[Any], Callable[..., Any]]
@@ -404,7 +405,7 @@ def _replace(
     cls = target if isinstance(target, type) else type(target)
     own = vars(target).get("forward")
     if hasattr(own, _REPLACES) or hasattr(cls.forward, _REPLACES):
-        report.replaced[replacement.operator, cls.__name__] += 1
+        report.replaced[replacement.kind, cls.__name__] += 1
         return
     reason = replacement.refuse(target, cls)
     if reason is None and own is not None and not isinstance(target, type):
@@ -418,7 +419,7 @@ def _replace(
         target.forward = forward
     else:
         target.forward = MethodType(forward, target)
-    report.replaced[replacement.operator, cls.__name__] += 1
+    report.replaced[replacement.kind, cls.__name__] += 1
 
 
 def _replace_loss(target: Any, report: Report) -> None:
