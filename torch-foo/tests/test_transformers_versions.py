@@ -1,4 +1,4 @@
-"""test_transformers.py with the other major version, and with none at all.
+"""transformers' other major version, and none at all.
 
 Every test runs a process of its own.
 """
@@ -46,9 +46,13 @@ def test_the_other_major_version(tmp_path):
     )
     version = "import transformers; print(transformers.__version__)"
     assert run("-c", version, PYTHONPATH=path).startswith(f"{other}.")
-    tests = Path(__file__).with_name("test_transformers.py")
-    words = ["-m", "pytest", "-p", "no:cacheprovider", tests]
-    output = run(*words, PYTHONPATH=path)
+    tests = Path(__file__).parent
+    output = run(
+        *("-m", "pytest", "-p", "no:cacheprovider"),
+        tests / "test_transformers.py",
+        f"{tests}/test_docs.py::test_tutorials[transformers]",
+        PYTHONPATH=path,
+    )
     assert " passed" in output
     assert " skipped" not in output
 
