@@ -53,8 +53,9 @@ class Report:
 
     Attributes:
         model: the name of the model's class.
-        replaced: (operator, name of a class) -> how many of its modules compute
-            with torch_foo now. For a model's class, 1 for each class.
+        replaced: (kind, name of a class) -> how many of its modules compute
+            with torch_foo now; kinds are named as patch's arguments. For a
+            model's class, 1 for each class.
         left: (name of a class, reason) -> how many of its modules were left
             alone although they look as if they could be replaced.
     """
@@ -70,8 +71,8 @@ class Report:
         if not self.replaced and not self.left:
             return f"{self.model}: nothing that torch_foo could replace"
         lines = [f"{self.model}:"]
-        for (op, name), count in self.replaced.items():
-            lines.append(f"  torch_foo.{op:<13} in {count:3d} x {name}")
+        for (kind, name), count in self.replaced.items():
+            lines.append(f"  {kind:<13} in {count:3d} x {name}")
         for (name, reason), count in self.left.items():
             lines.append(f"  left alone: {count:3d} x {name}: {reason}")
         return "\n".join(lines)
@@ -119,7 +120,7 @@ def patch(
     for target in list(_targets(model_or_class)):
         cls = target if isinstance(target, type) else type(target)
         for replacement in _REPLACEMENTS:
-            if wanted[replacement.operator] and replacement.is_candidate(cls):
+            if wanted[replacement.kind] and replacement.is_candidate(cls):
                 _replace(target, replacement, report)
         if wanted["cross_entropy"]:
             _replace_loss(target, report)
@@ -175,8 +176,8 @@ _GATES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
     type(ACT2FN["silu"]): torch_foo.silu_mul,
     type(ACT2FN["gelu"]): torch_foo.gelu_mul,
 }
-for _name in ("gelu_new", "gelu_pytorch_tanh"):
-    _GATES[type(ACT2FN[_name])] = functools.partial(
+for _tanh in ("gelu_new", "gelu_pytorch_tanh"):
+    _GATES[type(ACT2FN[_tanh])] = functools.partial(
         torch_foo.gelu_mul, approximate="tanh"
     )
 
@@ -252,10 +253,12 @@ def _rotate(
     return q, k
 
 
-def _attention_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+def _attention_forward(original: FunctionType) -> Callable[..., Any]:
     rotated = _with_global(original, "apply_rotary_pos_emb", _rotate)
 
-    def forward(self: Any, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
+    def forward(
+        self: Any, hidden_states: Tensor, *rest: Any, **more: Any
+    ) -> Any:
         with _recomputed(hidden_states):
             return rotated(self, hidden_states, *rest, **more)
 
@@ -264,7 +267,7 @@ def _attention_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_global(
     function: FunctionType, name: str, value: object
-) -> FunctionType:
+) -> Callable[..., Any]:
     """A copy of a function that finds another object by a global name."""
     scope, closure = function.__globals__, function.__closure__
     inner = getattr(function, "__wrapped__", None)
@@ -287,9 +290,9 @@ def _with_global(
     copy.__kwdefaults__ = function.__kwdefaults__
     functools.update_wrapper(copy, function)
     if inner is None:
-        del copy.__wrapped__
+        del copy.__wrapped__  # type: ignore[attr-defined]
     else:
-        copy.__wrapped__ = wrapped
+        copy.__wrapped__ = wrapped  # type: ignore[attr-defined]
     return copy
 
 
@@ -339,7 +342,7 @@ def _is_like(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
     return _code(function) == _code(other)
 
 
-def _refuse_norm(target: object, cls: type) -> str | None:
+def _refuse_norm(target: object, cls: type[nn.Module]) -> str | None:
     if not _is_like(cls.forward, llama.LlamaRMSNorm.forward):
         return _DIFFERENT
     if isinstance(target, nn.Module) and (
@@ -350,7 +353,7 @@ def _refuse_norm(target: object, cls: type) -> str | None:
     return None
 
 
-def _refuse_mlp(target: object, cls: type) -> str | None:
+def _refuse_mlp(target: object, cls: type[nn.Module]) -> str | None:
     if not _is_like(cls.forward, llama.LlamaMLP.forward):
         return _DIFFERENT
     if isinstance(target, nn.Module) and type(target.act_fn) not in _GATES:
@@ -359,12 +362,14 @@ def _refuse_mlp(target: object, cls: type) -> str | None:
     return None
 
 
-def _refuse_attention(target: object, cls: type) -> str | None:
+def _refuse_attention(target: object, cls: type[nn.Module]) -> str | None:
     scope = inspect.unwrap(cls.forward).__globals__
     embeddings = [
         value.forward
         for name, value in scope.items()
-        if name.endswith("RotaryEmbedding") and isinstance(value, type)
+        if name.endswith("RotaryEmbedding")
+        and isinstance(value, type)
+        and issubclass(value, nn.Module)
     ]
     if not (
         _is_like(scope["apply_rotary_pos_emb"], llama.apply_rotary_pos_emb)
@@ -383,13 +388,13 @@ def _refuse_attention(target: object, cls: type) -> str | None:
 
 @dataclass(frozen=True)
 class _Replacement:
-    operator: str
-    is_candidate: Callable[[type], bool]
-    refuse: Callable[[object, type], str | None]
-    make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    kind: str
+    is_candidate: Callable[[type[nn.Module]], bool]
+    refuse: Callable[[object, type[nn.Module]], str | None]
+    make: Callable[[Any], Callable[..., Any]]
 
 
-def _rotates(cls: type) -> bool:
+def _rotates(cls: type[nn.Module]) -> bool:
     forward = inspect.unwrap(cls.forward)
     names = getattr(forward, "__code__", _rotates.__code__).co_names
     return "apply_rotary_pos_emb" in names
@@ -451,7 +456,7 @@ def _replace(
     cls = target if isinstance(target, type) else type(target)
     own = vars(target).get("forward")
     if hasattr(own, _REPLACES) or hasattr(cls.forward, _REPLACES):
-        report.replaced[replacement.operator, cls.__name__] += 1
+        report.replaced[replacement.kind, cls.__name__] += 1
         return
     reason = replacement.refuse(target, cls)
     if reason is None and own is not None and not isinstance(target, type):
@@ -467,11 +472,12 @@ def _replace(
         target.forward = forward
     else:
         target.forward = MethodType(forward, target)
-    report.replaced[replacement.operator, cls.__name__] += 1
+    report.replaced[replacement.kind, cls.__name__] += 1
 
 
-def _replace_loss(target: nn.Module | type[nn.Module], report: Report) -> None:
-    if isinstance(target, type):
+def _replace_loss(target: Any, report: Report) -> None:
+    is_class = isinstance(target, type)
+    if is_class:
         if not target.__name__.endswith("ForCausalLM"):
             return
         inherited = target.loss_function
@@ -495,17 +501,17 @@ def _replace_loss(target: nn.Module | type[nn.Module], report: Report) -> None:
     report.replaced["cross_entropy", _name(target)] += 1
 
 
-def _restore(target: nn.Module | type[nn.Module]) -> int:
+def _restore(target: Any) -> int:
     """Undo what patch did to a target; the number of changes."""
-    changes = 0
+    is_class, changes = isinstance(target, type), 0
     original = getattr(vars(target).get("forward"), _REPLACES, None)
     if original is not None:
-        if isinstance(target, type):
+        if is_class:
             target.forward = original
         else:
             del target.forward
         changes += 1
-    if isinstance(target, type):
+    if is_class:
         own = vars(target).get("loss_function")
         if hasattr(getattr(own, "fget", None), _REPLACES):
             del target.loss_function
