@@ -206,6 +206,21 @@ def test_gradient_checkpointing_keeps_as_little_as_before():
     assert kept_bytes(model, inputs) <= before
 
 
+def test_a_norm_that_a_hook_changes():
+    """In place, after which it cannot be computed again."""
+    model, inputs = make(), batch()
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.register_forward_hook(
+            lambda module, arguments, output: output.mul_(2)
+        )
+        layer.input_layernorm.register_forward_hook(
+            lambda module, arguments, output: output + 1
+        )
+    expected = results(model, inputs)
+    patch(model)
+    check_close(results(model, inputs), expected, 2e-6)
+
+
 def test_second_derivatives():
     model, inputs = make().double(), batch(padded=False)
     weight = model.model.layers[0].mlp.up_proj.weight
@@ -227,7 +242,7 @@ def test_compile():
     expected = results(model, inputs)
     patch(model)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     got = results(compiled, inputs)
     got = {k.removeprefix("_orig_mod."): v for k, v in got.items()}
     check_close(got, expected, 2e-6)

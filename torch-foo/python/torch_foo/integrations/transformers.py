@@ -20,7 +20,7 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, MethodType
@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import torch_foo
 
@@ -163,9 +164,8 @@ def _rms_norm_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return original(self, x)
         eps = self.variance_epsilon
         y = torch_foo.rms_norm(x, weight, eps)
-        if y.requires_grad:
-            x, weight = x.detach(), weight.detach()
-            y._torch_foo_again = lambda: torch_foo.rms_norm(x, weight, eps)
+        x, weight = x.detach(), weight.detach()
+        _can_recompute(y, lambda: torch_foo.rms_norm(x, weight, eps))
         return y
 
     return forward
@@ -190,42 +190,57 @@ def _mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with _recomputed(x):
             left, right = self.gate_proj(x), self.up_proj(x)
         y = gate(left, right)
-        if y.requires_grad:
-            left, right = left.detach(), right.detach()
-            y._torch_foo_again = lambda: gate(left, right)
+        left, right = left.detach(), right.detach()
+        _can_recompute(y, lambda: gate(left, right))
         with _recomputed(y):
             return self.down_proj(y)
 
     return forward
 
 
-def _recomputed(
-    tensor: Tensor,
-) -> AbstractContextManager[object]:
+# Results that can be computed again: their version, and how.
+_again: MutableMapping[Tensor, tuple[int, Callable[[], Tensor]]]
+_again = WeakTensorKeyDictionary()
+# Hooks on what autograd saves, such as those of gradient checkpointing.
+_active_hooks = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", None
+)
+
+
+def _can_recompute(result: Tensor, compute: Callable[[], Tensor]) -> None:
+    if result.requires_grad and not torch.compiler.is_compiling():
+        _again[result] = (result._version, compute)
+
+
+def _recomputed(tensor: Tensor) -> AbstractContextManager[object]:
     """Keep no copy of a tensor for the backward of what is done with it here.
 
-    Norms and gates are computed again there instead, in less time than it
-    takes to read the weights that they meet; their own arguments are kept
-    anyway. Gradient checkpointing, which does more of this, goes first.
+    Norms and gates are computed again there, which takes a small part of the
+    time of the matrix products that use them; their arguments are kept anyway.
     """
-    again = getattr(tensor, "_torch_foo_again", None)
+    if torch.compiler.is_compiling():  # it has its own ways to do this
+        return nullcontext()
+    version, compute = _again.get(tensor, (None, None))
     if (
-        again is None
-        or torch.compiler.is_compiling()
-        or torch._C._autograd._top_saved_tensors_default_hooks(False)
+        compute is None
+        or version != tensor._version  # a hook of the user's has changed it
+        or _active_hooks is None
+        or _active_hooks(False)  # these would see no tensor of ours
     ):
         return nullcontext()
     memory, numel = tensor.data_ptr(), tensor.numel()
 
     def pack(saved: Tensor) -> Tensor | torch.Size:
-        if saved.data_ptr() == memory and saved.numel() == numel:
-            return saved.shape  # it may be a view, with dimensions merged
+        if (
+            saved.data_ptr() == memory
+            and saved.numel() == numel
+            and saved.is_contiguous()
+        ):
+            return saved.shape  # dimensions may have been merged
         return saved
 
     def unpack(packed: Tensor | torch.Size) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        return again().view(packed)
+        return packed if isinstance(packed, Tensor) else compute().view(packed)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
