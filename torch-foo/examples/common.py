@@ -118,8 +118,8 @@ def load(path: Path) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32
         )
-    except (ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # a wrong file may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         sys.exit(f"{sys.argv[0]}: cannot load {path}: {reason}")
     print(
         f"loaded {path.name} in {time.perf_counter() - start:.0f} s:"

@@ -23,7 +23,7 @@ import torch
 from common import AS_IT_IS, NAMES, PATCHED, Figures, Time
 from torch.utils._python_dispatch import TorchDispatchMode
 
-TOLERANCE = 1e-2  # of the losses, relative: AdamW amplifies rounding
+TOLERANCE = 1e-3  # of the losses, relative: AdamW amplifies rounding
 BAR = 20  # of the losses, in characters
 WATCHED = 3  # steps, after the others
 aten = torch.ops.aten
