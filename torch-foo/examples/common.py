@@ -112,6 +112,7 @@ def load(path: Path) -> tuple[Any, Any]:
     else:
         source["pretrained_model_name_or_path"] = str(path.parent)
         source["gguf_file"] = path.name
+    print(f"loading {path.name} ...", flush=True)
     start = time.perf_counter()
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -122,7 +123,7 @@ def load(path: Path) -> tuple[Any, Any]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         sys.exit(f"{sys.argv[0]}: cannot load {path}: {reason}")
     print(
-        f"loaded {path.name} in {time.perf_counter() - start:.0f} s:"
+        f"loaded in {time.perf_counter() - start:.0f} s:"
         f" {type(model).__name__}, {model.num_parameters() / 1e6:.0f} M"
         " parameters, float32",
         flush=True,
@@ -131,6 +132,7 @@ def load(path: Path) -> tuple[Any, Any]:
 
 
 def patched(model: Any) -> Report:
+    """Patch it, or end: there would be nothing to compare."""
     report = patch(model)
     if not report:
         sys.exit(f"{sys.argv[0]}: {report}")

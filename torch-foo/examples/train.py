@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import random
 import statistics
 import sys
@@ -127,11 +128,14 @@ def train(
             start = time.perf_counter()
             losses[name].append(trainers[name].step(batch))
             seconds[name].append(time.perf_counter() - start)
+        if not math.isfinite(sum(losses[name][i] for name in NAMES)):
+            sys.exit(f"{sys.argv[0]}: the loss of step {i + 1} is not finite")
         columns = (
             f"{losses[name][i]:12.5f} {seconds[name][i]:7.2f} s"
             for name in NAMES
         )
-        bar = "#" * round(BAR * losses[PATCHED][i] / losses[PATCHED][0])
+        height = min(losses[PATCHED][i] / losses[PATCHED][0], 2)
+        bar = "#" * round(BAR * height)
         print(f"{i + 1:4d}  {'  '.join(columns)}  {bar}", flush=True)
     return losses, seconds
 
@@ -216,10 +220,9 @@ def main() -> int:
     seconds: Figures = {
         name: statistics.median(times[name][1:]) for name in NAMES
     }
-    difference = max(
-        abs(a - b) / abs(a) for a, b in zip(*losses.values(), strict=True)
-    )
-    same = difference < TOLERANCE
+    pairs = list(zip(*losses.values(), strict=True))
+    same = all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in pairs)
+    difference = max(abs(a - b) / a for a, b in pairs)
     print(
         f"\nlosses differ by {difference:.1e} at most, relative:"
         f" {'rounding' if same else 'MORE than rounding explains'}\n"

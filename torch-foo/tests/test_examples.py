@@ -229,6 +229,20 @@ def test_short_text(
     assert "231 tokens, which is less than one sequence of 232" in said
 
 
+def test_loss_that_is_not_finite(
+    model: Path,
+    text: Path,
+    common: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        common, "peak_memory", lambda: dict.fromkeys(common.NAMES, 1.0)
+    )
+    words = ["--model", model, "--text", text, *STEPS]
+    said = run(monkeypatch, "train.py", *words, "--learning-rate", 1e30)
+    assert "is not finite" in said
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "truncated", "empty"])
 @pytest.mark.usefixtures("common")
 def test_not_a_model(
