@@ -96,9 +96,9 @@ def main() -> int:
     name = "train" if own.train else "generate"
     script = ROOT / "torch-foo" / "examples" / f"{name}.py"
     command = [DEMO / "env/bin/python", script, "--model", gguf]
-    command += ["--plot", DEMO / f"{name}.png"]
     if own.train:
         command += ["--text", *documentation()]
+    command += ["--plot", DEMO / f"{name}.png"]
     command += arguments  # of two equal options the last one counts
     env = environment_variables(DEMO / "env")
     if not sys.stderr.isatty():

@@ -253,6 +253,7 @@ def main() -> int:
             numbers = range(1, arguments.steps + 1)
             curves.plot(numbers, losses[name], style, label=name)
         curves.set_title("loss by step", fontsize=10)
+        curves.locator_params(axis="x", integer=True)
         curves.legend()
         for axis, title, values in zip(
             others, (step, peak), (seconds, memory), strict=True
