@@ -39,9 +39,10 @@ def shell(run) -> Callable[..., str]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter,
 ) -> None:
-    """One line per consumer: its result, its seconds with setup, its name."""
+    """One line per way in test_consumers.py, and per file of the others."""
+    worst = ["passed", "skipped", "failed"]
     seconds: defaultdict[str, float] = defaultdict(float)
-    results: dict[str, str] = {}
+    results: defaultdict[str, str] = defaultdict(lambda: worst[0])
     reports = [
         report
         for kind in terminalreporter.stats.values()
@@ -50,10 +51,12 @@ def pytest_terminal_summary(
         and (terminalreporter.startpath / report.fspath).is_relative_to(HERE)
     ]
     for report in sorted(reports, key=lambda report: report.start):
-        name = report.nodeid.removeprefix("tests/consumers/")
+        path, _, test = report.nodeid.partition("::")
+        name = Path(path).name
+        if name == "test_consumers.py":
+            name = test.partition("[")[0]
         seconds[name] += report.duration
-        if results.get(name, "passed") == "passed":
-            results[name] = report.outcome
+        results[name] = max(results[name], report.outcome, key=worst.index)
     if not results:
         return
     terminalreporter.section("consumers of foo_core")
