@@ -11,6 +11,8 @@ configuration stay what they are.
 
 Results differ by rounding only. In float32 that is the last bits; in 16 bits
 transformers rounds after each step, torch_foo once at the end of each operator.
+
+For a backward, norms and gates are not kept but computed again.
 """
 
 from __future__ import annotations
@@ -193,7 +195,8 @@ def _mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         left, right = left.detach(), right.detach()
         _can_recompute(y, lambda: gate(left, right))
         with _recomputed(y):
-            return self.down_proj(y)
+            down: Tensor = self.down_proj(y)
+        return down
 
     return forward
 
