@@ -166,8 +166,7 @@ def _rms_norm_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return original(self, x)
         eps = self.variance_epsilon
         y = torch_foo.rms_norm(x, weight, eps)
-        x, weight = x.detach(), weight.detach()
-        _can_recompute(y, lambda: torch_foo.rms_norm(x, weight, eps))
+        _can_recompute(y, torch_foo.rms_norm, x, weight, eps)
         return y
 
     return forward
@@ -192,8 +191,7 @@ def _mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with _recomputed(x):
             left, right = self.gate_proj(x), self.up_proj(x)
         y = gate(left, right)
-        left, right = left.detach(), right.detach()
-        _can_recompute(y, lambda: gate(left, right))
+        _can_recompute(y, gate, left, right)
         with _recomputed(y):
             down: Tensor = self.down_proj(y)
         return down
@@ -210,8 +208,14 @@ _active_hooks = getattr(
 )
 
 
-def _can_recompute(result: Tensor, compute: Callable[[], Tensor]) -> None:
+def _can_recompute(
+    result: Tensor, function: Callable[..., Tensor], *arguments: Any
+) -> None:
     if result.requires_grad and not torch.compiler.is_compiling():
+        detached = (
+            a.detach() if isinstance(a, Tensor) else a for a in arguments
+        )
+        compute = functools.partial(function, *detached)
         _again[result] = (result._version, compute)
 
 
@@ -221,7 +225,8 @@ def _recomputed(tensor: Tensor) -> AbstractContextManager[object]:
     Norms and gates are computed again there, which takes a small part of the
     time of the matrix products that use them; their arguments are kept anyway.
     """
-    if torch.compiler.is_compiling():  # it has its own ways to do this
+    # A compiler has its own ways to do this.
+    if not tensor.requires_grad or torch.compiler.is_compiling():
         return nullcontext()
     version, compute = _again.get(tensor, (None, None))
     if (
