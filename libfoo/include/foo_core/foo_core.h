@@ -8,6 +8,7 @@
 #include "foo_core/error.h"
 #include "foo_core/export.h"
 #include "foo_core/glu.h"
+#include "foo_core/linear.h"
 #include "foo_core/parallel.h"
 #include "foo_core/quantize.h"
 #include "foo_core/rms_norm.h"

@@ -6,6 +6,7 @@
 #include "foo_core/elementwise.h"
 #include "foo_core/error.h"
 #include "foo_core/glu.h"
+#include "foo_core/linear.h"
 #include "foo_core/quantize.h"
 #include "foo_core/rms_norm.h"
 #include "foo_core/rope.h"
@@ -35,6 +36,11 @@ void mul(const ConstTensorView&, const ConstTensorView&, const TensorView&,
 void muladd(const ConstTensorView&, const ConstTensorView&, double,
             const TensorView&, void*) {
   fail("muladd");
+}
+
+void linear(const ConstTensorView&, const ConstTensorView&,
+            const ConstTensorView*, const TensorView&, void*) {
+  fail("linear");
 }
 
 void quantize_int8_rowwise(const ConstTensorView&, const TensorView&,

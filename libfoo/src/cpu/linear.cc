@@ -1,0 +1,214 @@
+#include "foo_core/linear.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "checks.h"
+#include "cpu/nest.h"
+#include "cpu/simd.h"
+#include "row.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/linear.cc"
+// These after HWY_TARGET_INCLUDE, which they read.
+#include "hwy/foreach_target.h"
+//
+#include "cpu/tile-inl.h"
+
+#ifndef FOO_CORE_LINEAR_
+#define FOO_CORE_LINEAR_
+namespace foo_core {
+
+/// Rows of weight at a time: enough sums for additions not to wait for each
+/// other, few enough for the registers.
+constexpr int kWeights = 4;
+
+/// Rows of x at a time, for which a tile of weight stays in the L1 cache.
+constexpr int kRows = 16;
+
+/// Up to kRows rows of x, up to kWeights rows of weight, and where their
+/// products go.
+struct LinearBlock {
+  int rows;
+  Row x[kRows];
+  MutableRow out[kRows];
+  Row weight[kWeights];
+  Row bias;  // data may be null
+};
+
+struct LinearKernels {
+  void (*some)(const LinearBlock& block, std::int64_t k);  // kWeights of them
+  void (*one)(const LinearBlock& block, std::int64_t k);   // one of them
+};
+
+}  // namespace foo_core
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace foo_core {
+namespace HWY_NAMESPACE {
+
+/// The dot product of x and each row of weight; n elements of each, which are
+/// contiguous. How it is added up does not depend on kCount.
+template <int kCount, class T>
+HWY_INLINE void Dot(const T* x, const T* const* weight, int64_t n,
+                    double* sums) {
+  using C = Compute<T>;
+  Pair<C> s[kCount];
+  for (auto& sum : s) sum = Pair<C>::Set(0);
+  const int64_t step = Lanes<C>();
+  int64_t i = 0;
+  for (; i + step <= n; i += step) {
+    const auto v = Load(x + i);
+    for (int j = 0; j < kCount; ++j)
+      s[j] = MulAdd(v, Load(weight[j] + i), s[j]);
+  }
+  if (i < n) {
+    const auto v = LoadN(x + i, n - i);
+    for (int j = 0; j < kCount; ++j) {
+      s[j] = MulAdd(v, LoadN(weight[j] + i, n - i), s[j]);
+    }
+  }
+  for (int j = 0; j < kCount; ++j) sums[j] += static_cast<double>(Sum(s[j]));
+}
+
+template <int kCount, class T>
+void Products(const LinearBlock& block, int64_t k) {
+  HWY_ALIGN T x_tile[kTile], weight_tile[kCount][kTile];
+  double sums[kRows][kCount] = {};
+  for (int64_t i = 0; i < k; i += kTile) {
+    const int64_t m = HWY_MIN(kTile, k - i);
+    const T* weight[kCount];
+    for (int j = 0; j < kCount; ++j) {
+      const Row& row = block.weight[j];
+      weight[j] = Gather(static_cast<const T*>(row.data), row.stride, i, m,
+                         weight_tile[j]);
+    }
+    for (int r = 0; r < block.rows; ++r) {
+      const Row& row = block.x[r];
+      // i is 0 for Gather: the tile is another row's.
+      const T* x = Gather(static_cast<const T*>(row.data) + i * row.stride,
+                          row.stride, 0, m, x_tile);
+      Dot<kCount>(x, weight, m, sums[r]);
+    }
+  }
+  const auto* bias = static_cast<const T*>(block.bias.data);
+  for (int r = 0; r < block.rows; ++r) {
+    auto* out = static_cast<T*>(block.out[r].data);
+    for (int j = 0; j < kCount; ++j) {
+      using C = Compute<T>;
+      auto y = Pair<C>::Set(static_cast<C>(sums[r][j]));
+      if (bias != nullptr) y = y + LoadN(bias + j * block.bias.stride, 1);
+      StoreN(y, out + j * block.out[r].stride, 1);
+    }
+  }
+}
+
+struct LinearOf {
+  template <class T>
+  HWY_INLINE LinearKernels operator()(T) const {
+    return {Products<kWeights, T>, Products<1, T>};
+  }
+};
+
+LinearKernels Linear(DType dtype) { return ForDType(dtype, LinearOf()); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace foo_core
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace foo_core {
+
+void linear(const ConstTensorView& x, const ConstTensorView& weight,
+            const ConstTensorView* bias, const TensorView& out,
+            const ParallelFor& parallel_for) {
+  constexpr const char* kOp = "linear";
+  const Argument arg_x{"x", x}, arg_weight{"weight", weight},
+      arg_out{"out", out};
+  check_has_rows(kOp, arg_x);
+  check_tensor(kOp, arg_weight);
+  check_same_dtype(kOp, arg_x, arg_weight);
+  const std::int64_t k = last_size(x);
+  if (weight.ndim != 2 || weight.sizes[1] != k) {
+    fail(kOp, "weight has shape " + shape_text(weight.ndim, weight.sizes) +
+                  ", expected (n, " + std::to_string(k) +
+                  "), as x's last dimension is " + std::to_string(k));
+  }
+  const std::int64_t n = weight.sizes[0];
+  std::int64_t sizes[kMaxDims];
+  std::copy_n(x.sizes, x.ndim, sizes);
+  sizes[x.ndim - 1] = n;
+  check_tensor(kOp, arg_out);
+  check_same_dtype(kOp, arg_x, arg_out);
+  check_shape(kOp, arg_out, x.ndim, sizes);
+  check_no_self_overlap(kOp, arg_out);
+  check_overlap(kOp, arg_out, arg_x, false);
+  check_overlap(kOp, arg_out, arg_weight, false);
+  if (bias != nullptr) {
+    const Argument arg_bias{"bias", *bias};
+    check_tensor(kOp, arg_bias);
+    check_same_dtype(kOp, arg_x, arg_bias);
+    check_shape(kOp, arg_bias, 1, &n);
+    check_overlap(kOp, arg_out, arg_bias, false);
+  }
+
+  const std::int64_t products = count_rows(x) * k;  // for a column of out
+  if (n * products < kGrain) {
+    cpu::linear(x, weight, bias, out, 0, n);
+    return;
+  }
+  struct Context {
+    const ConstTensorView& x;
+    const ConstTensorView& weight;
+    const ConstTensorView* bias;
+    const TensorView& out;
+  } context{x, weight, bias, out};
+  parallel_for.run(
+      parallel_for.self, 0, n, std::max<std::int64_t>(1, kGrain / products),
+      [](void* self, std::int64_t begin, std::int64_t end) {
+        const auto& c = *static_cast<const Context*>(self);
+        cpu::linear(c.x, c.weight, c.bias, c.out, begin, end);
+      },
+      &context);
+}
+
+namespace cpu {
+
+void linear(const ConstTensorView& x, const ConstTensorView& weight,
+            const ConstTensorView* bias, const TensorView& out,
+            std::int64_t begin, std::int64_t end) noexcept {
+  const std::int64_t rows = count_rows(x);
+  if (rows == 0) return;
+  const LinearKernels kernels = FOO_CORE_DISPATCH(Linear)(x.dtype);
+  const std::int64_t k = last_size(x);
+  Nest<2> nest;
+  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
+    nest.append(x.sizes[d], {x.strides[d], out.strides[d]});
+  }
+  nest.finish();
+  LinearBlock block;
+  while (begin < end) {
+    const bool some = end - begin >= kWeights;
+    const int columns = some ? kWeights : 1;
+    for (int j = 0; j < columns; ++j) {
+      block.weight[j] = row_at(&weight, (begin + j) * weight.strides[0]);
+    }
+    block.bias = row_at(bias, bias == nullptr ? 0 : begin * bias->strides[0]);
+    Walker<2> at(nest, nest.ndim, 0);
+    for (std::int64_t row = 0; row < rows; row += block.rows) {
+      block.rows = static_cast<int>(std::min<std::int64_t>(kRows, rows - row));
+      for (int r = 0; r < block.rows; ++r, at.next()) {
+        block.x[r] = row_at(&x, at.offset(0));
+        block.out[r] = row_at(&out, at.offset(1) + begin * last_stride(out));
+      }
+      (some ? kernels.some : kernels.one)(block, k);
+    }
+    begin += columns;
+  }
+}
+
+}  // namespace cpu
+}  // namespace foo_core
+#endif  // HWY_ONCE

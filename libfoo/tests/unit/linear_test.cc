@@ -1,0 +1,228 @@
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "testing.h"
+
+namespace foo_core::testing {
+namespace {
+
+class LinearTest : public KernelTest {
+ protected:
+  Tensor make(Shape sizes, Shape strides = {}) {
+    return Tensor(dtype(), std::move(sizes), std::move(strides));
+  }
+
+  /// `got` against sums in double: off by the rounding of additions in the type
+  /// of computation, of which a number takes part in at most k / 4, and of the
+  /// result.
+  void expect_product(const Tensor& x, const Tensor& weight, const Tensor* bias,
+                      const Tensor& got) {
+    const std::int64_t k = x.sizes.back(), n = weight.sizes[0];
+    const double step = dtype() == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
+    const double most =
+        step * (8 + static_cast<double>(std::min<std::int64_t>(k, 1024)) / 4);
+    const auto vx = x.values(), vw = weight.values();
+    for (std::int64_t i = 0; i < got.numel(); ++i) {
+      const double* px = vx.data() + i / n * k;
+      const double* pw = vw.data() + i % n * k;
+      long double sum = 0;
+      double magnitude = 0;
+      for (std::int64_t j = 0; j < k; ++j) {
+        sum += static_cast<long double>(px[j]) * pw[j];
+        magnitude += std::fabs(px[j] * pw[j]);
+      }
+      if (bias != nullptr) {
+        sum += bias->get(i % n);
+        magnitude += std::fabs(bias->get(i % n));
+      }
+      const auto expected = static_cast<double>(sum);
+      ASSERT_NEAR(got.get(i), expected,
+                  most * magnitude + 0.501 * ulp(dtype(), expected))
+          << "element " << i << ", k = " << k << ", n = " << n;
+    }
+    EXPECT_TRUE(got.guards_intact());
+  }
+
+  Tensor product(const Tensor& x, const Tensor& weight,
+                 const Tensor* bias = nullptr, Shape out_strides = {}) {
+    Shape sizes = x.sizes;
+    sizes.back() = weight.sizes[0];
+    Tensor out = make(sizes, std::move(out_strides));
+    if (bias == nullptr) {
+      linear(x, weight, nullptr, out);
+    } else {
+      const ConstTensorView view = *bias;
+      linear(x, weight, &view, out);
+    }
+    return out;
+  }
+
+  void check(const Tensor& x, const Tensor& weight,
+             const Tensor* bias = nullptr, Shape out_strides = {}) {
+    expect_product(x, weight, bias,
+                   product(x, weight, bias, std::move(out_strides)));
+  }
+};
+FOO_CORE_KERNEL_TESTS(LinearTest);
+
+TEST_P(LinearTest, EverySizeAroundTheVectors) {
+  for (std::int64_t k = 0; k <= 140; ++k) {
+    check(make({2, k}).randomize(1), make({5, k}).randomize(2));
+  }
+  for (const std::int64_t k : {1023, 1024, 1025, 2500, 4096}) {
+    check(make({2, k}).randomize(1), make({6, k}).randomize(2));
+  }
+}
+
+TEST_P(LinearTest, EveryCountOfRowsAndColumns) {
+  const Tensor weight = make({19, 37}).randomize(2);
+  const Tensor bias = make({19}).randomize(3);
+  for (std::int64_t rows = 0; rows <= 40; ++rows) {
+    check(make({rows, 37}).randomize(1), weight, &bias);
+  }
+  const Tensor x = make({3, 37}).randomize(1);
+  for (std::int64_t n = 0; n <= 19; ++n) {
+    const Tensor some = make({n}).randomize(3);
+    check(x, make({n, 37}).randomize(2), &some);
+  }
+}
+
+TEST_P(LinearTest, OneDimensionAndMany) {
+  const Tensor weight = make({6, 40}).randomize(2);
+  const Tensor bias = make({6}).randomize(3);
+  check(make({40}).randomize(1), weight, &bias);
+  check(make({2, 1, 3, 5, 40}).randomize(1), weight, &bias);
+  for (const Shape& sizes : {Shape{0, 40}, Shape{2, 0, 40}}) {
+    check(make(sizes), weight, &bias);
+  }
+  // Without products it is the bias, or zeros.
+  Tensor x = make({2, 0}), none = make({6, 0});
+  TensorView x_view = x, none_view = none;
+  x_view.data = none_view.data = nullptr;
+  const ConstTensorView bias_view = bias;
+  Tensor out = make({2, 6});
+  linear(x_view, none_view, &bias_view, out);
+  for (int i = 0; i < 12; ++i) EXPECT_EQ(out.get(i), bias.get(i % 6));
+  linear(x_view, none_view, nullptr, out);
+  EXPECT_EQ(out.values(), std::vector<double>(12, 0.0));
+}
+
+TEST_P(LinearTest, AnyStrides) {
+  const auto x = [&](Shape sizes, Shape strides = {}) {
+    return make(std::move(sizes), std::move(strides)).randomize(1);
+  };
+  const auto weight = [&](Shape strides, std::int64_t k) {
+    return make({7, k}, std::move(strides)).randomize(2);
+  };
+  const Tensor bias = make({7}, {-3}).randomize(3), same = make({7}, {0});
+  check(x({5, 70}, {1, 5}), weight({1, 7}, 70), &bias, {7, 1});
+  check(x({5, 70}, {-100, 1}), weight({-70, 1}, 70), &same, {1, 5});
+  check(x({20, 2500}, {2500, -1}), weight({5000, 2}, 2500), &bias, {-14, 2});
+  check(x({20, 2500}, {1, 0}), weight({1, 0}, 2500), nullptr, {7, 1});
+  check(x({2, 3, 40}, {40, 80, 1}), weight({0, 1}, 40), &bias, {7, 14, 1});
+  check(x({5, 40}, {0, 1}), weight({40, -1}, 40));
+}
+
+TEST_P(LinearTest, NaNAndInfinityStayInTheirPlaces) {
+  const double inf = INFINITY;
+  Tensor x = make({3, 50}).randomize(1), weight = make({6, 50}).randomize(2);
+  x.set(50 + 49, std::nan(""));
+  weight.set(2 * 50 + 7, inf);
+  x.set(2 * 50 + 7, 0);
+  const Tensor out = product(x, weight);
+  for (int i = 0; i < 18; ++i) {
+    const int row = i / 6, column = i % 6;
+    if (row == 1 || (row == 2 && column == 2)) {
+      EXPECT_TRUE(std::isnan(out.get(i))) << i;
+    } else if (column == 2) {
+      EXPECT_EQ(out.get(i), std::copysign(inf, x.get(7))) << i;
+    } else {
+      EXPECT_TRUE(std::isfinite(out.get(i))) << i;
+    }
+  }
+}
+
+// The sum is rounded to the dtype after the bias was added, not before.
+TEST_P(LinearTest, RoundedOnce) {
+  if (item_size(dtype()) != 2) GTEST_SKIP() << "for 16-bit types";
+  const double tie = ulp(dtype(), 1) / 2;
+  Tensor x = make({1, 2}), weight = make({1, 2}), bias = make({1});
+  x.set(0, 1);
+  x.set(1, tie);
+  weight.set(0, 1);
+  weight.set(1, 1);
+  bias.set(0, tie / 4);
+  EXPECT_EQ(product(x, weight).get(0), 1);
+  EXPECT_EQ(product(x, weight, &bias).get(0), 1 + 2 * tie);
+}
+
+// Where a column is computed, and with how many others, is not to be seen.
+TEST_P(LinearTest, RangesAndThreads) {
+  const Tensor x = make({3, 1300}).randomize(1);
+  const Tensor weight = make({101, 1300}).randomize(2);
+  const Tensor bias = make({101}).randomize(3);
+  const ConstTensorView bias_view = bias;
+  const Tensor out = product(x, weight, &bias);
+  Tensor part = make({3, 101}), many = part;
+  for (const auto& range : {std::pair{100, 101}, {0, 3}, {3, 3}, {3, 100}}) {
+    cpu::linear(x, weight, &bias_view, part, range.first, range.second);
+  }
+  EXPECT_EQ(part.memory(), out.memory());
+  linear(x, weight, &bias_view, many, threads());
+  EXPECT_EQ(many.memory(), out.memory());
+  expect_product(x, weight, &bias, out);
+}
+
+TEST(LinearChecksTest, Refuses) {
+  constexpr auto kF32 = DType::kFloat32;
+  const std::string op = "linear: ";
+  Tensor x(kF32, {2, 4}), weight(kF32, {3, 4}), bias(kF32, {3});
+  Tensor out(kF32, {2, 3}), scalar(kF32, {}), half(DType::kFloat16, {3, 4});
+  Tensor cube(kF32, {1, 3, 4}), whole(DType::kInt8, {2, 4});
+  const auto before = out.memory();
+  EXPECT_INVALID(linear(scalar, weight, nullptr, out),
+                 op + "x has no dimensions, expected at least 1");
+  EXPECT_INVALID(
+      linear(whole, weight, nullptr, out),
+      op + "x is int8, expected float32, float64, float16 or bfloat16");
+  EXPECT_INVALID(linear(x, half, nullptr, out),
+                 op + "weight is float16, but x is float32");
+  const std::string expected = ", expected (n, 4), as x's last dimension is 4";
+  EXPECT_INVALID(linear(x, out, nullptr, out),
+                 op + "weight has shape (2, 3)" + expected);
+  EXPECT_INVALID(linear(x, cube, nullptr, out),
+                 op + "weight has shape (1, 3, 4)" + expected);
+  EXPECT_INVALID(linear(x, weight, nullptr, x),
+                 op + "out has shape (2, 4), expected (2, 3)");
+  const ConstTensorView vx = x, vhalf = half;
+  EXPECT_INVALID(linear(x, weight, &vx, out),
+                 op + "bias has shape (2, 4), expected (3,)");
+  EXPECT_INVALID(linear(x, weight, &vhalf, out),
+                 op + "bias is float16, but x is float32");
+  const auto at = [&](const Tensor& tensor) {
+    TensorView result = out;
+    result.data = tensor.view().data;
+    return result;
+  };
+  const std::string own = ", expected memory of its own";
+  EXPECT_INVALID(linear(x, weight, nullptr, at(x)),
+                 op + "out may overlap x" + own);
+  EXPECT_INVALID(linear(x, weight, nullptr, at(weight)),
+                 op + "out may overlap weight" + own);
+  const ConstTensorView vbias = bias;
+  EXPECT_INVALID(linear(x, weight, &vbias, at(bias)),
+                 op + "out overlaps bias" + own);
+  const std::int64_t zeros[] = {0, 1};
+  TensorView repeated = out;
+  repeated.strides = zeros;
+  EXPECT_INVALID(linear(x, weight, nullptr, repeated),
+                 op + "out overlaps itself: two of its indices share memory");
+  EXPECT_EQ(out.memory(), before);
+  EXPECT_THROW(cuda::linear(x, weight, nullptr, out, nullptr), Unavailable);
+}
+
+}  // namespace
+}  // namespace foo_core::testing
