@@ -213,6 +213,21 @@ SAMPLES = (
         ]
     ]
     + [
+        Sample("linear", name, shapes, layout=layout)
+        for name, shapes, layout in [
+            ("bias", ((3, 5), (4, 5), (4,)), _as_is),
+            ("plain", ((3, 5), (4, 5)), _as_is),
+            ("row", ((7,), (4, 7), (4,)), _as_is),
+            ("3d", ((2, 3, 4), (5, 4), (5,)), _as_is),
+            ("many-rows", ((17, 2, 5), (6, 5)), _as_is),
+            ("no-rows", ((0, 5), (4, 5), (4,)), _as_is),
+            ("no-columns", ((3, 5), (0, 5), (0,)), _as_is),
+            ("no-products", ((3, 0), (4, 0), (4,)), _as_is),
+            ("strided", ((3, 5), (4, 5), (4,)), _every_other),
+            ("transposed", ((2, 3, 5), (4, 5), (4,)), _transposed),
+        ]
+    ]
+    + [
         Sample(op, name + suffix, shapes, (), named, layout)
         for op, suffix, named in [
             ("silu_mul", "", {}),
@@ -337,6 +352,7 @@ LARGE = [
     Sample("rms_norm", "large", ((67, 4099), (4099,)), (1e-6,)),
     Sample("rms_norm", "tall", ((2049, 131), (131,)), (1e-6,)),
     Sample("add_rms_norm", "large", ((67, 4099), (67, 4099), (4099,)), (1e-6,)),
+    Sample("linear", "large", ((3, 1031), (517, 1031), (517,))),
     *(
         Sample(op, name, shapes, named=named)
         for op, named in [

@@ -118,6 +118,8 @@ def assert_results(op: str, got, args, named) -> None:
             approximate = named.get("approximate", "none")
             activation = partial(exact_gelu, approximate=approximate)
             assert_gated(got, activation, gate, up)
+    elif op == "linear":
+        assert_linear(got, args)
     elif op == "rope":
         assert_rope(got, args, named)
     elif op == "cross_entropy":
@@ -127,6 +129,17 @@ def assert_results(op: str, got, args, named) -> None:
         assert all(map(torch.equal, got, expected))
     else:
         assert_accurate(got, *exact_result(op, args))
+
+
+def assert_linear(got: Tensor, args) -> None:
+    """Within the limit for the sum of the magnitudes of what is added up."""
+    exact = reference.linear(*wide(args))
+    magnitude = reference.linear(*(a.abs() for a in wide(args)))
+    if got.dtype.itemsize > 2:
+        assert_accurate(got, exact, magnitude)
+    else:
+        slack = MAX_ULP[torch.float32] * ulp(magnitude, torch.float32)
+        assert_accurate(got, exact, slack=slack)
 
 
 def assert_rope(got: Tensor, args, named) -> None:
@@ -201,7 +214,8 @@ def test_out_strided(with_out, device):
 def test_out_is_input(with_out, dtype, device):
     args = with_out.args(dtype, device)
     expected = with_out.function(*args)
-    for i in range(1 if with_out.op == "rms_norm" else len(with_out.shapes)):
+    inputs = {"rms_norm": 1, "linear": 0}.get(with_out.op, len(with_out.shapes))
+    for i in range(inputs):
         if args[i].shape == expected.shape:
             fresh = clones(args)
             with_out.function(*fresh, out=fresh[i])
@@ -515,8 +529,8 @@ def test_thread_count_changes_nothing(large, dtype):
 
     def results():
         values = tree_leaves(large.function(*args))
-        if not large.has_gradient:
-            return values
+        if not large.has_gradient or large.op == "linear":
+            return values  # linear's gradients are products of torch's
         torch.manual_seed(1)
         grads = [torch.randn_like(v) for v in values]
         leaves = args[: len(large.shapes)]

@@ -84,6 +84,7 @@ def samples(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
         "muladd": (x, y, 0.5),
         "rms_norm": (x, normal(77), 1e-6),
         "add_rms_norm": (x, y, normal(77), 1e-6),
+        "linear": (x, normal(5, 77), normal(5)),
         "silu_mul": (x, y),
         "gelu_mul": (x, y),
         "rope": (normal(2, 5, 3, 7), angles.cos(), angles.sin()),

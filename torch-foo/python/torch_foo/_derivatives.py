@@ -4,6 +4,7 @@ Under create_graph they are differentiated again, so then they consist of
 operations that autograd knows.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -70,6 +71,28 @@ def add_rms_norm(
         grad_sum if wants_x else None,
         grad_sum if wants_residual else None,
         grad_weight,
+    )
+
+
+def linear(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    wants_x: bool,
+    wants_weight: bool,
+    wants_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of linear's x, weight and bias, by products of torch's.
+
+    For those of many rows, which gradients are for, there are no faster ones.
+    """
+    n, k = weight.shape
+    rows = math.prod(x.shape[:-1])
+    flat = grad.reshape(rows, n)
+    return (
+        grad @ weight if wants_x else None,
+        flat.T @ x.reshape(rows, k) if wants_weight else None,
+        flat.sum(0) if wants_bias else None,
     )
 
 

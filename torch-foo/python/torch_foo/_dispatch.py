@@ -277,6 +277,54 @@ _register.register(
     tags=["flexible_layout"],
 )
 
+# --- linear ------------------------------------------------------------------
+
+
+def _linear_fake(x, weight, bias=None):
+    return _fake.linear("linear", x, weight, bias)
+
+
+def _linear_fake_out(x, weight, bias=None, out=None):
+    result = _linear_fake(x, weight, bias)
+    _fake._check_out("linear", result, x=x, out=out)
+
+
+def _linear_save(ctx, inputs, output):
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _linear_backward(ctx, grad):
+    wants_x, wants_weight, wants_bias = (
+        *ctx.needs_input_grad,
+        False,
+        False,
+        False,
+    )[:3]
+    x, weight = ctx.saved_tensors
+    grad_of_x, grad_of_weight, grad_of_bias = _derivatives.linear(
+        grad, x, weight, wants_x, wants_weight, wants_bias
+    )
+    return (
+        grad_of_x,
+        grad_of_weight,
+        grad_of_bias,
+    )
+
+
+linear = _autograd.differentiable(
+    "linear", _linear_save, _linear_backward, _vmap.linear
+)
+_register.register(
+    "linear",
+    has_raw=True,
+    fake=_linear_fake,
+    fake_out=_linear_fake_out,
+    vmap=_vmap.linear,
+    autocast=_register.promote,
+    tags=["flexible_layout"],
+)
+
 # --- silu_mul ----------------------------------------------------------------
 
 

@@ -277,6 +277,23 @@ def quantize_int8_rowwise(op: str, x: Tensor) -> tuple[Tensor, Tensor]:
     return q, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
+def linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A column for each row of weight."""
+    _check_arguments(op, x=x, weight=weight, bias=bias)
+    _check_has_rows(op, x=x)
+    k = x.shape[-1]
+    message = (
+        f"torch_foo.{op}: weight has shape {tuple(weight.shape)}, expected "
+        f"(n, {k}), as x's last dimension is {k}"
+    )
+    _check(weight.dim() == 2, message)
+    _check(weight.shape[1] == k, message)
+    n = weight.shape[0]
+    if bias is not None:
+        _check_shape(op, "bias", bias, (n,))
+    return x.new_empty((*x.shape[:-1], n))
+
+
 # --- rope -------------------------------------------------------------------
 
 

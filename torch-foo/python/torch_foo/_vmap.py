@@ -84,6 +84,22 @@ def gated(
     return op(gate, up, *rest, **named), 0
 
 
+def linear(
+    op: Any,
+    info: Any,
+    in_dims: Dims,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, int]:
+    """More rows, unless there are weights for each example."""
+    dx, dweight, dbias = (*in_dims, None)[:3]
+    if dweight is None and dbias is None:
+        assert dx is not None
+        return op(x.movedim(dx, 0), weight, bias), 0
+    return one_by_one(op, info, (dx, dweight, dbias), x, weight, bias)
+
+
 def add_rms_norm(
     op: Any,
     info: Any,

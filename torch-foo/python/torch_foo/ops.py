@@ -22,6 +22,7 @@ __all__ = [
     "add_rms_norm_",
     "cross_entropy",
     "gelu_mul",
+    "linear",
     "mul",
     "muladd",
     "quantize_int8_rowwise",
@@ -47,6 +48,8 @@ _rms_norm = _ops._rms_norm.default._op
 _rms_norm_out = _ops._rms_norm_out.default._op
 _add_rms_norm = _ops._add_rms_norm.default._op
 _add_rms_norm_ = _ops._add_rms_norm_.default._op
+_linear = _ops._linear.default._op
+_linear_out = _ops._linear_out.default._op
 _silu_mul = _ops._silu_mul.default._op
 _silu_mul_out = _ops._silu_mul_out.default._op
 _gelu_mul = _ops._gelu_mul.default._op
@@ -362,6 +365,69 @@ def add_rms_norm_(
     else:
         _add_rms_norm_(x, residual, weight, eps)
         _mark_written(x, residual)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Compute ``x @ weight.T + bias``, rounded once; for few rows, in the time
+    it takes to read ``weight``.
+
+    Args:
+        x: (..., k), float32, float64, float16 or bfloat16, any strides.
+        weight: (n, k), of x's dtype and device.
+        bias: (n,), of x's dtype and device; None means zeros.
+        out: where to put the result: a tensor of shape (..., n), of x's dtype
+            and device. An overlap with x, weight or bias is an error. Not
+            differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
+
+    Raises:
+        RuntimeError: for arguments that do not fit together. Nothing has been
+            written then.
+
+    Source: ``torch.nn.functional.linear``, which is faster for many rows.
+
+    >>> weight = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
+    >>> torch_foo.linear(torch.tensor([1.0, 1.0]), weight)
+    tensor([3., 3.])
+    """
+    try:
+        is_special = (
+            _is_dynamo_compiling()
+            or _compiler._is_exporting_flag
+            or _transforms_are_active()
+            or _forward_ad._current_level >= 0
+            or (
+                (
+                    x.requires_grad
+                    or weight.requires_grad
+                    or (bias is not None and bias.requires_grad)
+                    or (out is not None and out.requires_grad)
+                )
+                and _is_grad_enabled()
+            )
+        )
+    except AttributeError:  # not a tensor: the operator that users know says so
+        if out is not None:
+            return _ops.linear.out(x, weight, bias, out=out)
+        return _ops.linear.default(x, weight, bias)
+    if out is not None:
+        if is_special:
+            _ops.linear.out(x, weight, bias, out=out)
+        else:
+            _linear_out(x, weight, bias, out)
+            _mark_written(out)
+        return out
+    if is_special:
+        return _dispatch.linear(x, weight, bias)
+    return _linear(x, weight, bias)
 
 
 def silu_mul(

@@ -7,6 +7,7 @@ __all__ = [
     "add_rms_norm_",
     "cross_entropy",
     "gelu_mul",
+    "linear",
     "mul",
     "muladd",
     "quantize_int8_rowwise",
@@ -34,6 +35,13 @@ def add_rms_norm(
 def add_rms_norm_(
     x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
 ) -> None: ...
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor: ...
 def silu_mul(
     gate: Tensor, up: Tensor | None = None, *, out: Tensor | None = None
 ) -> Tensor: ...

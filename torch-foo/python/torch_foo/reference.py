@@ -53,6 +53,14 @@ def add_rms_norm(
     return rms_norm(residual_out, weight, eps), residual_out
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``."""
+    y = _widen(x) @ _widen(weight).T
+    if bias is not None:
+        y = y + _widen(bias)
+    return y.to(x.dtype)
+
+
 def silu_mul(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """``gate * sigmoid(gate) * up``."""
     gate, up = _gate_and_up(gate, up)

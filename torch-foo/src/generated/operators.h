@@ -44,6 +44,11 @@ std::tuple<Tensor, Tensor> add_rms_norm_backward(
     const Tensor& residual_out, const std::optional<Tensor>& weight, double eps,
     bool wants_x, bool wants_weight);
 
+Tensor linear(const Tensor& x, const Tensor& weight,
+              const std::optional<Tensor>& bias);
+void linear_out(const Tensor& x, const Tensor& weight,
+                const std::optional<Tensor>& bias, const Tensor& out);
+
 Tensor silu_mul(const Tensor& gate, const std::optional<Tensor>& up);
 void silu_mul_out(const Tensor& gate, const std::optional<Tensor>& up,
                   const Tensor& out);

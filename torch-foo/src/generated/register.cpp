@@ -49,6 +49,14 @@ STABLE_TORCH_LIBRARY(torch_foo, m) {
       "_add_rms_norm_backward(Tensor grad, Tensor? grad_residual, Tensor "
       "residual_out, Tensor? weight, float eps, bool wants_x, bool "
       "wants_weight) -> (Tensor grad_x, Tensor grad_weight)");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def(
+      "linear.out(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor(a!) "
+      "out) -> ()");
+  m.def("_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "_linear_out(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> "
+      "()");
   m.def("silu_mul(Tensor gate, Tensor? up=None) -> Tensor");
   m.def("silu_mul.out(Tensor gate, Tensor? up=None, *, Tensor(a!) out) -> ()");
   m.def("_silu_mul(Tensor gate, Tensor? up) -> Tensor");
@@ -137,6 +145,10 @@ void implement_cpu(StableLibrary& m) {
   m.impl("_add_rms_norm", boxed<&torch_foo::add_rms_norm>);
   m.impl("_add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
   m.impl("_add_rms_norm_backward", boxed<&torch_foo::add_rms_norm_backward>);
+  m.impl("linear", boxed<&torch_foo::linear>);
+  m.impl("linear.out", boxed<&torch_foo::linear_out>);
+  m.impl("_linear", boxed<&torch_foo::linear>);
+  m.impl("_linear_out", boxed<&torch_foo::linear_out>);
   m.impl("silu_mul", boxed<&torch_foo::silu_mul>);
   m.impl("silu_mul.out", boxed<&torch_foo::silu_mul_out>);
   m.impl("_silu_mul", boxed<&torch_foo::silu_mul>);
@@ -183,6 +195,10 @@ void implement_cuda(StableLibrary& m) {
   m.impl("_add_rms_norm", boxed<&torch_foo::add_rms_norm>);
   m.impl("_add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
   m.impl("_add_rms_norm_backward", boxed<&torch_foo::add_rms_norm_backward>);
+  m.impl("linear", boxed<&torch_foo::linear>);
+  m.impl("linear.out", boxed<&torch_foo::linear_out>);
+  m.impl("_linear", boxed<&torch_foo::linear>);
+  m.impl("_linear_out", boxed<&torch_foo::linear_out>);
   m.impl("silu_mul", boxed<&torch_foo::silu_mul>);
   m.impl("silu_mul.out", boxed<&torch_foo::silu_mul_out>);
   m.impl("_silu_mul", boxed<&torch_foo::silu_mul>);
