@@ -92,13 +92,15 @@ class Clock(BaseStreamer):
         """Add up the time in nn.Linear and in attention."""
         attention = functional.scaled_dot_product_attention
         linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        before = [dict(vars(m)) for m in linears]
         functional.scaled_dot_product_attention = self.timed(attention)
         for linear in linears:
             linear.forward = self.timed(linear.forward)
         yield
         functional.scaled_dot_product_attention = attention
-        for linear in linears:
-            del linear.forward
+        for linear, attributes in zip(linears, before, strict=True):
+            del linear.forward  # which a patched one has of its own, too
+            vars(linear).update(attributes)
 
 
 def measure(

@@ -122,6 +122,7 @@ def test_what_is_replaced(family):
         counts[op] = counts.get(op, 0) + count
     assert counts == {
         "cross_entropy": 1,
+        "linear": 7 * LAYERS + 1,
         "rope": LAYERS,
         "rms_norm": norms,
         "mlp": LAYERS,
@@ -129,10 +130,12 @@ def test_what_is_replaced(family):
     assert not report.left
 
 
-@pytest.mark.parametrize("op", ["rms_norm", "mlp", "rope", "cross_entropy"])
+@pytest.mark.parametrize(
+    "op", ["rms_norm", "mlp", "rope", "cross_entropy", "linear"]
+)
 def test_each_can_be_left_out(op):
     report = patch(make(), **{op: False})
-    assert len(report.replaced) == 3
+    assert len(report.replaced) == 4
     assert op not in {name for name, _ in report.replaced}
 
 
@@ -149,6 +152,41 @@ def test_generation(family):
     expected = model.generate(**settings)
     patch(model)
     assert torch.equal(model.generate(**settings), expected)
+
+
+def products(model: nn.Module, rows: int) -> set[str]:
+    """The operators that multiply with weights, for so many rows."""
+    ids = torch.randint(1, 97, (rows, 1))
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        model(ids, use_cache=False)
+    names = {event.name for event in profile.events()}
+    return names & {"aten::linear", "torch_foo::_linear"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [(torch.float32, 16), (torch.bfloat16, 1), (torch.float16, 0)],
+)
+def test_products_of_few_rows(dtype, most):
+    model = make().to(dtype)
+    ids = torch.randint(1, 97, (max(most, 1), 1))
+    expected = model(ids).logits
+    patch(model)
+    assert products(model, most + 1) == {"aten::linear"}
+    if most > 0:
+        assert products(model, most) == {"torch_foo::_linear"}
+    tolerance = {} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    torch.testing.assert_close(model(ids).logits, expected, **tolerance)
+
+
+def test_products_with_a_gradient():
+    """Training on a single token; few rows are no special case."""
+    model = make()
+    inputs = {"input_ids": torch.tensor([[5]]), "labels": torch.tensor([[7]])}
+    inputs["shift_labels"] = inputs["labels"]
+    expected = results(model, inputs)
+    patch(model)
+    check_close(results(model, inputs), expected, 2e-6)
 
 
 def test_state_dict_and_saving(tmp_path):
@@ -246,6 +284,17 @@ def test_compile():
     got = results(compiled, inputs)
     got = {k.removeprefix("_orig_mod."): v for k, v in got.items()}
     check_close(got, expected, 2e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_compile_for_generation(rows):
+    model, ids = make(), torch.randint(1, 97, (rows, 1))
+    with torch.no_grad():
+        expected = model(ids).logits
+        patch(model)
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(ids).logits, expected)
 
 
 def test_autocast():
@@ -490,8 +539,22 @@ def test_weights_that_are_no_plain_tensors():
 
     model = make()
     model.model.norm.weight = Special(model.model.norm.weight.data)
+    model.lm_head.weight = Special(model.lm_head.weight.data)
     reason = "its weight is a Special, expected a plain tensor"
-    assert patch(model).left == {("LlamaRMSNorm", reason): 1}
+    assert patch(model).left == {
+        ("LlamaRMSNorm", reason): 1,
+        ("Linear", reason): 1,
+    }
+
+
+def test_linear_of_another_class():
+    class Adapted(nn.Linear):
+        """As those that add a low-rank product."""
+
+    model = make()
+    model.lm_head.__class__ = Adapted
+    patch(model)
+    assert "forward" not in vars(model.lm_head)
 
 
 def test_meta_model():
@@ -538,6 +601,7 @@ def test_report_can_be_read():
         "LlamaForCausalLM:\n"
         "  cross_entropy in   1 x LlamaForCausalLM\n"
         "  rope          in   2 x LlamaAttention\n"
+        "  linear        in  15 x Linear\n"
         "  rms_norm      in   5 x LlamaRMSNorm\n"
         "  left alone:   2 x LlamaMLP: its activation is ReLU, expected SiLU "
         "or GELU"
