@@ -552,6 +552,15 @@ WRONG += [
         ),
     ]
 ]
+WRONG += [
+    # The first that is wrong is named, whichever else is.
+    (
+        "linear",
+        "bias has shape (3,), expected (5,)",
+        _linear_args(weight=torch.ones(5, 4)),
+        {"out": torch.full((2, 3), 7.0)},
+    ),
+]
 for op in ("silu_mul", "gelu_mul"):
     odd = "expected an even last dimension, of gate and up together"
     WRONG += [
