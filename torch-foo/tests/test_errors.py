@@ -865,7 +865,9 @@ def test_out_memory_of_linear():
     square, row = torch.ones(4, 4), memory[0]
 
     def check(message, *args, out):
-        wrong("linear", f"{message}, expected memory of its own", *args, out=out)
+        wrong(
+            "linear", f"{message}, expected memory of its own", *args, out=out
+        )
         assert (memory == 7).all()
 
     check("out overlaps x", memory, square, out=memory)
