@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import sys
@@ -142,6 +143,9 @@ def test_empty(foo, dtype) -> None:
     x = np.empty((0, 3), dtype)
     check(foo.add(x, np.ones((1, 3), dtype)), wide(x), dtype)
     check(foo.rms_norm(x), wide(x), dtype)
+    bias = np.ones(2, dtype)
+    check(foo.linear(x, np.ones((2, 3), dtype), bias), np.ones((0, 2)), dtype)
+    check(foo.linear(x.T, np.ones((2, 0), dtype), bias), np.ones((3, 2)), dtype)
 
 
 def test_gated_linear_units(foo, normal, dtype) -> None:
@@ -164,6 +168,15 @@ def test_norms(foo, normal, dtype) -> None:
     y, residual_out = foo.add_rms_norm(x, residual, weight)
     check(residual_out, wide(x) + wide(residual), dtype)
     check(y, rms(wide(residual_out)) * wide(weight), dtype)
+
+
+def test_linear(foo, normal, dtype) -> None:
+    x, weight, bias = normal(2, 3, 19), normal(5, 19), normal(5)
+    product = wide(x) @ wide(weight).T
+    check(foo.linear(x, weight), product, dtype)
+    check(foo.linear(x, weight, bias), product + wide(bias), dtype)
+    one = foo.linear(x[0, 0], weight, bias=bias)
+    check(one, product[0, 0] + wide(bias), dtype)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -270,6 +283,19 @@ def peak_bytes(call: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+def test_out_of_linear(foo, layout) -> None:
+    """It is written and returned, and takes no other memory."""
+    x, y = images(layout)
+    weight = y[0, 0]
+    wanted = foo.linear(x, weight)
+    out = y[1:]  # weight's neighbour, and for some layouts between its rows
+    with_out = functools.partial(foo.linear, x[1:], weight, out=out)
+    assert peak_bytes(with_out) < 2**16
+    assert with_out() is out
+    np.testing.assert_array_equal(out, wanted[1:])
+    np.testing.assert_array_equal(y[0], images(layout)[1][0])
+
+
 @pytest.mark.parametrize("op", WITH_OUT)
 def test_out_takes_no_other_memory(foo, layout, op: str) -> None:
     _, call = WITH_OUT[op]
@@ -291,12 +317,14 @@ def test_results_take_no_memory_but_their_own(foo, layout) -> None:
     assert excess(lambda: foo.add(x, y)) < 2**16
     assert excess(lambda: foo.add_rms_norm(x, y)) < 2**16
     assert excess(lambda: foo.quantize_int8_rowwise(x)) < 2**16
+    assert excess(lambda: foo.linear(x, y[0, 0])) < 2**16
     # What its gradient would need: a float64 for each row.
     lse = target.size * 8
     assert excess(lambda: foo.cross_entropy(x, target)) < lse + 2**16
 
 
 X = np.ones((2, 4), np.float32)
+SQUARE = np.ones((4, 4), np.float32)
 UNALIGNED = np.zeros(33, np.uint8)[1:].view(np.float32)
 # One field of records that are longer than a multiple of it.
 INTERLOCKED = np.zeros(3, "f4, i2")["f0"]
@@ -377,6 +405,57 @@ WRONG: list[tuple[type[Exception], str, Callable[[ModuleType], object]]] = [
         lambda foo: foo.rms_norm(X, X[0, :3]),
     ),
     (
+        TypeError,
+        "linear: bias is float, expected numpy.ndarray",
+        lambda foo: foo.linear(X, X, 1.0),
+    ),
+    (
+        ValueError,
+        "linear: weight is float64, but x is float32",
+        lambda foo: foo.linear(X, X.astype(np.float64)),
+    ),
+    (
+        ValueError,
+        "linear: x has no dimensions, expected at least 1",
+        lambda foo: foo.linear(X[0, 0, ...], X),
+    ),
+    *(
+        (
+            ValueError,
+            f"linear: weight has shape {weight.shape}, expected (n, 4), as x's "
+            "last dimension is 4",
+            lambda foo, weight=weight: foo.linear(X, weight),
+        )
+        for weight in (X[0], X[:, :3], X[None], X[0, 0, ...])
+    ),
+    (
+        ValueError,
+        "linear: bias has shape (3,), expected (2,)",
+        lambda foo: foo.linear(X, X, X[0, :3]),
+    ),
+    (
+        ValueError,
+        "linear: out has shape (2, 4), expected (2, 2)",
+        lambda foo: foo.linear(X, X, out=np.zeros_like(X)),
+    ),
+    (
+        ValueError,
+        "linear: out overlaps x, expected memory of its own",
+        lambda foo: foo.linear(SQUARE, SQUARE.copy(), out=SQUARE),
+    ),
+    (
+        ValueError,
+        "linear: out overlaps weight, expected memory of its own",
+        lambda foo: foo.linear(SQUARE.copy(), SQUARE, out=SQUARE),
+    ),
+    (
+        ValueError,
+        "linear: out overlaps bias, expected memory of its own",
+        lambda foo: foo.linear(
+            X, np.eye(4, dtype="f4"), SQUARE[0], out=SQUARE[:2]
+        ),
+    ),
+    (
         ValueError,
         "quantize_int8_rowwise: x has no dimensions, expected at least 1",
         lambda foo: foo.quantize_int8_rowwise(np.array(1.0)),
@@ -447,7 +526,16 @@ def test_wrong_out_is_not_written(foo, op: str) -> None:
     check_refused(flipped, overlap)
 
 
-def test_kernels_run_without_the_gil(foo) -> None:
+LONG_CALLS: dict[str, Callable[[ModuleType, np.ndarray], object]] = {
+    "cross_entropy": lambda foo, x: foo.cross_entropy(
+        x, np.zeros(len(x), np.int64)
+    ),
+    "linear": lambda foo, x: foo.linear(x, x[:8]),
+}
+
+
+@pytest.mark.parametrize("call", LONG_CALLS.values(), ids=LONG_CALLS)
+def test_kernels_run_without_the_gil(foo, call) -> None:
     """The main thread runs while another one is in a kernel.
 
     No thread is interrupted here: if the kernel held the GIL, this one could
@@ -460,11 +548,10 @@ def test_kernels_run_without_the_gil(foo) -> None:
 
     def work() -> None:
         # Many rows in the memory of one, so that only the kernel takes time.
-        logits = np.broadcast_to(row, (rows, row.size))
-        target = np.zeros(rows, np.int64)
+        x = np.broadcast_to(row, (rows, row.size))
         kernel_began.set()
         times["begin"] = time.perf_counter()
-        foo.cross_entropy(logits, target)
+        call(foo, x)
         times["end"] = time.perf_counter()
 
     interval = sys.getswitchinterval()

@@ -1,12 +1,12 @@
 """Time torch_foo against eager PyTorch, its built-ins and torch.compile.
 
-Every operator, forward, and forward and backward, at four sizes, in float32
-and bfloat16. All ways to one result are called in turn, in random order, so
-that what else the machine does hits all of them alike. Beside the median there
-is the minimum, which says more on a machine that is not quiet. Buffers are
-warm. Fresh results cost page faults, often more than the arithmetic, unless
-the allocator keeps freed memory: --warm-allocator makes it do so, and lines
-with `out=` and in place need none.
+Every operator, forward, and forward and backward, at three or four sizes, in
+float32 and bfloat16. All ways to one result are called in turn, in random
+order, so that what else the machine does hits all of them alike. Beside the
+median there is the minimum, which says more on a machine that is not quiet.
+Buffers are warm. Fresh results cost page faults, often more than the
+arithmetic, unless the allocator keeps freed memory: --warm-allocator makes it
+do so, and lines with `out=` and in place need none.
 
 torch.compile compiles once for each operator, dtype and direction, with the
 number of rows left open, and once more for a single row.

@@ -133,6 +133,14 @@ def residual_and_weight(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
     return x, *matrix_and_weight(rows, columns, dtype)
 
 
+def layer(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
+    """Without its bias, as models mostly are."""
+    return (
+        torch.randn(rows, columns).to(dtype),
+        torch.randn(4096, columns).to(dtype),
+    )
+
+
 def tokens(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
     half = HEAD_DIM // 2
     frequency = 10000 ** (-torch.arange(half) / half)
@@ -197,6 +205,15 @@ OPERATORS = {
         in_place=True,
         gradients=3,
         backward=lambda x, r, w: ((x, x, x, w), (x, w)),
+    ),
+    # Forward only: its gradients are products of torch's.
+    "linear": Operator(
+        layer,
+        ours=torch_foo.linear,
+        eager=F.linear,
+        ours_out=torch_foo.linear,
+        built_in_out=lambda x, w, out: torch.mm(x, w.T, out=out),
+        sizes=((1, 4096), (4, 4096), (16, 4096)),
     ),
     "silu_mul": Operator(
         two_matrices,
@@ -266,7 +283,7 @@ def build(
     if compiled is not None:
         # One compilation for all numbers of rows, but for a single row.
         for a in args if rows > 1 else ():
-            if a.shape != (columns,):  # a weight
+            if rows in a.shape and a.shape != (columns,):  # no weight
                 torch._dynamo.mark_dynamic(a, a.shape.index(rows))
     results = flat(op.ours(*args))
     read = sum(a.nbytes for a in args[: op.inputs])

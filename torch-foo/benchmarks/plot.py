@@ -19,8 +19,8 @@ LABELS = {
 }
 SIZES = [
     "1 row",
-    "16 rows",
-    "512 rows",
+    "16 rows (linear: 4)",
+    "512 rows (linear: 16)",
     "4096 rows (cross_entropy: 128 of 128256)",
 ]
 DIRECTIONS = {  # and what else is in their panels

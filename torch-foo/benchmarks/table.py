@@ -13,6 +13,7 @@ DIRECTIONS = {
     "forward+backward": "forward and backward",
 }
 GOAL = 1.5
+OWN_SIZES = ["linear", "cross_entropy"]
 
 
 def direction(result: Result) -> str:
@@ -48,11 +49,8 @@ def cells(results: list[Result], size: str) -> str:
 def table(results: list[Result]) -> list[str]:
     names = list(dict.fromkeys(r["operator"] for r in results))
     lines = []
-    # cross_entropy has sizes of its own.
-    for group in (
-        [n for n in names if n != "cross_entropy"],
-        [n for n in names if n == "cross_entropy"],
-    ):
+    shared = [n for n in names if n not in OWN_SIZES]
+    for group in (shared, *([n] for n in OWN_SIZES)):
         chosen = [r for r in results if r["operator"] in group]
         columns = sizes(chosen)
         if not columns:

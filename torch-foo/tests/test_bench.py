@@ -96,10 +96,16 @@ def test_results_are_written_as_they_come(run, tmp_path: Path) -> None:
 
 
 def test_table(run, tmp_path: Path) -> None:
-    def result(size: str, dtype: str, direction: str, ratio: float) -> dict:
+    def result(
+        size: str,
+        dtype: str,
+        direction: str,
+        ratio: float,
+        operator: str = "mul",
+    ) -> dict:
         return {
-            "case": f"mul {size} {dtype} {direction}",
-            "operator": "mul",
+            "case": f"{operator} {size} {dtype} {direction}",
+            "operator": operator,
             "size": size,
             "dtype": dtype,
             "direction": direction,
@@ -112,12 +118,15 @@ def test_table(run, tmp_path: Path) -> None:
         result("16x4096", "float32", "forward", 2.0),
         result("16x4096", "bfloat16", "forward", 1.25),
         result("512x4096", "float32", "out=", 3.0),
+        result("4x4096", "float32", "forward", 4.0, "linear"),
     ]
     file.write_text(json.dumps({"environment": {}, "results": results}))
     status, output, _ = run("table", str(file))
     assert status == 0
     assert "| `mul` | 2.0 · 1.2 (80 · 80 %) |" in output
     assert "| `mul` | 3.0 (80 %) |" in output
+    # Its sizes are its own.
+    assert "| | 4 x 4096 |\n|---|---|\n| `linear` | 4.0 (80 %) |" in output
     assert output.endswith(
         "Below 1.5:\n\n- mul 16x4096 bfloat16 forward: 1.25 x eager, 80 % of "
         "the probe's speed\n"

@@ -402,6 +402,7 @@ def model(a, b, w):
     gate = torch_foo.silu_mul(y.cos(), a)
     packed = torch.cat([gate, y], -1)
     y = torch_foo.gelu_mul(packed, approximate="tanh")
+    y = torch_foo.linear(y, torch.outer(b, w), w)
     y, residual = torch_foo.add_rms_norm(y, gate, w)
     angles = torch.arange(16, dtype=a.dtype).view(8, 2) / 7
     heads = y.view(-1, 2, 1, 4)
@@ -453,6 +454,7 @@ def test_compile_out(backend):
         torch_foo.rms_norm(y, w, out=a)  # an argument is written to
         torch_foo.silu_mul(a, y, out=y)
         torch_foo.gelu_mul(y, a, out=y)
+        torch_foo.linear(a + y, torch.outer(b, w), b, out=y)
         torch_foo.add_rms_norm_(a, y, w)
         heads = a.view(1, 4, 2, 4)
         cos, sin = y.cos()[:, :2], y.sin()[:, :2]
@@ -501,6 +503,7 @@ def test_export_data_dependent_shapes():
             kept = x[:, 0] > 0  # nobody knows how many
             y = torch_foo.add(torch_foo.rms_norm(x[kept], w), w)
             y = torch_foo.gelu_mul(torch_foo.silu_mul(y, y + 1), y)
+            y = torch_foo.linear(y, torch.outer(w, w), w)
             y, residual = torch_foo.add_rms_norm(y, y, w)
             heads = y.view(-1, 1, 2, 2)
             angles = torch.arange(1.0).view(1, 1)

@@ -388,6 +388,11 @@ def _norm_args(**changes):
     return list((args | changes).values())
 
 
+def _linear_args(**changes):
+    args = {"x": torch.ones(2, 4), "weight": torch.ones(3, 4)}
+    return list((args | {"bias": torch.ones(3)} | changes).values())
+
+
 def _loss_args(**changes):
     args = {"logits": torch.ones(2, 3), "target": torch.tensor([0, 1])}
     return list((args | changes).values())
@@ -402,6 +407,7 @@ def _gated_args(**changes):
 FLOATING = [
     ("rope", _rope_args, ["x", "cos", "sin"]),
     ("add_rms_norm", _norm_args, ["x", "residual", "weight"]),
+    ("linear", _linear_args, ["x", "weight", "bias"]),
     ("silu_mul", _gated_args, ["gate", "up"]),
     ("gelu_mul", _gated_args, ["gate", "up"]),
     ("cross_entropy", _loss_args, ["logits"]),
@@ -497,6 +503,63 @@ WRONG = [
             },
         ),
     ]
+]
+WRONG += [
+    ("linear", m, _linear_args(**changes), {})
+    for m, changes in [
+        (
+            "x has no dimensions, expected at least 1",
+            {"x": torch.tensor(7.0)},
+        ),
+        *(
+            (
+                f"weight has shape {shape}, expected (n, 4), as x's last "
+                "dimension is 4",
+                {"weight": torch.ones(shape)},
+            )
+            for shape in [(), (4,), (2, 3), (4, 3), (3, 1), (0, 0), (1, 3, 4)]
+        ),
+        *(
+            (
+                f"bias has shape {shape}, expected (3,)",
+                {"bias": torch.ones(shape)},
+            )
+            for shape in [(), (1,), (4,), (1, 3), (2, 3), (3, 1)]
+        ),
+        (
+            "weight has dtype float64, but x has float32",
+            {"weight": torch.ones(3, 4, dtype=F64)},
+        ),
+        (
+            "bias has dtype float64, but x has float32",
+            {"bias": torch.ones(3, dtype=F64)},
+        ),
+    ]
+]
+WRONG += [
+    ("linear", m, _linear_args(), {"out": out})
+    for m, out in [
+        *(
+            (
+                f"out has shape {shape}, expected (2, 3)",
+                torch.full(shape, 7.0),
+            )
+            for shape in [(), (3,), (2, 4), (3, 2), (6,), (1, 2, 3)]
+        ),
+        (
+            "out has dtype float64, but x has float32",
+            torch.full((2, 3), 7.0, dtype=F64),
+        ),
+    ]
+]
+WRONG += [
+    # The first that is wrong is named, whichever else is.
+    (
+        "linear",
+        "bias has shape (3,), expected (5,)",
+        _linear_args(weight=torch.ones(5, 4)),
+        {"out": torch.full((2, 3), 7.0)},
+    ),
 ]
 for op in ("silu_mul", "gelu_mul"):
     odd = "expected an even last dimension, of gate and up together"
@@ -793,6 +856,35 @@ def test_out_memory(op):
         assert (memory == 7).all()
         function(memory, out=memory[..., 2:])  # exactly up
         assert not (memory == 7).all()
+
+
+def test_out_memory_of_linear():
+    """It is no argument's, not even exactly: each is read again and again."""
+    memory = torch.full((4, 4), 7.0)
+    x, weight, bias = _linear_args()
+    square, row = torch.ones(4, 4), memory[0]
+
+    def check(message, *args, out):
+        wrong(
+            "linear", f"{message}, expected memory of its own", *args, out=out
+        )
+        assert (memory == 7).all()
+
+    check("out overlaps x", memory, square, out=memory)
+    check("out overlaps x", memory[:3], square, out=memory[1:])
+    check("out overlaps weight", square, memory, out=memory)
+    check("out overlaps weight", square[:2], memory, out=memory[2:])
+    check("out overlaps bias", square, square, row, out=memory)
+    check("out overlaps bias", row.clone(), square, row, out=row)
+    check("out overlaps x", memory[:2], weight, bias, out=memory[:2, :3])
+    check("out overlaps weight", x, memory[1:], bias, out=memory[1:3, 1:])
+    itself = "out overlaps itself: two of its indices share memory"
+    wrong("linear", itself, x, weight, out=memory[:1, :3].expand(2, 3))
+    assert (memory == 7).all()
+    # Neighbours are none of it.
+    torch_foo.linear(memory[:2], weight, bias, out=memory[2:, 1:])
+    assert (memory[2:, 1:] == 29).all()
+    assert (memory[:, 0] == 7).all()
 
 
 @pytest.mark.parametrize("which", range(3))

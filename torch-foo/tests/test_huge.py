@@ -51,6 +51,8 @@ CALLS = {
         x, x, WEIGHT, 1e-6, True, False
     )[0],
     "add_rms_norm_": _add_rms_norm,
+    "linear": lambda x: torch_foo.linear(x, WEIGHT.repeat(5, 1)),
+    "linear by many weights": lambda x: torch_foo.linear(WEIGHT, x),
     "silu_mul": lambda x: torch_foo.silu_mul(x, x, out=x),
     "packed silu_mul": torch_foo.silu_mul,
     "silu_mul's gradient": lambda x: _ops._silu_mul_backward(

@@ -15,6 +15,7 @@ TESTS = [
     for name in (
         "test_large",
         "test_gradient_accuracy",
+        "test_linear_accuracy",
         "test_norm_gradient_accuracy",
     )
 ]

@@ -134,7 +134,7 @@ def assert_results(op: str, got, args, named) -> None:
 def assert_linear(got: Tensor, args) -> None:
     """Within the limit for the sum of the magnitudes of what is added up."""
     exact = reference.linear(*wide(args))
-    magnitude = reference.linear(*(a.abs() for a in wide(args)))
+    magnitude = reference.linear(*tree_map_only(Tensor, abs, wide(args)))
     if got.dtype.itemsize > 2:
         assert_accurate(got, exact, magnitude)
     else:
@@ -347,6 +347,16 @@ def test_any_layout_add_rms_norm(data, dtype, has_weight):
 
 
 @settings(deadline=None, max_examples=150)
+@given(st.data(), st.sampled_from(list(MAX_ULP)), st.booleans())
+def test_any_layout_linear(data, dtype, has_bias):
+    rows = data.draw(st.lists(st.integers(0, 5), max_size=3))
+    n, k = (data.draw(st.integers(0, 9)) for _ in range(2))
+    x, weight = (data.draw(_layout([*s, k], dtype)) for s in (rows, [n]))
+    bias = data.draw(_layout([n], dtype)) if has_bias else None
+    check_any_layout(data, "linear", [x, weight, bias], {}, [0, 1, 2])
+
+
+@settings(deadline=None, max_examples=150)
 @given(
     st.data(),
     st.sampled_from(list(MAX_ULP)),
@@ -502,6 +512,21 @@ def test_gradient_accuracy(large, dtype, device, request):
         why = "1.1004 times eager's error without a fused multiply-add"
         request.applymarker(pytest.mark.xfail(reason=why, strict=False))
     _check_gradients(large, dtype, device)
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_linear_accuracy(rows, dtype, device):
+    """At most 1.1 times the error of PyTorch's, of many products."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.randn(rows, 4096, device=device).to(dtype)
+        weight = torch.randn(256, 4096, device=device).to(dtype)
+        exact = F.linear(x.double(), weight.double())
+        limit = 1.1 * _relative_error(F.linear(x, weight), exact)
+        assert _relative_error(torch_foo.linear(x, weight), exact) <= limit
 
 
 @pytest.mark.parametrize("shape", [(64, 512), (2048, 128), (3, 4099)], ids=str)
@@ -791,6 +816,7 @@ def test_inplace_allocates_nothing(dtype):
     tables = torch.randn(2, 64, 64).to(dtype)
     positions = torch.arange(64)
     weight = torch.ones(128, dtype=dtype)
+    square = torch.randn(128, 128).to(dtype)
     steps = [
         lambda: torch_foo.rope_(x, *tables, positions),
         lambda: torch_foo.rope_(x, *tables, interleaved=True),
@@ -799,6 +825,7 @@ def test_inplace_allocates_nothing(dtype):
         lambda: torch_foo.silu_mul(x, residual, out=residual),
         lambda: torch_foo.gelu_mul(x, residual, out=residual),
         lambda: torch_foo.rms_norm(x, weight, out=residual),
+        lambda: torch_foo.linear(x, square, weight, out=residual),
     ]
     with torch.no_grad():
         for step in steps:

@@ -137,6 +137,12 @@ void linear(const ConstTensorView& x, const ConstTensorView& weight,
                   "), as x's last dimension is " + std::to_string(k));
   }
   const std::int64_t n = weight.sizes[0];
+  if (bias != nullptr) {
+    const Argument arg_bias{"bias", *bias};
+    check_tensor(kOp, arg_bias);
+    check_same_dtype(kOp, arg_x, arg_bias);
+    check_shape(kOp, arg_bias, 1, &n);
+  }
   std::int64_t sizes[kMaxDims];
   std::copy_n(x.sizes, x.ndim, sizes);
   sizes[x.ndim - 1] = n;
@@ -146,13 +152,7 @@ void linear(const ConstTensorView& x, const ConstTensorView& weight,
   check_no_self_overlap(kOp, arg_out);
   check_overlap(kOp, arg_out, arg_x, false);
   check_overlap(kOp, arg_out, arg_weight, false);
-  if (bias != nullptr) {
-    const Argument arg_bias{"bias", *bias};
-    check_tensor(kOp, arg_bias);
-    check_same_dtype(kOp, arg_x, arg_bias);
-    check_shape(kOp, arg_bias, 1, &n);
-    check_overlap(kOp, arg_out, arg_bias, false);
-  }
+  if (bias != nullptr) check_overlap(kOp, arg_out, {"bias", *bias}, false);
 
   const std::int64_t products = count_rows(x) * k;  // for a column of out
   if (n * products < kGrain) {

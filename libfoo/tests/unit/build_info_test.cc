@@ -34,6 +34,8 @@ TEST(BuildInfo, HasNoCuda) {
   expect_unavailable("add", [&] { cuda::add(x, x, out, nullptr); });
   expect_unavailable("mul", [&] { cuda::mul(x, x, out, nullptr); });
   expect_unavailable("muladd", [&] { cuda::muladd(x, x, 1, out, nullptr); });
+  expect_unavailable("linear",
+                     [&] { cuda::linear(x, x, nullptr, out, nullptr); });
   expect_unavailable("rms_norm",
                      [&] { cuda::rms_norm(x, nullptr, 0, out, nullptr); });
   expect_unavailable("rms_norm_backward", [&] {

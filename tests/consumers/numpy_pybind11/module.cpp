@@ -110,6 +110,23 @@ py::tuple add_rms_norm(Object x_object, Object residual_object,
   return py::make_tuple(y.array(), residual_out.array());
 }
 
+py::array linear(Object x_object, Object weight_object, Object bias_object,
+                 Object out_object) {
+  const char* op = "linear";
+  const Input x(op, "x", x_object), weight(op, "weight", weight_object);
+  const OptionalInput bias(op, "bias", bias_object);
+  Shape shape = x.shape();
+  // Where there is no such dimension, foo_core says so before it writes.
+  if (!shape.empty() && !weight.shape().empty()) {
+    shape.back() = weight.shape().front();
+  }
+  const Output out(op, out_object, x.array().dtype(), shape);
+  without_gil([&] {
+    foo_core::linear(x, weight, bias.get(), out, foo_core::serial());
+  });
+  return out.array();
+}
+
 py::array rope(Object x_object, Object cos_object, Object sin_object,
                Object positions_object, bool interleaved, Object out_object) {
   const char* op = "rope";
@@ -235,6 +252,16 @@ x has shape (..., n) and weight (n,); None means ones.)");
 --
 
 Return (rms_norm(x + residual, weight, eps), x + residual).)");
+
+  m.def("linear", linear, "x"_a, "weight"_a, "bias"_a = py::none(),
+        py::kw_only(), "out"_a = py::none(),
+        R"(linear(x, weight, bias=None, *, out=None)
+--
+
+Return x @ weight.T + bias, fast for few rows.
+
+x has shape (..., k), weight (n, k) and bias (n,); None means zeros. out may be
+none of them.)");
 
   m.def("rope", rope, "x"_a, "cos"_a, "sin"_a, "positions"_a = py::none(),
         py::kw_only(), "interleaved"_a = false, "out"_a = py::none(),

@@ -26,6 +26,8 @@ def rows(x: Tensor, residual: Tensor, weight: Tensor | None) -> None:
         torch_foo.add_rms_norm(x, residual, weight), tuple[Tensor, Tensor]
     )
     torch_foo.add_rms_norm_(x, residual, eps=1e-5)
+    assert_type(torch_foo.linear(x, residual), Tensor)
+    assert_type(torch_foo.linear(x, residual, bias=weight, out=x), Tensor)
     assert_type(torch_foo.quantize_int8_rowwise(x), tuple[Tensor, Tensor])
 
 
