@@ -74,7 +74,10 @@ def main() -> None:
         other = copy.deepcopy(model)
         patch(other)
         patched = errors(results(other, tokens), exact)
-        answer[str(dtype)] = {"as it is": as_it_is, "patched": patched}
+        answer[str(dtype).removeprefix("torch.")] = {
+            "as it is": as_it_is,
+            "patched": patched,
+        }
     print(json.dumps(answer))
 
 
