@@ -1,7 +1,7 @@
 """foo_core in every way that people use a C++ library: each built and run.
 
 The program is that of libfoo/tests/package/find_package, the consumer that the
-conda recipe builds and runs in an environment of the package's own.
+conda recipe builds and runs, too. What libfoo/README.md shows is what runs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,23 @@ CONSUMERS = Path(__file__).parent
 ROOT = CONSUMERS.parents[1]
 LIBFOO = ROOT / "libfoo"
 FIND_PACKAGE = LIBFOO / "tests/package/find_package"
+PROJECTS = {  # by libfoo/README.md's headings
+    "find_package": FIND_PACKAGE,
+    "add_subdirectory": CONSUMERS / "add_subdirectory",
+    "FetchContent": CONSUMERS / "fetch_content",
+}
+WARNINGS = "-Wall -Wextra -Wpedantic -Werror"
 ENVIRONMENT = Path(os.environ["CONDA_PREFIX"])  # has libhwy
-FETCH_HIGHWAY = {"FOO_CORE_FETCH_HIGHWAY": "ON"}
+# The libraries are not optimised, which takes a quarter of the time: what the
+# compiler makes of the kernels is for other tests.
+QUICK = {"CMAKE_CXX_FLAGS_RELEASE": "-O0"}
+HIGHWAY_INSIDE = {"FOO_CORE_FETCH_HIGHWAY": "ON"}
 if tree := os.environ.get("FETCHCONTENT_SOURCE_DIR_HIGHWAY"):
-    FETCH_HIGHWAY["FETCHCONTENT_SOURCE_DIR_HIGHWAY"] = tree
+    HIGHWAY_INSIDE["FETCHCONTENT_SOURCE_DIR_HIGHWAY"] = tree
 
 VARIABLES = {
     "CMAKE_BUILD_TYPE": "Release",
+    "CMAKE_GENERATOR": "Ninja",
     # One SIMD target, in a third of the time: the unit tests see to the rest.
     "CXXFLAGS": os.environ.get("CXXFLAGS", "") + " -DHWY_COMPILE_ONLY_STATIC",
     # The environment may have a foo_core, too, which its compilers' -rpath
@@ -47,7 +57,7 @@ class CMake:
         self, source: Path, build: Path, **options: str | Path
     ) -> str:
         defines = [f"-D{name}={value}" for name, value in options.items()]
-        command = [self.program, "-G", "Ninja", "-S", source, "-B", build]
+        command = [self.program, "-S", source, "-B", build]
         return self.run(*command, *defines, env=VARIABLES)
 
     def build(self, source: Path, build: Path, **options: str | Path) -> None:
@@ -58,9 +68,7 @@ class CMake:
         self.run(self.program, "--install", build, "--prefix", prefix)
         return prefix
 
-    def check(self, source: Path, build: Path, **options: str | Path) -> None:
-        """Build a consumer and run its test."""
-        self.build(source, build, **options)
+    def test(self, build: Path) -> None:
         ctest = [self.program.with_name("ctest"), "--test-dir", build]
         flags = ["--output-on-failure", "--no-tests=error"]
         self.run(*ctest, *flags, env=VARIABLES)
@@ -68,20 +76,28 @@ class CMake:
     def check_finds(
         self, folder: Path, build: Path, **options: str | Path
     ) -> None:
-        """The same with find_package, which takes the foo_core of `folder`."""
-        self.check(FIND_PACKAGE, build, **options)
-        cache = (build / "CMakeCache.txt").read_text()
-        found = re.search(r"^foo_core_DIR:.*=(.*)$", cache, re.MULTILINE)
-        assert found
-        assert Path(found[1]).is_relative_to(folder)
-        for library in libraries(self.run, build / "main"):
-            assert library.is_relative_to(folder)
+        """Build and run a consumer, which has to find `folder`'s foo_core."""
+        self.build(FIND_PACKAGE, build, **options)
+        self.test(build)
+        check_found(self.run, folder, build)
 
 
-def libraries(run: Callable[..., str], program: Path) -> list[Path]:
-    """The shared libraries of foo_core that a program loads."""
+def check_found(run: Callable[..., str], folder: Path, build: Path) -> None:
+    """It is the foo_core of `folder` that a consumer found and loads."""
+    cache = (build / "CMakeCache.txt").read_text()
+    found = re.search(r"^foo_core_DIR:.*=(.*)$", cache, re.MULTILINE)
+    assert found
+    assert Path(found[1]).is_relative_to(folder)
+    for library in libraries(run, build / "app"):
+        assert library.is_relative_to(folder)
+
+
+def libraries(
+    run: Callable[..., str], program: Path, name: str = "foo_core"
+) -> list[Path]:
+    """The shared libraries of that name that a program loads."""
     listed = run("ldd", program, env=VARIABLES)
-    return [Path(p) for p in re.findall(r"libfoo_core\S* => (\S+)", listed)]
+    return [Path(p) for p in re.findall(rf"lib{name}\S* => (\S+)", listed)]
 
 
 @pytest.fixture(scope="session")
@@ -117,120 +133,172 @@ class Library:
 
     build: Path
     prefix: Path
+    needs: tuple[Path, ...] = ()  # where its users find libhwy
+
+
+# Each library is built once, in the way of one of the consumers, for all tests.
+
+
+def new_project(heading: str, folder: Path) -> Path:
+    """A copy of a project, with the program and libfoo in it."""
+    source = shutil.copytree(PROJECTS[heading], folder / "source")
+    shutil.copy(FIND_PACKAGE / "main.cpp", source)
+    (source / "libfoo").symlink_to(LIBFOO)
+    return source
 
 
 @pytest.fixture(scope="session")
-def shared(newest: CMake, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """A shared library that has Highway inside."""
+def shared(minimum: CMake, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """Shared, Highway inside, from add_subdirectory with the oldest CMake."""
     folder = tmp_path_factory.mktemp("shared")
+    source = new_project("add_subdirectory", folder)
     build = folder / "build"
-    newest.build(LIBFOO, build, FOO_CORE_TESTS="OFF", **FETCH_HIGHWAY)
-    return Library(build, newest.install(build, folder / "prefix"))
+    minimum.build(
+        source, build, FOO_CORE_INSTALL="ON", **HIGHWAY_INSIDE, **QUICK
+    )
+    prefix = minimum.install(build, folder / "prefix")
+    return Library(build / "libfoo", prefix)
 
 
 @pytest.fixture(scope="session")
-def static(newest: CMake, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """A static library, whose users need libhwy."""
+def static(shell, readme, tmp_path_factory) -> Library:
+    """Static, for users who have libhwy: from the README's lines."""
     folder = tmp_path_factory.mktemp("static")
+    (folder / "libfoo").symlink_to(LIBFOO)
+    prefix = folder / "prefix"
+    env = {"PREFIX": str(prefix), "CMAKE_PREFIX_PATH": str(ENVIRONMENT)}
+    lines = readme("Source")
+    for name, value in QUICK.items():
+        lines = lines.replace(" -S ", f" -D {name}={value} -S ")
+    shell(lines, folder, VARIABLES | env)
+    return Library(folder / "build", prefix, (ENVIRONMENT,))
+
+
+@pytest.fixture(scope="session")
+def standalone(
+    newest: CMake, tmp_path_factory: pytest.TempPathFactory
+) -> Library:
+    """Static, Highway inside, from FetchContent."""
+    folder = tmp_path_factory.mktemp("standalone")
+    source = new_project("FetchContent", folder)
     build = folder / "build"
     newest.build(
-        LIBFOO,
+        source,
         build,
-        CMAKE_PREFIX_PATH=ENVIRONMENT,
-        FOO_CORE_SHARED="OFF",
-        FOO_CORE_TESTS="OFF",
+        BUILD_SHARED_LIBS="OFF",
+        FETCHCONTENT_SOURCE_DIR_FOO_CORE=ROOT,
+        FOO_CORE_INSTALL="ON",
+        **HIGHWAY_INSIDE,
+        **QUICK,
     )
-    return Library(build, newest.install(build, folder / "prefix"))
+    prefix = newest.install(build, folder / "prefix")
+    return Library(build / "_deps/foo_core-build", prefix)
+
+
+@pytest.fixture(params=["shared", "static", "standalone"])
+def library(request: pytest.FixtureRequest) -> Library:
+    return request.getfixturevalue(request.param)
+
+
+def test_add_subdirectory(minimum: CMake, shared: Library) -> None:
+    build = shared.build.parent
+    minimum.test(build)
+    (loaded,) = libraries(minimum.run, build / "app")
+    assert loaded.is_relative_to(build)
+
+
+def test_fetch_content(newest: CMake, standalone: Library) -> None:
+    build = standalone.build.parents[1]
+    newest.test(build)
+    assert not libraries(newest.run, build / "app")
 
 
 def test_shared_library(cmake: CMake, shared: Library, tmp_path: Path) -> None:
     cmake.check_finds(shared.prefix, tmp_path, CMAKE_PREFIX_PATH=shared.prefix)
-    assert libraries(cmake.run, tmp_path / "main")
+    assert libraries(cmake.run, tmp_path / "app")
 
 
 def test_static_library(cmake: CMake, static: Library, tmp_path: Path) -> None:
     prefixes = f"{static.prefix};{ENVIRONMENT}"
     cmake.check_finds(static.prefix, tmp_path, CMAKE_PREFIX_PATH=prefixes)
-    assert not libraries(cmake.run, tmp_path / "main")
+    assert not libraries(cmake.run, tmp_path / "app")
+    assert libraries(cmake.run, tmp_path / "app", "hwy")
+
+
+def test_static_library_with_highway_inside(
+    newest: CMake, standalone: Library, tmp_path: Path
+) -> None:
+    newest.check_finds(
+        standalone.prefix,
+        tmp_path,
+        CMAKE_DISABLE_FIND_PACKAGE_hwy="ON",
+        CMAKE_PREFIX_PATH=standalone.prefix,
+    )
+    assert not libraries(newest.run, tmp_path / "app")
+    assert not libraries(newest.run, tmp_path / "app", "hwy")
 
 
 def test_prefix_moved_before_use(
-    newest: CMake, shared: Library, tmp_path: Path
+    minimum: CMake, newest: CMake, shared: Library, tmp_path: Path
 ) -> None:
-    old = newest.install(shared.build, tmp_path / "old")
+    old = minimum.install(shared.build, tmp_path / "old")
     new = old.rename(tmp_path / "new")
     newest.check_finds(new, tmp_path / "build", CMAKE_PREFIX_PATH=new)
 
 
-@pytest.mark.parametrize("kind", ["shared", "static"])
-def test_build_tree(
-    newest: CMake, kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    library: Library = request.getfixturevalue(kind)
-    prefixes = f"{library.build};{ENVIRONMENT}"
+def test_build_tree(newest: CMake, library: Library, tmp_path: Path) -> None:
+    prefixes = ";".join(map(str, [library.build, *library.needs]))
     newest.check_finds(library.build, tmp_path, CMAKE_PREFIX_PATH=prefixes)
 
 
-def test_add_subdirectory(minimum: CMake, tmp_path: Path) -> None:
-    """Also that the oldest CMake builds the library."""
-    source = CONSUMERS / "add_subdirectory"
-    minimum.check(source, tmp_path, CMAKE_PREFIX_PATH=ENVIRONMENT)
-    (library,) = libraries(minimum.run, tmp_path / "main")
-    assert library.is_relative_to(tmp_path)
-
-
-def test_fetch_content(newest: CMake, tmp_path: Path) -> None:
-    """Also a static library that has Highway inside."""
-    newest.check(
-        CONSUMERS / "fetch_content",
-        tmp_path,
-        BUILD_SHARED_LIBS="OFF",
-        FETCHCONTENT_SOURCE_DIR_FOO_CORE=ROOT,
-        **FETCH_HIGHWAY,
-    )
-    assert not libraries(newest.run, tmp_path / "main")
-
-
-PKG_CONFIG = shutil.which("pkg-config")
-
-
-@pytest.mark.skipif(PKG_CONFIG is None, reason="there is no pkg-config here")
-@pytest.mark.parametrize("kind", ["shared", "static"])
+@pytest.mark.skipif(
+    shutil.which("pkg-config") is None, reason="there is no pkg-config here"
+)
 def test_pkg_config(
-    run, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    run, shell, readme, library: Library, tmp_path: Path
 ) -> None:
-    prefix: Path = request.getfixturevalue(kind).prefix
-    metadata = f"{prefix}/lib/pkgconfig:{ENVIRONMENT}/lib/pkgconfig"
-    paths = {"PKG_CONFIG_PATH": metadata}
-    flags = run(PKG_CONFIG, "--cflags", "--libs", "foo_core", env=paths)
-    program = tmp_path / "main"
-    run(
-        os.environ.get("CXX", "c++"),
-        *("-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror"),
-        *(FIND_PACKAGE / "main.cpp", "-o", program),
-        *flags.split(),
-        *VARIABLES["LDFLAGS"].split(),
-    )
-    found = {"LD_LIBRARY_PATH": f"{prefix}/lib:{ENVIRONMENT}/lib"}
-    run(program, env=found)
-    listed = run("ldd", program, env=found)
-    assert (f"{prefix}/lib/libfoo_core.so" in listed) == (kind == "shared")
+    folders = [f"{p}/lib" for p in (library.prefix, *library.needs)]
+    env = {
+        "CXX": f"{os.environ.get('CXX', 'c++')} {WARNINGS}",
+        "LDFLAGS": "",
+        "LD_LIBRARY_PATH": ":".join(folders),
+        # In place of pkg-config's own folders, which may have a libhwy.
+        "PKG_CONFIG_LIBDIR": ":".join(f"{p}/pkgconfig" for p in folders),
+        "PKG_CONFIG_PATH": "",
+    }
+    shutil.copy(FIND_PACKAGE / "main.cpp", tmp_path)
+    shell(readme("pkg-config"), tmp_path, env)
+    run(tmp_path / "app", env=env)
+    listed = run("ldd", tmp_path / "app", env=env)
+    is_shared = (library.prefix / "lib/libfoo_core.so").exists()
+    assert (f"{folders[0]}/libfoo_core.so" in listed) == is_shared
+    assert ("libhwy" in listed) == bool(library.needs)
 
 
-def test_wheel(newest: CMake, run, tmp_path: Path) -> None:
+def test_wheel(newest: CMake, shell, readme, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    defines = ";".join(f"{k}={v}" for k, v in FETCH_HIGHWAY.items())
-    skbuild = {
+    defines = ";".join(f"{k}={v}" for k, v in (HIGHWAY_INSIDE | QUICK).items())
+    env = {
+        "PYTHONPATH": str(site),
         "SKBUILD_BUILD_DIR": str(tmp_path / "wheel"),
         "SKBUILD_CMAKE_DEFINE": defines,
     }
-    pip = [sys.executable, "-m", "pip", "install", "--target", site]
-    here = ["--no-deps", "--no-build-isolation", LIBFOO]
-    run(*pip, *here, env=VARIABLES | skbuild)
-    code = "import foo_core; print(*foo_core.__path__)"
-    path = {"PYTHONPATH": str(site)}
-    where = run(sys.executable, "-c", code, env=path).strip()
-    newest.check_finds(site, tmp_path / "build", foo_core_ROOT=where)
+    consumer = shutil.copytree(FIND_PACKAGE, tmp_path / "consumer")
+    # From this checkout instead of PyPI, into a folder of the test.
+    install = "pip install libfoo-core"
+    here = f"pip install --no-deps --no-build-isolation -t {site} {LIBFOO}"
+    lines = readme("pip")
+    assert install in lines
+    lines = lines.replace(install, here)
+    shell(lines, consumer, VARIABLES | env)
+    newest.build(consumer, consumer / "build")
+    newest.test(consumer / "build")
+    check_found(newest.run, site, consumer / "build")
+
+
+@pytest.mark.parametrize("heading", PROJECTS)
+def test_readme_shows_the_project(readme, heading: str) -> None:
+    assert readme(heading) in (PROJECTS[heading] / "CMakeLists.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -264,12 +332,36 @@ def test_accepted(
     assert "foo_core_FOUND: 1" in ask(newest, shared, tmp_path, wanted)
 
 
-def ask(cmake: CMake, library: Library, build: Path, wanted: str) -> str:
+def test_readmes_request(
+    newest: CMake, readme, shared: Library, tmp_path: Path
+) -> None:
+    shown = readme("Versions and components")
+    wanted = re.search(r"find_package\(foo_core (.*)\)", shown)
+    assert wanted
+    said = ask(newest, shared, tmp_path, wanted[1])
+    assert "foo_core_FOUND: 1" in said
+    assert "foo_core_cuda_FOUND: FALSE" in said
+
+
+def test_static_library_without_libhwy(
+    newest: CMake, static: Library, tmp_path: Path
+) -> None:
+    said = ask(
+        newest, static, tmp_path, "0.1", CMAKE_DISABLE_FIND_PACKAGE_hwy="ON"
+    )
+    assert "foo_core_FOUND: 0" in said or "foo_core_FOUND: FALSE" in said
+    assert "dependency hwy could not be found" in said
+
+
+def ask(
+    cmake: CMake, library: Library, build: Path, wanted: str, **options: str
+) -> str:
     """What CMake prints when it is to find that, its lines joined."""
     said = cmake.configure(
         CONSUMERS / "request",
         build,
         CMAKE_PREFIX_PATH=library.prefix,
         WANTED=wanted.replace(" ", ";"),
+        **options,
     )
     return " ".join(said.split())

@@ -85,6 +85,12 @@ def test_cmake_project_finds_everything_in_the_environment(full):
     assert "/bin/x86_64-conda-linux-gnu-c++" in cache
 
 
+def test_pkg_config_file_names_the_environment(full):
+    prefix = full.passes("run", "printenv", "CONDA_PREFIX").strip()
+    text = Path(prefix, "lib/pkgconfig/libhwy.pc").read_text()
+    assert f"prefix={prefix}\n" in text
+
+
 def test_torch_lies_as_conda_forge_has_it(full):
     prefix = full.folder / ".pixi/envs/default"
     assert (prefix / "share/cmake/Torch/TorchConfig.cmake").is_file()

@@ -1,7 +1,9 @@
-"""The examples in the docstrings, and that there are docstrings."""
+"""The examples in docstrings and tutorials, and that there are docstrings."""
 
 import doctest
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch_foo
@@ -23,6 +25,22 @@ def test_examples(name):
     results = doctest.testmod(module, extraglobs=globs)
     assert results.failed == 0
     assert results.attempted > 0 or name == "torch_foo.reference"
+
+
+@pytest.mark.parametrize("name", ["tutorial", "transformers"])
+def test_tutorials(name):
+    """All blocks of a file, in order, as one session."""
+    if name == "transformers":
+        pytest.importorskip("transformers")
+    file = Path(__file__).parents[1] / "docs" / f"{name}.md"
+    text, blocks = re.subn("^```.*$", "", file.read_text(), flags=re.MULTILINE)
+    examples = doctest.DocTestParser().get_doctest(
+        text, {"__name__": "__main__"}, name, str(file), 0
+    )
+    # torch.compile still refers to the names when the session is over.
+    results = doctest.DocTestRunner().run(examples, clear_globs=False)
+    assert results.failed == 0
+    assert results.attempted >= blocks // 2 > 0
 
 
 @pytest.mark.parametrize("name", torch_foo.ops.__all__)

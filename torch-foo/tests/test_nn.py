@@ -254,6 +254,7 @@ def test_cross_entropy_loss_is_a_drop_in(options, dtype):
     assert isinstance(ours, torch.nn.CrossEntropyLoss)
     assert repr(ours) == repr(theirs)
     ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
     wide = torch.promote_types(dtype, torch.float32)
     for shape in ((7,), (4, 7)):
         logits = torch.randn(shape).to(dtype).requires_grad_()

@@ -1,22 +1,20 @@
 """Patched models of transformers: the same results, and what is left alone.
 
-Runs with the transformers that is installed; TRANSFORMERS_PATH puts another one
-before it.
+With the transformers that is installed; test_transformers_versions.py runs this
+file with another one.
 """
 
 import copy
-import os
-import sys
 
 import pytest
 import torch
+import torch_foo
 from torch import nn
 
-if path := os.environ.get("TRANSFORMERS_PATH"):
-    sys.path.insert(0, path)
 transformers = pytest.importorskip("transformers")
 
 from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
+from transformers.models.llama import modeling_llama as llama  # noqa: E402
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"]
 LAYERS = 2
@@ -184,12 +182,67 @@ def test_gradient_checkpointing():
     check_close(results(model, inputs), expected, 2e-6)
 
 
+def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """What a forward leaves in memory for its backward, with the logits."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        output = model(**inputs)
+    kept = sum(e.self_cpu_memory_usage for e in profile.key_averages())
+    output.loss.backward()
+    return kept
+
+
+def test_less_is_kept_for_the_backward():
+    model, inputs = make().train(), batch()
+    before = kept_bytes(model, inputs)
+    patch(model)
+    assert kept_bytes(model, inputs) < 0.75 * before
+
+
+def test_gradient_checkpointing_keeps_as_little_as_before():
+    model, inputs = make().train(), batch()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    before = kept_bytes(model, inputs)
+    patch(model)
+    assert kept_bytes(model, inputs) <= before
+
+
+def test_a_norm_that_a_hook_changes():
+    """In place, after which it cannot be computed again."""
+    model, inputs = make(), batch()
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.register_forward_hook(
+            lambda module, arguments, output: output.mul_(2)
+        )
+        layer.input_layernorm.register_forward_hook(
+            lambda module, arguments, output: output + 1
+        )
+    expected = results(model, inputs)
+    patch(model)
+    check_close(results(model, inputs), expected, 2e-6)
+
+
+def test_second_derivatives():
+    model, inputs = make().double(), batch(padded=False)
+    weight = model.model.layers[0].mlp.up_proj.weight
+
+    def second() -> torch.Tensor:
+        loss = model(**inputs).loss
+        (first,) = torch.autograd.grad(loss, weight, create_graph=True)
+        (result,) = torch.autograd.grad(first.square().sum(), weight)
+        return result
+
+    model.set_attn_implementation("eager")
+    expected = second()
+    patch(model)
+    torch.testing.assert_close(second(), expected)
+
+
 def test_compile():
     model, inputs = make(), batch(padded=False)
     expected = results(model, inputs)
     patch(model)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     got = results(compiled, inputs)
     got = {k.removeprefix("_orig_mod."): v for k, v in got.items()}
     check_close(got, expected, 2e-6)
@@ -299,6 +352,71 @@ def test_a_class_stands_for_all_its_models():
         unpatch(cls)
     assert torch.equal(results(old, inputs)["logits"], expected["logits"])
     assert old.loss_function.__name__ == "ForCausalLMLoss"
+
+
+# --- torch_foo.nn beside the modules of transformers ------------------------
+
+
+def test_rms_norm_module_is_a_drop_in():
+    model, inputs = make(), batch()
+    expected = results(model, inputs)
+    weights = copy.deepcopy(model.state_dict())
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, llama.LlamaRMSNorm):
+            ours = torch_foo.nn.RMSNorm(len(norm.weight), norm.variance_epsilon)
+            model.set_submodule(name, ours)
+    assert model.state_dict().keys() == weights.keys()
+    model.load_state_dict(weights)
+    check_close(results(model, inputs), expected, 2e-6)
+    make(seed=1).load_state_dict(model.state_dict())
+
+
+class FeedForward(nn.Module):
+    """LlamaMLP, by torch_foo.nn."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(32, 48, bias=False)
+        self.up_proj = nn.Linear(32, 48, bias=False)
+        self.down_proj = nn.Linear(48, 32, bias=False)
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [
+        ("silu", torch_foo.nn.SwiGLU()),
+        ("gelu", torch_foo.nn.GeGLU()),
+        ("gelu_pytorch_tanh", torch_foo.nn.GeGLU("tanh")),
+    ],
+    ids=str,
+)
+def test_gates_make_a_feed_forward_block(name, act):
+    theirs = make(hidden_act=name).model.layers[0].mlp
+    ours = FeedForward(act)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 32)
+    torch.testing.assert_close(ours(x), theirs(x))
+    theirs.load_state_dict(ours.state_dict())
+
+
+def test_rotary_embedding_module_rotates_the_same():
+    config = make().config
+    theirs = llama.LlamaRotaryEmbedding(config)
+    ours = torch_foo.nn.RotaryEmbedding(8, config.max_position_embeddings)
+    assert ours.state_dict() == theirs.state_dict() == {}
+    q, k = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 2, 8)
+    positions = torch.tensor([[0, 1, 2], [61, 62, 63]])
+    expected = llama.apply_rotary_pos_emb(
+        q, k, *theirs(q, positions), unsqueeze_dim=2
+    )
+    for x, rotated in zip((q, k), expected, strict=True):
+        torch.testing.assert_close(
+            ours(x, positions), rotated, rtol=1e-5, atol=1e-5
+        )
 
 
 # --- what is left alone, and wrong arguments --------------------------------
@@ -418,9 +536,9 @@ def test_wrong_argument(function, wrong):
 def test_report_can_be_read():
     assert str(patch(make(hidden_act="relu"))) == (
         "LlamaForCausalLM:\n"
-        "  torch_foo.cross_entropy in   1 x LlamaForCausalLM\n"
-        "  torch_foo.rope          in   2 x LlamaAttention\n"
-        "  torch_foo.rms_norm      in   5 x LlamaRMSNorm\n"
+        "  cross_entropy in   1 x LlamaForCausalLM\n"
+        "  rope          in   2 x LlamaAttention\n"
+        "  rms_norm      in   5 x LlamaRMSNorm\n"
         "  left alone:   2 x LlamaMLP: its activation is ReLU, expected SiLU "
         "or GELU"
     )

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from standin.basics import StandinError, file_digest, run
-from standin.packages.conda import Package
+from standin.packages.conda import PLACEHOLDER, Package
 from standin.packages.toolchain import Compiler
 
 HIGHWAY_IN_NUMPY = "numpy/_core/src/highway"
@@ -23,7 +23,7 @@ CMAKE_OPTIONS = (
     "-DBUILD_SHARED_LIBS=ON",
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_INSTALL_LIBDIR=lib",
-    "-DCMAKE_INSTALL_PREFIX=/env",
+    f"-DCMAKE_INSTALL_PREFIX={PLACEHOLDER}",
 )
 
 
@@ -45,7 +45,7 @@ def cmake_install(
             run([cmake, *words], f"building {source.name}", env=environment)
         staged = dict(environment, DESTDIR=str(Path(build) / "staged"))
         run([cmake, "--install", build], "cmake --install", env=staged)
-        for entry in (Path(build) / "staged/env").iterdir():
+        for entry in Path(f"{build}/staged{PLACEHOLDER}").iterdir():
             shutil.move(entry, root / entry.name)
 
 

@@ -43,6 +43,13 @@ def autoload() -> str:
     return "yes"
 
 
+def version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def facts() -> dict[str, str]:
     info = torch_foo.build_info()
     return {
@@ -53,6 +60,7 @@ def facts() -> dict[str, str]:
         "CUDA in foo_core": "yes" if info.cuda else "no",
         "torch": f"{info.torch} ({Path(torch.__file__).parent})",
         "CUDA in torch": torch.version.cuda or "no",
+        "transformers": version("transformers"),
         "threads": str(torch.get_num_threads()),
         "autoload": autoload(),
         "Python": f"{platform.python_version()} ({sys.executable})",

@@ -11,6 +11,8 @@ configuration stay what they are.
 
 Results differ by rounding only. In float32 that is the last bits; in 16 bits
 transformers rounds after each step, torch_foo once at the end of each operator.
+
+For a backward, norms and gates are not kept but computed again.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import torch_foo
 
@@ -52,8 +56,9 @@ class Report:
 
     Attributes:
         model: the name of the model's class.
-        replaced: (operator, name of a class) -> how many of its modules compute
-            with torch_foo now. For a model's class, 1 for each class.
+        replaced: (kind, name of a class) -> how many of its modules compute
+            with torch_foo now; kinds are named as patch's arguments. For a
+            model's class, 1 for each class.
         left: (name of a class, reason) -> how many of its modules were left
             alone although they look as if they could be replaced.
     """
@@ -69,8 +74,8 @@ class Report:
         if not self.replaced and not self.left:
             return f"{self.model}: nothing that torch_foo could replace"
         lines = [f"{self.model}:"]
-        for (op, name), count in self.replaced.items():
-            lines.append(f"  torch_foo.{op:<13} in {count:3d} x {name}")
+        for (kind, name), count in self.replaced.items():
+            lines.append(f"  {kind:<13} in {count:3d} x {name}")
         for (name, reason), count in self.left.items():
             lines.append(f"  left alone: {count:3d} x {name}: {reason}")
         return "\n".join(lines)
@@ -118,7 +123,7 @@ def patch(
     for target in list(_targets(model_or_class)):
         cls = target if isinstance(target, type) else type(target)
         for replacement in _REPLACEMENTS:
-            if wanted[replacement.operator] and replacement.is_candidate(cls):
+            if wanted[replacement.kind] and replacement.is_candidate(cls):
                 _replace(target, replacement, report)
         if wanted["cross_entropy"]:
             _replace_loss(target, report)
@@ -159,7 +164,10 @@ def _rms_norm_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             x.device.type
         ):
             return original(self, x)
-        return torch_foo.rms_norm(x, weight, self.variance_epsilon)
+        eps = self.variance_epsilon
+        y = torch_foo.rms_norm(x, weight, eps)
+        _can_recompute(y, torch_foo.rms_norm, x, weight, eps)
+        return y
 
     return forward
 
@@ -169,8 +177,8 @@ _GATES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
     type(ACT2FN["silu"]): torch_foo.silu_mul,
     type(ACT2FN["gelu"]): torch_foo.gelu_mul,
 }
-for _name in ("gelu_new", "gelu_pytorch_tanh"):
-    _GATES[type(ACT2FN[_name])] = functools.partial(
+for _tanh in ("gelu_new", "gelu_pytorch_tanh"):
+    _GATES[type(ACT2FN[_tanh])] = functools.partial(
         torch_foo.gelu_mul, approximate="tanh"
     )
 
@@ -180,9 +188,69 @@ def _mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         gate = _GATES.get(type(self.act_fn))
         if gate is None:  # only where a class was patched
             return original(self, x)
-        return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
+        with _recomputed(x):
+            left, right = self.gate_proj(x), self.up_proj(x)
+        y = gate(left, right)
+        _can_recompute(y, gate, left, right)
+        with _recomputed(y):
+            down: Tensor = self.down_proj(y)
+        return down
 
     return forward
+
+
+# Results that can be computed again: their version, and how.
+_again: MutableMapping[Tensor, tuple[int, Callable[[], Tensor]]]
+_again = WeakTensorKeyDictionary()
+# Hooks on what autograd saves, such as those of gradient checkpointing.
+_active_hooks = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", None
+)
+
+
+def _can_recompute(
+    result: Tensor, function: Callable[..., Tensor], *arguments: Any
+) -> None:
+    if result.requires_grad and not torch.compiler.is_compiling():
+        detached = (
+            a.detach() if isinstance(a, Tensor) else a for a in arguments
+        )
+        compute = functools.partial(function, *detached)
+        _again[result] = (result._version, compute)
+
+
+def _recomputed(tensor: Tensor) -> AbstractContextManager[object]:
+    """Keep no copy of a tensor for the backward of what is done with it here.
+
+    Norms and gates are computed again there, which takes a small part of the
+    time of the matrix products that use them; their arguments are kept anyway.
+    """
+    # A compiler has its own ways to do this.
+    if not tensor.requires_grad or torch.compiler.is_compiling():
+        return nullcontext()
+    version, compute = _again.get(tensor, (None, None))
+    if (
+        compute is None
+        or version != tensor._version  # a hook of the user's has changed it
+        or _active_hooks is None
+        or _active_hooks(False)  # these would see no tensor of ours
+    ):
+        return nullcontext()
+    memory, numel = tensor.data_ptr(), tensor.numel()
+
+    def pack(saved: Tensor) -> Tensor | torch.Size:
+        if (
+            saved.data_ptr() == memory
+            and saved.numel() == numel
+            and saved.is_contiguous()
+        ):
+            return saved.shape  # dimensions may have been merged
+        return saved
+
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        return packed if isinstance(packed, Tensor) else compute().view(packed)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _rotate(
@@ -208,13 +276,21 @@ def _rotate(
     return q, k
 
 
-def _attention_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    return _with_global(original, "apply_rotary_pos_emb", _rotate)
+def _attention_forward(original: FunctionType) -> Callable[..., Any]:
+    rotated = _with_global(original, "apply_rotary_pos_emb", _rotate)
+
+    def forward(
+        self: Any, hidden_states: Tensor, *rest: Any, **more: Any
+    ) -> Any:
+        with _recomputed(hidden_states):
+            return rotated(self, hidden_states, *rest, **more)
+
+    return forward
 
 
 def _with_global(
     function: FunctionType, name: str, value: object
-) -> FunctionType:
+) -> Callable[..., Any]:
     """A copy of a function that finds another object by a global name."""
     scope, closure = function.__globals__, function.__closure__
     inner = getattr(function, "__wrapped__", None)
@@ -237,9 +313,9 @@ def _with_global(
     copy.__kwdefaults__ = function.__kwdefaults__
     functools.update_wrapper(copy, function)
     if inner is None:
-        del copy.__wrapped__
+        del copy.__wrapped__  # type: ignore[attr-defined]
     else:
-        copy.__wrapped__ = wrapped
+        copy.__wrapped__ = wrapped  # type: ignore[attr-defined]
     return copy
 
 
@@ -289,7 +365,7 @@ def _is_like(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
     return _code(function) == _code(other)
 
 
-def _refuse_norm(target: object, cls: type) -> str | None:
+def _refuse_norm(target: object, cls: type[nn.Module]) -> str | None:
     if not _is_like(cls.forward, llama.LlamaRMSNorm.forward):
         return _DIFFERENT
     if isinstance(target, nn.Module) and (
@@ -300,7 +376,7 @@ def _refuse_norm(target: object, cls: type) -> str | None:
     return None
 
 
-def _refuse_mlp(target: object, cls: type) -> str | None:
+def _refuse_mlp(target: object, cls: type[nn.Module]) -> str | None:
     if not _is_like(cls.forward, llama.LlamaMLP.forward):
         return _DIFFERENT
     if isinstance(target, nn.Module) and type(target.act_fn) not in _GATES:
@@ -309,12 +385,14 @@ def _refuse_mlp(target: object, cls: type) -> str | None:
     return None
 
 
-def _refuse_attention(target: object, cls: type) -> str | None:
+def _refuse_attention(target: object, cls: type[nn.Module]) -> str | None:
     scope = inspect.unwrap(cls.forward).__globals__
     embeddings = [
         value.forward
         for name, value in scope.items()
-        if name.endswith("RotaryEmbedding") and isinstance(value, type)
+        if name.endswith("RotaryEmbedding")
+        and isinstance(value, type)
+        and issubclass(value, nn.Module)
     ]
     if not (
         _is_like(scope["apply_rotary_pos_emb"], llama.apply_rotary_pos_emb)
@@ -333,13 +411,13 @@ def _refuse_attention(target: object, cls: type) -> str | None:
 
 @dataclass(frozen=True)
 class _Replacement:
-    operator: str
-    is_candidate: Callable[[type], bool]
-    refuse: Callable[[object, type], str | None]
-    make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    kind: str
+    is_candidate: Callable[[type[nn.Module]], bool]
+    refuse: Callable[[object, type[nn.Module]], str | None]
+    make: Callable[[Any], Callable[..., Any]]
 
 
-def _rotates(cls: type) -> bool:
+def _rotates(cls: type[nn.Module]) -> bool:
     forward = inspect.unwrap(cls.forward)
     names = getattr(forward, "__code__", _rotates.__code__).co_names
     return "apply_rotary_pos_emb" in names
@@ -401,7 +479,7 @@ def _replace(
     cls = target if isinstance(target, type) else type(target)
     own = vars(target).get("forward")
     if hasattr(own, _REPLACES) or hasattr(cls.forward, _REPLACES):
-        report.replaced[replacement.operator, cls.__name__] += 1
+        report.replaced[replacement.kind, cls.__name__] += 1
         return
     reason = replacement.refuse(target, cls)
     if reason is None and own is not None and not isinstance(target, type):
@@ -409,17 +487,20 @@ def _replace(
     if reason is not None:
         report.left[cls.__name__, reason] += 1
         return
-    forward = replacement.make(cls.forward)
+    forward = functools.update_wrapper(
+        replacement.make(cls.forward), cls.forward
+    )
     setattr(forward, _REPLACES, cls.forward)
     if isinstance(target, type):
         target.forward = forward
     else:
         target.forward = MethodType(forward, target)
-    report.replaced[replacement.operator, cls.__name__] += 1
+    report.replaced[replacement.kind, cls.__name__] += 1
 
 
-def _replace_loss(target: nn.Module | type[nn.Module], report: Report) -> None:
-    if isinstance(target, type):
+def _replace_loss(target: Any, report: Report) -> None:
+    is_class = isinstance(target, type)
+    if is_class:
         if not target.__name__.endswith("ForCausalLM"):
             return
         inherited = target.loss_function
@@ -443,17 +524,17 @@ def _replace_loss(target: nn.Module | type[nn.Module], report: Report) -> None:
     report.replaced["cross_entropy", _name(target)] += 1
 
 
-def _restore(target: nn.Module | type[nn.Module]) -> int:
+def _restore(target: Any) -> int:
     """Undo what patch did to a target; the number of changes."""
-    changes = 0
+    is_class, changes = isinstance(target, type), 0
     original = getattr(vars(target).get("forward"), _REPLACES, None)
     if original is not None:
-        if isinstance(target, type):
+        if is_class:
             target.forward = original
         else:
             del target.forward
         changes += 1
-    if isinstance(target, type):
+    if is_class:
         own = vars(target).get("loss_function")
         if hasattr(getattr(own, "fget", None), _REPLACES):
             del target.loss_function

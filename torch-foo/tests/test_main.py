@@ -1,0 +1,111 @@
+"""`python -m torch_foo`, which prints what a bug report needs."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch_foo
+
+
+def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, **env},
+        text=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    done = run("-m", "torch_foo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def facts(printed: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\w.*?): +(\S.*)$", printed, re.MULTILINE))
+
+
+def test_facts(printed):
+    found = facts(printed)
+    info = torch_foo.build_info()
+    folder = Path(torch_foo.__file__).parent
+    assert found["torch_foo"] == f"{info.torch_foo} ({folder})"
+    assert found["torch"].startswith(f"{torch.__version__} (")
+    assert found["SIMD target"] == info.simd_target
+    assert found["CUDA in foo_core"] == ("yes" if info.cuda else "no")
+    assert found["CUDA in torch"] == (torch.version.cuda or "no")
+    assert found["Python"] == f"{platform.python_version()} ({sys.executable})"
+    assert found["autoload"] == "yes"
+    assert found.keys() >= {"threads", "transformers", "system"}
+
+
+def test_libraries(printed):
+    found = facts(printed)
+    operators = Path(found["operators"])
+    assert operators.name == "libtorch_foo.so"
+    assert operators.is_file()
+    version, path = re.fullmatch(r"(\S+) \((.*)\)", found["foo_core"]).groups()
+    assert version == torch_foo.build_info().foo_core
+    assert Path(path).name.startswith("libfoo_core.so")
+    assert Path(path).is_file()
+
+
+def test_every_operator_is_tested(printed):
+    tested = set(re.findall(r"^  (\w+) +ok$", printed, re.MULTILINE))
+    operators = {n for n in torch_foo.ops.__all__ if not n.endswith("_")}
+    assert tested == operators, "add arguments in torch_foo/__main__.py"
+    assert re.search(r"^all ok \(\d+\.\d\d s\)$", printed, re.MULTILINE)
+
+
+def test_autoload_that_is_turned_off():
+    done = run("-m", "torch_foo", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert facts(done.stdout)["autoload"] == (
+        "no: TORCH_DEVICE_BACKEND_AUTOLOAD is '0'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "instead", "reason"),
+    [
+        ("add", "lambda a, b: a + b + 1e-4", "AssertionError: Tensor-likes"),
+        ("add_rms_norm", "lambda x, *_: x[0]", "AssertionError: The values"),
+        (
+            "quantize_int8_rowwise",
+            "lambda x: torch_foo.reference.quantize_int8_rowwise(x)[0]",
+            "ValueError: zip",
+        ),
+        ("rope", "lambda *_: 1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+    ids=["inexact", "wrong shape", "incomplete", "raises"],
+)
+def test_broken_operator(op, instead, reason):
+    done = run(
+        "-c",
+        f"import runpy, torch_foo; torch_foo.{op} = {instead}; "
+        "runpy.run_module('torch_foo', run_name='__main__')",
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = re.findall(r"^.*FAILED: .*$", done.stdout, re.MULTILINE)
+    assert line.startswith(f"  {op:<24}FAILED: torch.float32: {reason}")
+    assert "1 FAILED" in done.stdout
+
+
+def test_help():
+    done = run("-m", "torch_foo", "--help")
+    assert done.returncode == 0
+    assert "usage: python -m torch_foo" in done.stdout
+    assert "What a bug report about torch_foo needs" in done.stdout
+
+
+def test_unknown_argument():
+    done = run("-m", "torch_foo", "--verbose")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "unrecognized arguments: --verbose" in done.stderr
