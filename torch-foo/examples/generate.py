@@ -158,7 +158,9 @@ def main() -> int:
         help="timed runs of each, in turns (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    prompt = " ".join(arguments.prompt) or PROMPT
+    prompt = " ".join(arguments.prompt) if arguments.prompt else PROMPT
+    if not prompt.strip():
+        parser.error("the prompt is empty")
 
     tokenizer, model = common.load(arguments.model)
     model.eval()

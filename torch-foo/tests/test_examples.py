@@ -175,6 +175,7 @@ def test_differences_are_told(
         ("generate.py --model MODEL --tokens 0", "at least 2"),
         ("generate.py --model MODEL --tokens x", "'x', expected a whole"),
         ("generate.py --model MODEL --rounds 0", "at least 1"),
+        ("generate.py --model MODEL BLANK", "the prompt is empty"),
         ("generate.py --model MODEL --plot a.svg", "does not end in .png"),
         ("generate.py --model MODEL --plot no/a.png", "there is no folder no"),
         ("train.py --model MODEL", "are required: --text"),
@@ -201,7 +202,7 @@ def test_wrong_arguments(
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").write_text(" \n")
     Path("LATIN1").write_bytes("dög".encode("latin-1"))
-    known = {"MODEL": model, "TEXT": text}
+    known = {"MODEL": model, "TEXT": text, "BLANK": " "}
     script, *words = (known.get(word, word) for word in arguments.split())
     assert run(monkeypatch, script, *words) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
