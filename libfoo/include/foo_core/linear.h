@@ -9,8 +9,9 @@
 /// rounded once; float64 in float64. Strides are arbitrary. A row is one slice
 /// along the last dimension.
 ///
-/// With few rows the time is that of reading weight once from memory. With
-/// many it is that of the arithmetic, for which a BLAS has better kernels.
+/// With a few rows of float32, or one of 16-bit numbers, the time is that of
+/// reading weight once from memory. With many it is that of the arithmetic, for
+/// which a BLAS has better kernels.
 ///
 /// out may overlap nothing else: InvalidArgument.
 #pragma once

@@ -97,10 +97,13 @@ void Products(const LinearBlock& block, int64_t k) {
   for (int r = 0; r < block.rows; ++r) {
     auto* out = static_cast<T*>(block.out[r].data);
     for (int j = 0; j < kCount; ++j) {
+      double y = sums[r][j];
+      if (bias != nullptr) {
+        const auto b = LoadN(bias + j * block.bias.stride, 1);
+        y += static_cast<double>(hn::GetLane(b.a));
+      }
       using C = Compute<T>;
-      auto y = Pair<C>::Set(static_cast<C>(sums[r][j]));
-      if (bias != nullptr) y = y + LoadN(bias + j * block.bias.stride, 1);
-      StoreN(y, out + j * block.out[r].stride, 1);
+      StoreN(Pair<C>::Set(static_cast<C>(y)), out + j * block.out[r].stride, 1);
     }
   }
 }

@@ -374,8 +374,8 @@ def linear(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Compute ``x @ weight.T + bias``, rounded once; for few rows, in the time
-    it takes to read ``weight``.
+    """Compute ``x @ weight.T + bias``, rounded once. Made for few rows of
+    float32, and one of bfloat16, as in a generated token.
 
     Args:
         x: (..., k), float32, float64, float16 or bfloat16, any strides.
@@ -392,7 +392,7 @@ def linear(
         RuntimeError: for arguments that do not fit together. Nothing has been
             written then.
 
-    Source: ``torch.nn.functional.linear``, which is faster for many rows.
+    Source: ``torch.nn.functional.linear``, which is faster for more.
 
     >>> weight = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
     >>> torch_foo.linear(torch.tensor([1.0, 1.0]), weight)
