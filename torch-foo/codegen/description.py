@@ -1,180 +1,49 @@
-"""ops.yaml as Python objects, and what can be wrong with it.
+"""Reads the classes of torch_foo/operators, and says what is wrong in them.
 
-Schemas are parsed by torchgen, which comes with PyTorch. Nothing here imports
-torch or torch_foo: functions that ops.yaml names are looked up in the source.
+Schemas are parsed by torchgen, which comes with PyTorch. Native code is neither
+needed nor loaded: the classes are tried with their reference formulas.
 """
 
 import ast
+import importlib
+import inspect
+import keyword
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+import sys
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import util
-from keyword import iskeyword
 from pathlib import Path
+from typing import Any
 
-import yaml
-from mapping import EntryError, Mapping, entries
-from torchgen.model import (
-    Argument,
-    FunctionSchema,
-    OptionalType,
-    Return,
-    Type,
-)
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # it may be half-built
+import torch
+from torchgen.model import Argument, FunctionSchema, OptionalType, Return, Type
 
-# The types in use that LibTorch's stable ABI has from torch 2.10 on, with what
-# their defaults may be.
-TYPES: dict[str, tuple[type, ...]] = {
-    "Tensor": (),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
+# The types that LibTorch's stable ABI has from torch 2.10 on, as C++ sees them.
+TYPES = {
+    "Tensor": "Tensor",
+    "int": "std::int64_t",
+    "float": "double",
+    "bool": "bool",
+    "str": "std::string",
 }
 # What the generated functions call something else.
-RESERVED = ("ctx", "inputs", "is_special", "out", "output", "result")
-DEVICES = ("CPU", "CUDA")
-KEYS = (
-    "func",
-    "dispatch",
-    "variants",
-    "inplace",
-    "tags",
-    "fake",
-    "derivatives",
-    "output_differentiability",
-    "internal_results",
-    "vmap",
-    "autocast",
-    "doc",
-)
+RESERVED = ("is_special", "out")
+SECTIONS = ("Args", "Returns", "Source")
 
 
 class DescriptionError(Exception):
-    """All that is wrong with ops.yaml, a line each, with what to do."""
+    """Everything that is wrong with the operators, one line each."""
 
 
-@dataclass(frozen=True)
-class Derivative:
-    """The gradients of some arguments, computed by one expression."""
+class Wrong(Exception):
+    """One thing that is wrong, and the attribute where."""
 
-    arguments: tuple[str, ...]
-    formula: str
-    """The expression, as a backward function has it."""
-    tensors: tuple[str, ...]
-    """The arguments and results whose elements it needs."""
-    shapes: tuple[str, ...]
-    """The tensors of which it needs the shape."""
-    values: tuple[str, ...]
-    """The other arguments that it needs."""
-
-
-@dataclass(frozen=True)
-class Doc:
-    """What users read about an operator. Empty where nothing is to be said."""
-
-    summary: str
-    args: dict[str, str]
-    out: str
-    returns: str
-    source: str
-    example: str
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One entry of ops.yaml."""
-
-    line: int
-    schema: FunctionSchema
-    dispatch: dict[str, str]
-    """For each dispatch key the kernel, a C++ function."""
-    has_out: bool
-    inplace: dict[str, str]
-    """For each argument that NAME_ writes to the result that goes there."""
-    tags: tuple[str, ...]
-    fake: str
-    """A call of a function in _fake.py."""
-    derivatives: tuple[Derivative, ...]
-    differentiable: tuple[bool, ...]
-    """For each result whether it has a gradient."""
-    internal_results: tuple[str, ...]
-    """The results that the Python function keeps to itself."""
-    vmap: str
-    autocast: str
-    doc: Doc | None
-
-    @property
-    def name(self) -> str:
-        return str(self.schema.name)
-
-    @property
-    def public(self) -> bool:
-        return not self.name.startswith("_")
-
-    @property
-    def arguments(self) -> tuple[Argument, ...]:
-        return self.schema.arguments.flat_non_out
-
-    @property
-    def tensors(self) -> tuple[Argument, ...]:
-        return tuple(a for a in self.arguments if a.type.is_tensor_like())
-
-    @property
-    def results(self) -> tuple[Return, ...]:
-        return self.schema.returns
-
-    def names(self) -> Iterator[str]:
-        """All names that it takes in the dispatcher."""
-        yield self.name
-        if self.derivatives:
-            yield f"_{self.name}"
-        if self.has_out:
-            yield f"_{self.name}_out"
-        if self.inplace:
-            yield f"{self.name}_"
-            yield f"_{self.name}_"
-
-
-def load(path: Path, package: Path) -> list[Operator]:
-    """Read ops.yaml; `package` has the Python modules that it refers to."""
-    modules = {
-        name: _functions(package / f"{name}.py")
-        for name in ("_fake", "_derivatives", "_vmap")
-    }
-    operators: list[Operator] = []
-    wrong: list[EntryError] = []
-    lines: dict[str, int] = {}
-    try:
-        for node in entries(path.read_text()):
-            try:
-                line = node.start_mark.line + 1
-                entry = Mapping(node, "an operator", line)
-                operator = _operator(entry, modules)
-                for name in operator.names():
-                    first = lines.setdefault(name, operator.line)
-                    if first != operator.line:
-                        raise EntryError(
-                            operator.line,
-                            f"func: {operator.name} needs the name {name}, "
-                            f"which is taken in line {first}; rename or remove "
-                            "one of them",
-                        )
-                operators.append(operator)
-            except EntryError as error:
-                wrong.append(error)
-    except EntryError as error:
-        wrong.append(error)
-    if wrong:
-        messages = [" ".join(str(error).split()) for error in wrong]
-        raise DescriptionError(
-            "\n".join(
-                f"{path.name}:{error.line}: {message}"
-                for error, message in zip(wrong, messages, strict=True)
-            )
-        )
-    return operators
+    def __init__(self, attribute: str, message: str) -> None:
+        super().__init__(message)
+        self.attribute = attribute
 
 
 def base_type(type_: Type) -> str:
@@ -182,395 +51,431 @@ def base_type(type_: Type) -> str:
     return str(type_.elem if isinstance(type_, OptionalType) else type_)
 
 
+@dataclass(frozen=True)
+class Operator:
+    """An operator's class, its parsed schema and its docstring in sections."""
+
+    definition: Any
+    schema: FunctionSchema
+    doc: dict[str, str]
+    """The sections; "" is the summary with what follows it."""
+
+    @property
+    def name(self) -> str:
+        return str(self.schema.name)
+
+    @property
+    def is_public(self) -> bool:
+        return bool(self.definition.is_public())
+
+    @property
+    def kernel(self) -> str:
+        """The name of the C++ function."""
+        return self.name.removeprefix("_")
+
+    @property
+    def has_out(self) -> bool:
+        return "out" in self.definition.variants
+
+    @property
+    def inplace(self) -> dict[str, str]:
+        """The argument that each result is written to by NAME_, if it is."""
+        return dict(self.definition.inplace)
+
+    @property
+    def has_gradients(self) -> bool:
+        return self.definition.backward is not None
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        return self.schema.arguments.flat_non_out
+
+    @property
+    def keywords(self) -> set[str]:
+        return {a.name for a in self.schema.arguments.flat_kwarg_only}
+
+    @property
+    def tensors(self) -> list[Argument]:
+        return [a for a in self.arguments if a.type.is_tensor_like()]
+
+    @property
+    def results(self) -> tuple[Return, ...]:
+        return self.schema.returns
+
+    @property
+    def public_results(self) -> list[Return]:
+        internal = self.definition.internal_results
+        return [r for r in self.results if r.name not in internal]
+
+
+def load(package: Path) -> list[Operator]:
+    """Read the operators of a folder torch_foo."""
+    base, classes = _import(package)
+    operators, wrong = [], []
+    taken: dict[str, Any] = {}
+    for cls in classes:
+        name, place = cls.__name__, f"{_relative(cls.file, package)}:"
+        try:
+            operator = _operator(cls, base)
+            for each in names(operator):
+                if first := taken.get(each):
+                    where = f"{_relative(first.file, package)}:{first.line}"
+                    raise Wrong("", f"the name {each} is taken in {where}")
+            taken.update(dict.fromkeys(names(operator), cls))
+            _try_samples(operator)
+            operators.append(operator)
+        except Wrong as error:
+            line = _line(cls, error.attribute)
+            text = " ".join(str(error).split())
+            wrong.append(f"{place}{line}: {name}: {text}")
+    if wrong:
+        raise DescriptionError("\n".join(wrong))
+    return operators
+
+
+def _import(package: Path) -> tuple[Any, list[Any]]:
+    """Import torch_foo.operators without torch_foo, which loads native code."""
+
+    def ours() -> list[str]:
+        return [n for n in sys.modules if n.partition(".")[0] == "torch_foo"]
+
+    before = {name: sys.modules.pop(name) for name in ours()}
+    stub = types.ModuleType("torch_foo")
+    stub.__path__ = [str(package)]
+    sys.modules["torch_foo"] = stub
+    importlib.invalidate_caches()
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        base = importlib.import_module("torch_foo.operators.base").Operator
+        importlib.import_module("torch_foo.operators")
+        return base, sorted(base.defined, key=lambda o: (o.file, o.line))
+    except Exception as error:
+        raise DescriptionError(_import_message(error, package)) from error
+    finally:
+        sys.dont_write_bytecode = writes
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _import_message(error: Exception, package: Path) -> str:
+    place = str(package / "operators")
+    if isinstance(error, SyntaxError):
+        place = f"{_relative(error.filename or place, package)}:{error.lineno}"
+    else:
+        trace = error.__traceback__
+        while trace:
+            file = trace.tb_frame.f_code.co_filename
+            if file.startswith(str(package)):
+                place = f"{_relative(file, package)}:{trace.tb_lineno}"
+            trace = trace.tb_next
+    return f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _relative(file: str, package: Path) -> str:
+    path = Path(file)
+    return str(path.relative_to(package) if path.is_absolute() else path)
+
+
+def _line(cls: Any, attribute: str) -> int:
+    """The line of a class's attribute, or of the class if it has none."""
+    for node in ast.walk(ast.parse(Path(cls.file).read_text())):
+        if not isinstance(node, ast.ClassDef) or node.lineno != cls.line:
+            continue
+        for item in node.body:
+            targets = getattr(item, "targets", [item])
+            names = [getattr(t, "id", getattr(t, "name", "")) for t in targets]
+            if attribute in names:
+                return item.lineno
+    return int(cls.line)
+
+
 # --- one operator -----------------------------------------------------------
 
 
-def _operator(entry: Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
-    entry.only(KEYS)
-    schema = _schema(entry.text("func"), entry.line_of("func"))
-    name, results = str(schema.name), schema.returns
-    arguments = {a.name: a for a in schema.arguments.flat_non_out}
-    has_tensors = any(a.type.is_tensor_like() for a in arguments.values())
-    has_out = bool(entry.choice("variants", ["out"]))
-    if has_out and [str(r.type) for r in results] != ["Tensor"]:
-        raise EntryError(
-            entry.line_of("variants"),
-            "variants: out is for one result, a Tensor, but "
-            f"{name} has {', '.join(str(r.type) for r in results)}; "
-            "remove it, or use `inplace`",
+def _operator(cls: Any, base: Any) -> Operator:
+    known = {name for name in vars(base) if not name.startswith("__")}
+    known |= set(base.__annotations__)
+    for name in vars(cls):
+        if not name.startswith("_") and name not in known:
+            raise Wrong(name, f"unknown attribute {name}; see class Operator")
+    for name, why in [
+        ("schema", "write it as in native_functions.yaml"),
+        ("reference", "it defines the operator"),
+        ("fake", "without it torch.compile cannot trace the operator"),
+        ("vmap", "torch.func needs it for gradients, too"),
+        ("samples", "tests take their arguments from it"),
+    ]:
+        if name not in vars(cls):
+            raise Wrong("", f"{name} is missing: {why}")
+    if (cls.backward is None) != (cls.setup_context is None):
+        raise Wrong(
+            "backward" if cls.setup_context is None else "setup_context",
+            "setup_context and backward go together",
         )
-    if has_out and not has_tensors:
-        raise EntryError(
-            entry.line_of("variants"),
-            f"variants: {name} takes no tensor to compare out with; remove it",
-        )
-
-    flags = entry.choices("output_differentiability", ["true", "false"])
-    if flags and len(flags) != len(results):
-        raise EntryError(
-            entry.line_of("output_differentiability"),
-            f"output_differentiability: {len(flags)} values, but {name} has "
-            f"{len(results)} results",
-        )
-    differentiable = tuple(f == "true" for f in flags) or (True,) * len(results)
-
-    fake = ""
-    if "fake" in entry:
-        line = entry.line_of("fake")
-        call = _call(entry.text("fake"), modules, "_fake", line)
-        for word in _names(call):
-            if word not in arguments:
-                raise EntryError(
-                    line,
-                    f"fake: {name} has no argument {word}; use "
-                    f"{', '.join(arguments)}",
-                )
-        fake = ast.unparse(call)
-    elif has_tensors:
-        raise EntryError(
-            entry.line,
-            f"{name} has no fake kernel, without which torch.compile cannot "
-            "trace it; add `fake: FUNCTION(...)`, a function of _fake.py",
-        )
-    if "derivatives" in entry and "vmap" not in entry:
-        raise EntryError(
-            entry.line_of("derivatives"),
-            f"derivatives: {name} has no vmap rule, which torch.func needs "
-            "for gradients too; add `vmap: FUNCTION`, of _vmap.py",
-        )
-    return Operator(
-        line=entry.line,
-        schema=schema,
-        dispatch=_dispatch(entry, name),
-        has_out=has_out,
-        inplace=_inplace(entry, arguments.values(), results),
-        internal_results=_internal_results(entry, results),
-        tags=entry.choices("tags", _all_tags()),
-        fake=fake,
-        derivatives=_derivatives(entry, schema, differentiable, modules),
-        differentiable=differentiable,
-        vmap=entry.choice("vmap", modules["_vmap"]),
-        autocast=entry.choice("autocast", ["promote"]),
-        doc=_doc(entry, name, arguments, has_out),
-    )
+    operator = Operator(cls, _schema(cls), _sections(cls))
+    _check_choices(operator)
+    _check_doc(operator)
+    return operator
 
 
-def _schema(text: str, line: int) -> FunctionSchema:
+def _schema(cls: Any) -> FunctionSchema:
+    text = cls.schema
     name = text.partition("(")[0]
     if "." in name or name.endswith("_") or re.search(r"Tensor\([a-z]", text):
-        raise EntryError(
-            line,
-            f"func: {name} is a variant; describe the operator that "
-            "returns new tensors, and add `variants: out` or `inplace: ...`",
+        raise Wrong(
+            "schema",
+            f"{name} is a variant; describe the operator that returns new "
+            'tensors, and add variants = ("out",) or inplace = {...}',
         )
     try:
         schema = FunctionSchema.parse(text)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise EntryError(
-            line,
-            f"func: torchgen cannot parse {text!r}"
+        raise Wrong(
+            "schema",
+            f"torchgen cannot parse {text!r}"
             + (f" ({reason})" if reason else "")
-            + "; write it as in native_functions.yaml, "
-            "`name(Tensor x, float eps=1e-6) -> Tensor`",
+            + "; an example is `name(Tensor x, float eps=1e-6) -> Tensor`",
         ) from error
+    if name != cls.__name__:
+        raise Wrong("schema", f"the schema is of {name}, not {cls.__name__}")
     values = (*schema.arguments.flat_non_out, *schema.returns)
     for value in values:
         if base_type(value.type) not in TYPES:
-            raise EntryError(
-                line,
-                f"func: {value.name or 'the result'} is a {value.type}, which "
-                "cannot cross the stable ABI; use one of "
-                f"{', '.join(TYPES)}, or that with a question mark",
+            raise Wrong(
+                "schema",
+                f"{value.name or 'the result'} is a {value.type}, which cannot "
+                f"cross the stable ABI; use one of {', '.join(TYPES)}, or that "
+                "with a question mark",
             )
     if not schema.returns:
-        raise EntryError(
-            line, f"func: {name} returns nothing; let it return a new tensor"
-        )
-    if len(schema.returns) > 1 and not all(r.name for r in schema.returns):
-        raise EntryError(
-            line,
-            "func: give the results names, as in "
-            "`-> (Tensor first, Tensor second)`",
-        )
+        raise Wrong("schema", "it returns nothing; let it return a new tensor")
     names = [v.name for v in values if v.name]
-    for word in (name, *names):
-        if (
-            not re.fullmatch(r"[A-Za-z_]\w*", word)
-            or iskeyword(word)
-            or word in RESERVED
-            or names.count(word) > 1
-        ):
-            raise EntryError(
-                line,
-                f"func: {word!r} is no name, is there twice or has another "
-                "meaning in the generated Python; choose another",
-            )
-    _check_defaults(schema, line)
+    if len(schema.returns) > 1 and not all(r.name for r in schema.returns):
+        raise Wrong(
+            "schema", "several results need names: `-> (Tensor a, ...)`"
+        )
+    for word in names:
+        if keyword.iskeyword(word):
+            raise Wrong("schema", f"{word!r} is a keyword of Python")
+        if word in RESERVED:
+            raise Wrong("schema", f"{word!r} has a meaning in generated code")
+        if names.count(word) > 1:
+            raise Wrong("schema", f"{word!r} occurs twice")
+    for argument in schema.arguments.flat_non_out:
+        if argument.default is None:
+            continue
+        try:
+            ast.literal_eval(argument.default)
+        except (SyntaxError, ValueError):
+            raise Wrong(
+                "schema",
+                f"the default of {argument.name}, {argument.default}, is not "
+                "a literal of Python",
+            ) from None
     return schema
 
 
-def _check_defaults(schema: FunctionSchema, line: int) -> None:
-    """Check that they mean the same in Python, where nobody else looks."""
-    previous = ""
-    for argument in schema.arguments.flat_non_out:
-        if argument in schema.arguments.flat_kwarg_only:
-            previous = ""
-        if argument.default is None:
-            if previous:
-                raise EntryError(
-                    line,
-                    f"func: {argument.name} comes after {previous}, which has "
-                    "a default; give it one too, or put it first",
+def _check_choices(operator: Operator) -> None:
+    cls = operator.definition
+    results = [r.name or "result" for r in operator.results]
+    arguments = [a.name for a in operator.tensors]
+    for attribute, given, allowed in [
+        ("variants", cls.variants, ["out"]),
+        ("autocast", [cls.autocast] if cls.autocast else [], ["promote"]),
+        ("tags", cls.tags, [t for t in dir(torch.Tag) if t.islower()]),
+        ("internal_results", cls.internal_results, results[1:]),
+        ("inplace", cls.inplace, results),
+        ("inplace", cls.inplace.values(), arguments),
+        ("peers", cls.peers, ["eager", "built-in", "built-in out"]),
+    ]:
+        for word in given:
+            if word not in allowed:
+                raise Wrong(
+                    attribute,
+                    f"{attribute}: {word!r} is none of {', '.join(allowed)}",
                 )
-            continue
-        previous = argument.name
-        try:
-            value = ast.literal_eval(argument.default)
-        except (SyntaxError, ValueError):
-            value = ...
-        types = TYPES[base_type(argument.type)]
-        if isinstance(argument.type, OptionalType):
-            types = (*types, type(None))
-        if type(value) not in types:
-            raise EntryError(
-                line,
-                f"func: {argument.default} is no default for "
-                f"{argument.type} {argument.name}; write one as in Python",
-            )
-
-
-def _dispatch(entry: Mapping, name: str) -> dict[str, str]:
-    if "dispatch" not in entry:
-        return dict.fromkeys(DEVICES, name)
-    mapping = entry.mapping("dispatch")
-    mapping.only((*DEVICES, "CompositeExplicitAutograd"), "dispatch key")
-    for key in mapping:
-        if not re.fullmatch(r"[A-Za-z]\w*", mapping.text(key)):
-            raise EntryError(
-                mapping.line_of(key),
-                f"dispatch: {mapping.text(key)!r} is no C++ function's name",
-            )
-    return {key: mapping.text(key) for key in mapping}
-
-
-def _inplace(
-    entry: Mapping, arguments: Iterable[Argument], results: Iterable[Return]
-) -> dict[str, str]:
-    if "inplace" not in entry:
-        return {}
-    mapping = entry.mapping("inplace")
-    names = [r.name or "result" for r in results]
-    mapping.only(names, "result")
-    tensors = [a.name for a in arguments if str(a.type) == "Tensor"]
-    written: dict[str, str] = {}
-    for result in names:
-        argument = mapping.text(result)
-        if argument not in tensors or argument in written:
-            raise EntryError(
-                mapping.line_of(result),
-                f"inplace: {argument} is no Tensor argument, or is written "
-                f"twice; use each of {', '.join(tensors)} at most once",
-            )
-        written[argument] = result
-    return written
-
-
-def _internal_results(
-    entry: Mapping, results: Iterable[Return]
-) -> tuple[str, ...]:
-    names = [str(r.name) for r in results]
-    internal = entry.choices("internal_results", names)
-    if internal and list(internal) != names[1:][-len(internal) :]:
-        raise EntryError(
-            entry.line_of("internal_results"),
-            f"internal_results are to be the last of {', '.join(names)}, in "
-            "this order, and not all",
+    if cls.variants and [str(r.type) for r in operator.results] != ["Tensor"]:
+        raise Wrong(
+            "variants", "out is for operators with one result, a Tensor"
         )
-    return internal
+    if cls.inplace and set(cls.inplace) != set(results):
+        raise Wrong(
+            "inplace", f"name an argument for each of {', '.join(results)}"
+        )
 
 
-def _doc(
-    entry: Mapping, name: str, arguments: Collection[str], has_out: bool
-) -> Doc | None:
-    if "doc" not in entry and name.startswith("_"):
-        return None
-    doc = entry.mapping("doc")
-    doc.only(["summary", "args", "out", "returns", "source", "example"])
-    args = doc.mapping("args")
-    args.only(arguments, "argument")
-    return Doc(
-        summary=doc.text("summary"),
-        args={a: args.text(a) for a in arguments},
-        out=doc.text("out", None if has_out else ""),
-        returns=doc.text("returns", "A new contiguous tensor."),
-        source=doc.text("source"),
-        example=doc.text("example"),
+# --- its docstring ----------------------------------------------------------
+
+
+def _sections(cls: Any) -> dict[str, str]:
+    """Split a docstring at its headings; what is not indented has none."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    heading = rf"^({'|'.join(SECTIONS)}):[ \n]"
+    parts = re.split(heading, text, flags=re.MULTILINE)
+    sections = {"": parts[0]}
+    sections.update(zip(parts[1::2], parts[2::2], strict=True))
+    last = list(sections)[-1]
+    sections[last], arrow, example = sections[last].partition(">>> ")
+    sections["Example"] = arrow + example
+    return {name: part.strip("\n") for name, part in sections.items()}
+
+
+def parameters(operator: Operator) -> dict[str, str]:
+    """The text about each parameter, in the docstring's order."""
+    text = operator.doc.get("Args", "")
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(part.split()) for name, part in found}
+
+
+def _check_doc(operator: Operator) -> None:
+    doc = operator.doc
+    if not doc[""]:
+        raise Wrong("", "the docstring is missing")
+    if not operator.is_public:
+        return
+    wanted = [a.name for a in operator.arguments]
+    if operator.has_out:
+        wanted.append("out")
+    if list(parameters(operator)) != wanted:
+        raise Wrong(
+            "",
+            f"the docstring's Args are {', '.join(parameters(operator))}, "
+            f"expected {', '.join(wanted)}",
+        )
+    needed = ["Source", "Example"] + ["Returns"] * (not operator.has_out)
+    for section in needed:
+        if not doc.get(section):
+            raise Wrong("", f"the docstring has no {section}")
+
+
+# --- its samples ------------------------------------------------------------
+
+
+class _Context:
+    """What setup_context and backward see in place of autograd's context."""
+
+    def __init__(self, args: list[Any]) -> None:
+        self.needs_input_grad = [isinstance(a, torch.Tensor) for a in args]
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    def mark_non_differentiable(self, *tensors: Any) -> None:
+        pass
+
+
+def _try_samples(operator: Operator) -> None:
+    """Try the reference, the fake kernel and the gradients on each sample."""
+    samples = _called(
+        "samples", "", lambda: list(operator.definition.samples())
     )
+    if not samples:
+        raise Wrong("samples", "there is none")
+    for sample in samples:
+        if not sample.is_large:
+            _try_sample(operator, sample)
 
 
-# --- expressions ------------------------------------------------------------
-
-
-def _call(
-    text: str, modules: dict[str, tuple[str, ...]], module: str, line: int
-) -> ast.Call:
-    """Parse a call of a function of a module."""
-    key = module.removeprefix("_")
+def _called(attribute: str, sample: str, function: Any) -> Any:
     try:
-        expression = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise EntryError(
-            line, f"{key}: {text!r} is not Python; write FUNCTION(...)"
+        return function()
+    except Exception as error:
+        text = str(error).split("\n")[0]
+        raise Wrong(
+            attribute,
+            f"{sample}{attribute} raises {type(error).__name__}: {text}",
         ) from error
-    called = isinstance(expression, ast.Call) and ast.unparse(expression.func)
-    if called not in modules[module]:
-        raise EntryError(
-            line,
-            f"{key}: {text!r} does not call a function of {module}.py; use "
-            f"one of {', '.join(modules[module])}, or add one there",
+
+
+def _try_sample(operator: Operator, sample: Any) -> None:
+    cls, where = operator.definition, f"sample {sample.name!r}: "
+    made = _called("samples", where, lambda: sample.args(torch.float64))
+    args = [*made]
+    for argument in operator.arguments[len(made) :]:
+        if argument.name in sample.named:
+            args.append(sample.named[argument.name])
+        elif argument.default is not None:
+            args.append(ast.literal_eval(argument.default))
+    if len(args) != len(operator.arguments):
+        raise Wrong(
+            "samples",
+            f"{where}{len(args)} arguments, but the schema has "
+            f"{len(operator.arguments)}",
         )
-    assert isinstance(expression, ast.Call)
-    return expression
-
-
-def _names(call: ast.Call) -> Iterator[str]:
-    """The variables in the arguments of a call."""
-    for argument in (*call.args, *(k.value for k in call.keywords)):
-        for node in ast.walk(argument):
-            if isinstance(node, ast.Name):
-                yield node.id
-
-
-def _derivatives(
-    entry: Mapping,
-    schema: FunctionSchema,
-    differentiable: tuple[bool, ...],
-    modules: dict[str, tuple[str, ...]],
-) -> tuple[Derivative, ...]:
-    if "derivatives" not in entry:
-        return ()
-    mapping = entry.mapping("derivatives")
-    tensors = {
-        a.name: a
-        for a in schema.arguments.flat_non_out
-        if a.type.is_tensor_like()
-    }
-    groups = {key: [a.strip() for a in key.split(",")] for key in mapping}
-    given = {f"wants_{name}" for group in groups.values() for name in group}
-    if len(schema.returns) == 1:
-        given.add("grad")
-    else:
-        pairs = zip(schema.returns, differentiable, strict=True)
-        given |= {f"grad_{result.name}" for result, has in pairs if has}
-    derivatives: list[Derivative] = []
-    seen: set[str] = set()
-    for key, arguments in groups.items():
-        line = mapping.line_of(key)
-        for argument in arguments:
-            if argument not in tensors:
-                raise EntryError(
-                    line,
-                    f"derivatives: {schema.name} has no tensor {argument}; "
-                    f"use one of {', '.join(tensors)}",
-                )
-            if argument in seen:
-                raise EntryError(
-                    line, f"derivatives: {argument} is there twice"
-                )
-            if tensors[argument] in schema.arguments.flat_kwarg_only:
-                raise EntryError(
-                    line,
-                    f"derivatives: torch.library has none for {argument}, a "
-                    "keyword-only tensor; put it before the * in func",
-                )
-            seen.add(argument)
-        call = _call(mapping.text(key), modules, "_derivatives", line)
-        derivatives.append(
-            _derivative(tuple(arguments), call, schema, given, line)
+    expected = _tuple(_called("reference", where, lambda: cls.reference(*args)))
+    fakes = _tuple(
+        _called("fake", where, lambda: cls.fake(*map(_to_meta, args)))
+    )
+    if len(fakes) != len(operator.results):
+        raise Wrong(
+            "fake",
+            f"{where}{len(fakes)} results, but the schema has "
+            f"{len(operator.results)}",
         )
-    return tuple(derivatives)
-
-
-def _derivative(
-    arguments: tuple[str, ...],
-    call: ast.Call,
-    schema: FunctionSchema,
-    given: set[str],
-    line: int,
-) -> Derivative:
-    inputs = {a.name: a.type for a in schema.arguments.flat_non_out}
-    results = [r.name or "result" for r in schema.returns]
-    if both := given & {*inputs, *results}:
-        raise EntryError(
-            line,
-            f"derivatives: an argument or result is called {min(both)}, as a "
-            "gradient is here; rename it",
+    for fake, real in zip(fakes, expected, strict=False):
+        if _describe(fake) != _describe(real):
+            raise Wrong(
+                "fake",
+                f"{where}fake returns {_describe(fake)}, but reference "
+                f"{_describe(real)}",
+            )
+    if not operator.has_gradients:
+        return
+    results = list(expected) + [
+        torch.zeros_like(f, device="cpu") for f in fakes
+    ]
+    del results[len(expected) : 2 * len(expected)]
+    output = results[0] if len(results) == 1 else tuple(results)
+    context = _Context(args)
+    _called(
+        "setup_context", where, lambda: cls.setup_context(context, args, output)
+    )
+    grads = [torch.ones_like(r) for r in results]
+    found = _tuple(
+        _called("backward", where, lambda: cls.backward(context, *grads))
+    )
+    if len(found) != len(args):
+        raise Wrong(
+            "backward",
+            f"{where}backward returns {len(found)} gradients, expected "
+            f"{len(args)}: one for each argument",
         )
-    tensors, shapes, values = [], [], []
-
-    class Saved(ast.NodeTransformer):
-        """Replaces what the forward function keeps in ctx."""
-
-        def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-            name = ast.unparse(node.value)
-            if node.attr != "shape" or name not in (*inputs, *results):
-                raise EntryError(
-                    line,
-                    f"derivatives: `{ast.unparse(node)}`; of a tensor only "
-                    "its .shape can be used, the rest in _derivatives.py",
-                )
-            shapes.append(name)
-            return ast.parse(f"ctx.{name}_shape", mode="eval").body
-
-        def visit_Name(self, node: ast.Name) -> ast.AST:
-            name = node.id
-            if name in given:
-                return node
-            if name in results or (
-                name in inputs and inputs[name].is_tensor_like()
-            ):
-                tensors.append(name)
-                return node
-            if name in inputs:
-                values.append(name)
-                return ast.parse(f"ctx.{name}", mode="eval").body
-            raise EntryError(
-                line,
-                f"derivatives: {name} is unknown; use "
-                f"{', '.join((*inputs, *results, *sorted(given)))}",
+    for argument, value, grad in zip(
+        operator.arguments, args, found, strict=True
+    ):
+        if grad is not None and _describe(grad) != _describe(value):
+            raise Wrong(
+                "backward",
+                f"{where}the gradient of {argument.name} is {_describe(grad)}, "
+                f"but {argument.name} is {_describe(value)}",
             )
 
-    saved = Saved()
-    call.args = [saved.visit(a) for a in call.args]
-    for keyword in call.keywords:
-        keyword.value = saved.visit(keyword.value)
-    return Derivative(
-        arguments,
-        ast.unparse(call),
-        tuple(dict.fromkeys(tensors)),
-        tuple(dict.fromkeys(shapes)),
-        tuple(dict.fromkeys(values)),
-    )
+
+def _tuple(result: Any) -> tuple[Any, ...]:
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
-# --- what there is to refer to ----------------------------------------------
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
-def _functions(source: Path) -> tuple[str, ...]:
-    tree = ast.parse(source.read_text())
-    return tuple(
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-    )
+def _describe(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{dtype} {tuple(value.shape)}"
 
 
-@cache
-def _all_tags() -> tuple[str, ...]:
-    spec = util.find_spec("torchgen")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    root = Path(spec.submodule_search_locations[0])
-    text = (root / "packaged/ATen/native/tags.yaml").read_text()
-    return tuple(entry["tag"] for entry in yaml.safe_load(text))
+def names(operator: Operator) -> Iterator[str]:
+    """All names that an operator takes in the dispatcher."""
+    yield operator.name
+    if operator.is_public and operator.has_gradients:
+        yield f"_{operator.name}"
+    if operator.has_out:
+        yield f"_{operator.name}_out"
+    if operator.inplace:
+        yield f"{operator.name}_"
+        yield f"_{operator.name}_"

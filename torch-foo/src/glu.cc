@@ -9,7 +9,6 @@ namespace {
 
 using foo_core::ConstTensorView;
 using foo_core::GeluApproximation;
-using foo_core::ParallelFor;
 using foo_core::TensorView;
 
 // The halves of a tensor along its last dimension.
@@ -59,52 +58,44 @@ void check(const char* op, const Tensor& gate,
   }
 }
 
-// `cpu` takes (gate, up, out, threads) and `cuda` takes (gate, up, out,
-// stream).
+// `function` is foo_core's, and `a` its arguments after gate and up.
 
-template <class Cpu, class Cuda>
-void launch(const Tensor& gate, const std::optional<Tensor>& up,
-            const Tensor& out, Cpu cpu, Cuda cuda) {
-  const TensorView vout = mutable_view(out);
+template <class F, class... A>
+void into(const Tensor& gate, const std::optional<Tensor>& up,
+          const Tensor& out, F function, A... a) {
   with_gate_and_up(gate, up, [&](const auto& vgate, const auto& vup) {
-    run(
-        gate,
-        [&](const ParallelFor& threads) { cpu(vgate, vup, vout, threads); },
-        [&](void* stream) { cuda(vgate, vup, vout, stream); });
+    launch(gate, function, vgate, vup, a..., mutable_view(out));
   });
 }
 
-template <class Cpu, class Cuda>
+template <class F, class... A>
 Tensor forward(const char* op, const Tensor& gate,
-               const std::optional<Tensor>& up, Cpu cpu, Cuda cuda) {
+               const std::optional<Tensor>& up, F function, A... a) {
   check(op, gate, up);
   Shape shape(gate.sizes());
   if (!up) shape.sizes[shape.ndim - 1] /= 2;
   Tensor out = empty(shape, gate);
-  launch(gate, up, out, cpu, cuda);
+  into(gate, up, out, function, a...);
   return out;
 }
 
-template <class Cpu, class Cuda>
+template <class F, class... A>
 void forward_out(const char* op, const Tensor& gate,
-                 const std::optional<Tensor>& up, const Tensor& out, Cpu cpu,
-                 Cuda cuda) {
+                 const std::optional<Tensor>& up, const Tensor& out, F function,
+                 A... a) {
   check(op, gate, up);
   check_arguments(op, {{"gate", gate}, {"out", out}});
-  launch(gate, up, out, cpu, cuda);
+  into(gate, up, out, function, a...);
 }
 
-// `cpu` takes (grad, gate, up, grad_gate, grad_up, threads) and `cuda` the same
-// with a stream.
-template <class Cpu, class Cuda>
+template <class F, class... A>
 std::tuple<Tensor, Tensor> backward(const char* op, const Tensor& grad,
                                     const Tensor& gate,
                                     const std::optional<Tensor>& up,
-                                    bool wants_gate, bool wants_up, Cpu cpu,
-                                    Cuda cuda) {
+                                    bool wants_gate, bool wants_up, F function,
+                                    A... a) {
   check(op, gate, up);
   check_arguments(op, {{"gate", gate}, {"grad", grad}});
-  const ConstTensorView vgrad = view(grad);
   OptionalResult grad_gate(wants_gate, gate.sizes(), gate);
   OptionalResult grad_up(wants_up && up, gate.sizes(), gate);
   std::optional<Halves<TensorView>> packed;
@@ -112,12 +103,7 @@ std::tuple<Tensor, Tensor> backward(const char* op, const Tensor& grad,
   const TensorView* to_gate = packed ? &packed->first : grad_gate.get();
   const TensorView* to_up = packed ? &packed->second : grad_up.get();
   with_gate_and_up(gate, up, [&](const auto& vgate, const auto& vup) {
-    run(
-        gate,
-        [&](const ParallelFor& threads) {
-          cpu(vgrad, vgate, vup, to_gate, to_up, threads);
-        },
-        [&](void* stream) { cuda(vgrad, vgate, vup, to_gate, to_up, stream); });
+    launch(gate, function, view(grad), vgate, vup, a..., to_gate, to_up);
   });
   return {grad_gate.take(), grad_up.take()};
 }
@@ -129,32 +115,15 @@ GeluApproximation approximation(const char* op, const std::string& name) {
        "', expected 'none' or 'tanh'");
 }
 
-// gelu_mul's kernels with the approximation bound: silu_mul's arguments.
-
-auto gelu_cpu(GeluApproximation a) {
-  return [a](const auto& gate, const auto& up, const auto& out,
-             const ParallelFor& threads) {
-    foo_core::gelu_mul(gate, up, a, out, threads);
-  };
-}
-
-auto gelu_cuda(GeluApproximation a) {
-  return [a](const auto& gate, const auto& up, const auto& out, void* stream) {
-    foo_core::cuda::gelu_mul(gate, up, a, out, stream);
-  };
-}
-
 }  // namespace
 
 Tensor silu_mul(const Tensor& gate, const std::optional<Tensor>& up) {
-  return forward("silu_mul", gate, up, foo_core::silu_mul,
-                 foo_core::cuda::silu_mul);
+  return forward("silu_mul", gate, up, foo_core::silu_mul);
 }
 
 void silu_mul_out(const Tensor& gate, const std::optional<Tensor>& up,
                   const Tensor& out) {
-  forward_out("silu_mul", gate, up, out, foo_core::silu_mul,
-              foo_core::cuda::silu_mul);
+  forward_out("silu_mul", gate, up, out, foo_core::silu_mul);
 }
 
 std::tuple<Tensor, Tensor> silu_mul_backward(const Tensor& grad,
@@ -162,20 +131,19 @@ std::tuple<Tensor, Tensor> silu_mul_backward(const Tensor& grad,
                                              const std::optional<Tensor>& up,
                                              bool wants_gate, bool wants_up) {
   return backward("silu_mul_backward", grad, gate, up, wants_gate, wants_up,
-                  foo_core::silu_mul_backward,
-                  foo_core::cuda::silu_mul_backward);
+                  foo_core::silu_mul_backward);
 }
 
 Tensor gelu_mul(const Tensor& gate, const std::optional<Tensor>& up,
                 const std::string& approximate) {
-  const GeluApproximation a = approximation("gelu_mul", approximate);
-  return forward("gelu_mul", gate, up, gelu_cpu(a), gelu_cuda(a));
+  return forward("gelu_mul", gate, up, foo_core::gelu_mul,
+                 approximation("gelu_mul", approximate));
 }
 
 void gelu_mul_out(const Tensor& gate, const std::optional<Tensor>& up,
                   const std::string& approximate, const Tensor& out) {
-  const GeluApproximation a = approximation("gelu_mul", approximate);
-  forward_out("gelu_mul", gate, up, out, gelu_cpu(a), gelu_cuda(a));
+  forward_out("gelu_mul", gate, up, out, foo_core::gelu_mul,
+              approximation("gelu_mul", approximate));
 }
 
 std::tuple<Tensor, Tensor> gelu_mul_backward(const Tensor& grad,
@@ -184,20 +152,8 @@ std::tuple<Tensor, Tensor> gelu_mul_backward(const Tensor& grad,
                                              const std::string& approximate,
                                              bool wants_gate, bool wants_up) {
   const char* op = "gelu_mul_backward";
-  const GeluApproximation a = approximation(op, approximate);
-  return backward(
-      op, grad, gate, up, wants_gate, wants_up,
-      [a](const auto& vgrad, const auto& vgate, const auto& vup,
-          const TensorView* to_gate, const TensorView* to_up,
-          const ParallelFor& threads) {
-        foo_core::gelu_mul_backward(vgrad, vgate, vup, a, to_gate, to_up,
-                                    threads);
-      },
-      [a](const auto& vgrad, const auto& vgate, const auto& vup,
-          const TensorView* to_gate, const TensorView* to_up, void* stream) {
-        foo_core::cuda::gelu_mul_backward(vgrad, vgate, vup, a, to_gate, to_up,
-                                          stream);
-      });
+  return backward(op, grad, gate, up, wants_gate, wants_up,
+                  foo_core::gelu_mul_backward, approximation(op, approximate));
 }
 
 }  // namespace torch_foo

@@ -11,19 +11,10 @@ void check(const Tensor& x, const Tensor& weight,
   if (bias) check_arguments("linear", {{"x", x}, {"bias", *bias}});
 }
 
-void launch(const Tensor& x, const Tensor& weight,
-            const std::optional<Tensor>& bias, const Tensor& out) {
-  const foo_core::ConstTensorView vx = view(x), vweight = view(weight);
-  const OptionalView vbias(bias);
-  const foo_core::TensorView vout = mutable_view(out);
-  run(
-      x,
-      [&](const foo_core::ParallelFor& threads) {
-        foo_core::linear(vx, vweight, vbias.get(), vout, threads);
-      },
-      [&](void* stream) {
-        foo_core::cuda::linear(vx, vweight, vbias.get(), vout, stream);
-      });
+void into(const Tensor& x, const Tensor& weight,
+          const std::optional<Tensor>& bias, const Tensor& out) {
+  launch(x, foo_core::linear, view(x), view(weight), OptionalView(bias).get(),
+         mutable_view(out));
 }
 
 }  // namespace
@@ -37,7 +28,7 @@ Tensor linear(const Tensor& x, const Tensor& weight,
     shape.sizes[shape.ndim - 1] = weight.sizes()[0];
   }
   Tensor out = empty(shape, x);
-  launch(x, weight, bias, out);
+  into(x, weight, bias, out);
   return out;
 }
 
@@ -45,7 +36,7 @@ void linear_out(const Tensor& x, const Tensor& weight,
                 const std::optional<Tensor>& bias, const Tensor& out) {
   check(x, weight, bias);
   check_arguments("linear", {{"x", x}, {"out", out}});
-  launch(x, weight, bias, out);
+  into(x, weight, bias, out);
 }
 
 }  // namespace torch_foo

@@ -5,12 +5,9 @@
 namespace torch_foo {
 namespace {
 
-using foo_core::ConstTensorView;
 using foo_core::CrossEntropyOptions;
 using foo_core::DType;
-using foo_core::ParallelFor;
 using foo_core::Reduction;
-using foo_core::TensorView;
 
 Reduction reduction_of(const char* op, const std::string& name) {
   if (name == "none") return Reduction::kNone;
@@ -39,27 +36,18 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits,
   const CrossEntropyOptions options =
       check("cross_entropy", logits, target, ignore_index, reduction,
             label_smoothing);
-  const ConstTensorView vlogits = view(logits), vtarget = view(target);
+  const foo_core::ConstTensorView vlogits = view(logits);
   const DType dtype =
       vlogits.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   const bool reduced = options.reduction != Reduction::kNone;
   Tensor loss =
       empty(reduced ? IntHeaderOnlyArrayRef() : target.sizes(), dtype, logits);
   Tensor lse = empty(target.sizes(), DType::kFloat64, logits);
-  const TensorView vloss = mutable_view(loss), vlse = mutable_view(lse);
   const Tensor scratch = empty_bytes(
       foo_core::cross_entropy_scratch_size(vlogits, options), logits);
-  void* to_scratch = reduced ? scratch.mutable_data_ptr() : nullptr;
-  run(
-      logits,
-      [&](const ParallelFor& threads) {
-        foo_core::cross_entropy(vlogits, vtarget, options, vloss, vlse,
-                                to_scratch, threads);
-      },
-      [&](void* stream) {
-        foo_core::cuda::cross_entropy(vlogits, vtarget, options, vloss, vlse,
-                                      to_scratch, stream);
-      });
+  launch(logits, foo_core::cross_entropy, vlogits, view(target), options,
+         mutable_view(loss), mutable_view(lse),
+         reduced ? scratch.mutable_data_ptr() : nullptr);
   return {std::move(loss), std::move(lse)};
 }
 
@@ -75,19 +63,8 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& logits,
   check_device(op, {"grad", grad}, {"logits", logits});
   check_argument(op, {"lse", lse}, DType::kFloat64, {"logits", logits});
   Tensor grad_logits = empty(logits.sizes(), logits);
-  const ConstTensorView vgrad = view(grad), vlogits = view(logits),
-                        vtarget = view(target), vlse = view(lse);
-  const TensorView vgrad_logits = mutable_view(grad_logits);
-  run(
-      logits,
-      [&](const ParallelFor& threads) {
-        foo_core::cross_entropy_backward(vgrad, vlogits, vtarget, vlse, options,
-                                         vgrad_logits, threads);
-      },
-      [&](void* stream) {
-        foo_core::cuda::cross_entropy_backward(vgrad, vlogits, vtarget, vlse,
-                                               options, vgrad_logits, stream);
-      });
+  launch(logits, foo_core::cross_entropy_backward, view(grad), view(logits),
+         view(target), view(lse), options, mutable_view(grad_logits));
   return grad_logits;
 }
 

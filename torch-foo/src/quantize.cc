@@ -14,16 +14,8 @@ std::tuple<Tensor, Tensor> quantize_int8_rowwise(const Tensor& x) {
   rows.sizes[rows.ndim - 1] = 1;
   Tensor q = empty(x.sizes(), DType::kInt8, x);
   Tensor scale = empty(rows, DType::kFloat32, x);
-  const foo_core::ConstTensorView vx = view(x);
-  const foo_core::TensorView vq = mutable_view(q), vscale = mutable_view(scale);
-  run(
-      x,
-      [&](const foo_core::ParallelFor& threads) {
-        foo_core::quantize_int8_rowwise(vx, vq, vscale, threads);
-      },
-      [&](void* stream) {
-        foo_core::cuda::quantize_int8_rowwise(vx, vq, vscale, stream);
-      });
+  launch(x, foo_core::quantize_int8_rowwise, view(x), mutable_view(q),
+         mutable_view(scale));
   return {std::move(q), std::move(scale)};
 }
 

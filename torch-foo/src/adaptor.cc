@@ -261,10 +261,11 @@ foo_core::TensorView mutable_view(const Tensor& tensor) {
           tensor.strides().data()};
 }
 
-foo_core::ParallelFor torch_threads() {
-  const auto run = [](void*, std::int64_t begin, std::int64_t end,
-                      std::int64_t grain, foo_core::RangeBody body,
-                      void* context) {
+foo_core::Executor torch_threads() {
+  return foo_core::Executor::threads([](void*, std::int64_t begin,
+                                        std::int64_t end, std::int64_t grain,
+                                        foo_core::RangeBody body,
+                                        void* context) {
     struct Call {
       foo_core::RangeBody body;
       void* context;
@@ -275,8 +276,17 @@ foo_core::ParallelFor torch_threads() {
       call->body(call->context, b, e);
     };
     TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, func, &call));
-  };
-  return {run, nullptr};
+  });
+}
+
+void rethrow() {
+  try {
+    throw;
+  } catch (const foo_core::InvalidArgument& error) {
+    fail(error.what());
+  } catch (const foo_core::Unavailable& error) {
+    fail(error.what());
+  }
 }
 
 }  // namespace torch_foo
