@@ -11,6 +11,7 @@ where a gradient is needed.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,9 +30,10 @@ _library = torch.library.Library("torch_foo", "IMPL")
 
 
 def register(operator: type[Operator]) -> None:
-    """Register an operator's rules, and set its `raw` and `apply`."""
+    """Register an operator's rules, and set what it is called by."""
     name = operator.__name__
     full = getattr(_ops, name).default
+    operator.documented = _call_by_position(full)
     has_raw = operator.is_public() and operator.backward is not None
     raw = getattr(_ops, f"_{name}").default if has_raw else full
     operator.raw = raw
@@ -54,6 +56,7 @@ def register(operator: type[Operator]) -> None:
     if "out" in operator.variants:
         out = getattr(_ops, name).out
         overloads += _register_mutating(operator, out, f"_{name}_out", ["out"])
+        operator.documented = _call_or_write(operator.documented, out)
     if operator.inplace:
         overload = getattr(_ops, f"{name}_").default
         written = list(operator.inplace.values())
@@ -88,6 +91,21 @@ def _call_by_position(overload: OpOverload) -> Callable[..., Any]:
         return overload(*args[:positional], **named)
 
     return call
+
+
+def _call_or_write(
+    call: Callable[..., Any], overload: OpOverload
+) -> Callable[..., Any]:
+    """Return the operator as a function that also takes ``out``."""
+    write = _call_by_position(overload)
+
+    def call_or_write(*args: Any, out: Any) -> Any:
+        if out is None:
+            return call(*args)
+        write(*args, out)
+        return out
+
+    return call_or_write
 
 
 # --- fake kernels -----------------------------------------------------------
@@ -335,6 +353,35 @@ def _register_mutating(
 
 def _resolve_neg(value: Any) -> Any:
     return value.resolve_neg() if isinstance(value, Tensor) else value
+
+
+# --- documentation ----------------------------------------------------------
+
+_RAISES = """Raises:
+    RuntimeError: for arguments that do not fit together. Nothing has been
+        written then.
+
+"""
+
+
+def document(functions: dict[str, Any]) -> None:
+    """Give the functions of torch_foo.ops their operators' docstrings."""
+    for name, operator in OPERATORS.items():
+        if not operator.is_public():
+            continue
+        text = inspect.cleandoc(operator.__doc__ or "")
+        head, source, rest = text.partition("Source:")
+        functions[name].__doc__ = head + _RAISES + source + rest
+        if operator.inplace:
+            takes = [
+                f"``{argument}`` takes the {result}"
+                for result, argument in operator.inplace.items()
+            ]
+            functions[f"{name}_"].__doc__ = (
+                f"Do what :func:`{name}` does, in place.\n\n"
+                f"{', '.join(takes)}. The arguments and errors are the same. "
+                "Not differentiable."
+            )
 
 
 for _operator in OPERATORS.values():

@@ -1,4 +1,4 @@
-"""Private interfaces of torch, all that this package uses, each with its reason.
+"""The private interfaces of torch that this package uses, with reasons.
 
 Public ones cost more than a small kernel, or do not exist. All names here are
 in torch 2.10 to 2.14; the tests ran with 2.13.
@@ -45,7 +45,8 @@ def apply_without_transforms(
     The question, which the caller has answered already, is a quarter of the
     time of a small call.
     """
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    inner: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    return inner
 
 
 def dispatch_keys(name: str) -> torch._C.DispatchKeySet:
