@@ -5,7 +5,10 @@ installed package in a directory laid out as a Python environment is, run with
 -S so that nothing else in the real environment is looked at.
 """
 
+import ast
+import graphlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +38,51 @@ def run(code: str, *options: str, **env: str) -> str:
 
 def last_line(output: str) -> str:
     return output.rstrip().rsplit("\n", 1)[-1]
+
+
+# --- the modules ------------------------------------------------------------
+
+PACKAGE = Path(torch_foo.__file__).parent
+
+
+def imports(module: Path) -> set[str]:
+    """The modules of torch_foo that a module imports when it is imported."""
+    found = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module, *names}
+    return found
+
+
+def test_no_import_cycles():
+    modules = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        modules[name.removesuffix(".__init__")] = imports(path)
+    # A package's own file imports what it holds, which may not import back.
+    graph = {
+        name: sorted(
+            other
+            for other in wanted & modules.keys()
+            if not f"{name}.".startswith(f"{other}.")
+        )
+        for name, wanted in modules.items()
+    }
+    assert "torch_foo.operators" in graph["torch_foo._registration"]
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_private_interfaces_of_torch_stand_in_one_module():
+    private = re.compile(r"\btorch\.(?:\w+\.)*_(?!check\b|_)\w+|\._schema\b")
+    users = {
+        path.relative_to(PACKAGE).name
+        for path in PACKAGE.rglob("*.py")
+        if private.search(path.read_text())
+    }
+    assert users == {"_torch_internals.py"}
 
 
 # --- a sound installation ---------------------------------------------------
