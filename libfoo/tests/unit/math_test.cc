@@ -1,4 +1,5 @@
-// cpu/math-inl.h, which the library does not export, compiled into this test.
+// The exponentials of cpu/math-inl.h against long double. The library does not
+// export them, so this program compiles the header.
 #include <cmath>
 #include <string>
 #include <vector>
@@ -8,7 +9,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "math_test.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/math-inl.h"
@@ -16,6 +17,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 struct ExpOp {
   template <class C>
@@ -50,6 +52,7 @@ void ExpNegativeDouble(const double* x, double* out, int64_t n) {
   Map<ExpNegativeOp>(x, out, n);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
