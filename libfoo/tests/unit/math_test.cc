@@ -61,7 +61,8 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core::testing {
 namespace {
 
-/// Runs once for each SIMD target, in this program's copy of simd.cc.
+/// A fixture whose tests run once for each SIMD target, in this program's copy
+/// of simd.cc.
 class MathTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -73,7 +74,7 @@ class MathTest : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(All, MathTest, ::testing::ValuesIn(all_targets()),
                          [](const auto& target) { return target.param; });
 
-/// Numbers in [low, high], and those that are not.
+/// Numbers in [low, high], zeros, infinity and NaN.
 template <class C>
 std::vector<C> arguments(C low, C high) {
   std::vector<C> x = {0, C(-0.0), -INFINITY, C(NAN), low, high};
@@ -88,8 +89,8 @@ std::vector<C> arguments(C low, C high) {
   return x;
 }
 
-/// The largest error of f in ulp, where the exact result is at least `from`;
-/// `from` itself where it is less.
+/// The largest error of f in ulp. Where the exact result is below `from`, f may
+/// also return 0.
 template <class C>
 double error_of_exp(void (*f)(const C*, C*, int64_t), const std::vector<C>& x,
                     C from) {
