@@ -529,7 +529,7 @@ def test_forward_that_others_have_replaced():
     model = make()
     norm = model.model.norm
     norm.forward = norm.forward
-    reason = "its forward was replaced before, by another library"
+    reason = "its forward was already replaced by another library"
     assert patch(model).left == {("LlamaRMSNorm", reason): 1}
 
 
