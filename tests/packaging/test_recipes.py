@@ -91,7 +91,7 @@ def test_a_broken_library_turns_the_recipe_red(core_copy: Path) -> None:
 
 
 def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
-    core_copy: Path,
+    core_copy: Path, minor: str
 ) -> None:
     """As torch-foo's build and a user get it: from the same channel again."""
     recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
@@ -103,7 +103,8 @@ def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
         create_environment(
             prefix, ["libfoo-core"], [output.as_uri(), channel_url()]
         )
-        return file.name, (prefix / "lib/libfoo_core.so.0.1").read_bytes()
+        library = prefix / f"lib/libfoo_core.so.{minor}"
+        return file.name, library.read_bytes()
 
     good_name, good = built_and_installed()
     break_add(core_copy / "libfoo")

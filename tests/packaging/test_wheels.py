@@ -73,14 +73,20 @@ def installed(
     return site_packages(venv)
 
 
-def check_use(run, venv: Path, cwd: Path) -> None:
-    assert "0.1.0" in run(venv / "bin/python", "-c", USE, cwd=cwd)
+def check_use(run, venv: Path, cwd: Path, versions: dict[str, str]) -> None:
+    used = run(venv / "bin/python", "-c", USE, cwd=cwd)
+    assert f"torch_foo='{versions['torch-foo']}'" in used
+    assert f"foo_core='{versions['libfoo-core']}'" in used
 
 
 def test_pip_installs_both(
-    run, installed: Path, venv: Path, tmp_path: Path
+    run,
+    installed: Path,
+    venv: Path,
+    tmp_path: Path,
+    versions: dict[str, str],
 ) -> None:
-    check_use(run, venv, tmp_path)
+    check_use(run, venv, tmp_path, versions)
     run(venv / "bin/pip", "check")
 
 
@@ -125,9 +131,9 @@ def test_abi3audit_finds_nothing(run, installed: Path) -> None:
     )
 
 
-def test_the_library_is_there_once(installed: Path) -> None:
+def test_the_library_is_there_once(installed: Path, minor: str) -> None:
     libraries = installed.rglob("libfoo_core.so*")
-    assert [path.name for path in libraries] == ["libfoo_core.so.0.1"]
+    assert [path.name for path in libraries] == [f"libfoo_core.so.{minor}"]
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="there is no uv here")
@@ -138,6 +144,7 @@ def test_uv_installs_both(
     root: Path,
     tmp_path: Path,
     editable: bool,
+    versions: dict[str, str],
 ) -> None:
     venv = tmp_path / "venv"
     run("uv", "venv", "--python", sys.executable, venv)
@@ -146,7 +153,7 @@ def test_uv_installs_both(
         projects += ["--editable"] if editable else []
         projects += [root / project]
     run("uv", "pip", "install", "--python", venv, *projects, env=installer_env)
-    check_use(run, venv, tmp_path)
+    check_use(run, venv, tmp_path, versions)
     code = "import torch_foo; print(torch_foo.__file__)"
     lines = run(venv / "bin/python", "-c", code, cwd=tmp_path).splitlines()
     in_tree = Path(lines[-1]).is_relative_to(root / "torch-foo")

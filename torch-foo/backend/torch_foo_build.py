@@ -17,7 +17,7 @@ _LIBFOO = Path(__file__).resolve().parents[2] / "libfoo"
 def _libfoo_core() -> str:
     if (_LIBFOO / "pyproject.toml").is_file():
         return f"libfoo-core @ {_LIBFOO.as_uri()}"
-    return "libfoo-core>=0.1,<0.2"
+    return "libfoo-core>=0.2,<0.3"
 
 
 def get_requires_for_build_wheel(config_settings=None):

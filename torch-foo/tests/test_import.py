@@ -5,7 +5,9 @@ installed package in a directory laid out as a Python environment is, run with
 -S so that nothing else in the real environment is looked at.
 """
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,9 +73,10 @@ def test_autoload_imports_nothing_when_it_is_loaded():
 
 def test_build_info():
     info = torch_foo.build_info()
-    assert info.torch_foo == torch_foo.__version__ == "0.1.0"
+    assert info.torch_foo == torch_foo.__version__
+    assert info.torch_foo == importlib.metadata.version("torch-foo")
     assert info.torch == torch.__version__
-    assert info.foo_core.startswith("0.1.")
+    assert info.foo_core.startswith("0.2.")
     assert isinstance(info.cuda, bool)
     assert info.simd_target
 
@@ -95,10 +98,13 @@ def site(tmp_path: Path) -> Path:
     native = Path(torch_foo.cmake_prefix_path)
     shutil.copytree(native, site / "torch_foo", dirs_exist_ok=True)
     library = site / "torch_foo" / "lib" / "libtorch_foo.so"
-    asks_for_another = library.read_bytes().replace(
-        b"libfoo_core.so.0.1\0", b"libfoo_core.so.9.9\0"
+    needs_another, count = re.subn(
+        rb"libfoo_core\.so\.\d\.\d\0",
+        b"libfoo_core.so.9.9\0",
+        library.read_bytes(),
     )
-    library.write_bytes(asks_for_another)
+    assert count == 1
+    library.write_bytes(needs_another)
     shutil.copy(_torch_foo_autoload.__file__, site)
     return site
 
@@ -114,10 +120,9 @@ def run_in(site: Path, code: str, *options: str, torch_too: bool = True) -> str:
 def test_foo_core_missing(site):
     error = last_line(run_in(site, "import torch_foo"))
     assert error == (
-        "ImportError: torch_foo needs the library libfoo_core.so.9.9, and "
-        "found no foo_core. Install the version that fits: "
-        "`pip install 'libfoo-core>=0.1,<0.2'` or "
-        "`conda install 'libfoo-core>=0.1,<0.2'`."
+        "ImportError: torch_foo needs libfoo_core.so.9.9, but found no "
+        "foo_core. Install the matching version: `pip install "
+        "'libfoo-core==9.9.*'` or `conda install libfoo-core=9.9`."
     )
 
 
@@ -125,12 +130,12 @@ def test_foo_core_missing(site):
 def test_foo_core_of_another_version(site, place):
     lib = site / "foo_core" / "lib" if place == "wheel" else site.parents[1]
     lib.mkdir(parents=True, exist_ok=True)
-    found = lib / "libfoo_core.so.0.2"
+    found = lib / "libfoo_core.so.9.8"
     found.touch()
     error = last_line(run_in(site, "import torch_foo"))
     assert error.startswith(
-        "ImportError: torch_foo needs the library libfoo_core.so.9.9, and "
-        f"found only {found}. Install the version that fits: "
+        "ImportError: torch_foo needs libfoo_core.so.9.9, but found only "
+        f"{found}. Install the matching version: "
     )
 
 
@@ -203,7 +208,7 @@ def test_broken_installation_leaves_torch_alone(site):
     output = run_in(site, BROKEN_AUTOLOAD)
     assert (
         "1 RuntimeWarning torch_foo is installed but could not be loaded: "
-        "torch_foo needs the library libfoo_core.so.9.9"
+        "torch_foo needs libfoo_core.so.9.9"
     ) in output
     assert output.endswith(
         "TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns this attempt off.\n1.0\n"

@@ -23,7 +23,7 @@ class BuildInfo(NamedTuple):
 def build_info() -> BuildInfo:
     """Tell what is installed, and what it runs on.
 
-    >>> torch_foo.build_info().foo_core >= "0.1"
+    >>> torch_foo.build_info().torch == torch.__version__
     True
     """
     native = torch.ops.torch_foo

@@ -56,20 +56,20 @@ def _load_native() -> Path:
         importlib.import_module("torch_foo._C")
     except ImportError as error:
         missing = re.match(
-            r"(libfoo_core\.so\S*): cannot open shared object", str(error)
+            r"libfoo_core\.so\.([\d.]+): cannot open shared object", str(error)
         )
         if not missing:
             raise ImportError(
                 f"torch_foo's native library does not load: {error}. "
                 f"{_REINSTALL}"
             ) from error
-        found = _foo_core_libraries(folder)
+        version = missing[1]
+        found = ", ".join(_foo_core_libraries(folder))
         raise ImportError(
-            f"torch_foo needs the library {missing[1]}, and found "
-            + (f"only {', '.join(found)}" if found else "no foo_core")
-            + ". Install the version that fits: "
-            "`pip install 'libfoo-core>=0.1,<0.2'` or "
-            "`conda install 'libfoo-core>=0.1,<0.2'`."
+            f"torch_foo needs libfoo_core.so.{version}, but found "
+            f"{f'only {found}' if found else 'no foo_core'}. Install the "
+            f"matching version: `pip install 'libfoo-core=={version}.*'` or "
+            f"`conda install libfoo-core={version}`."
         ) from error
     return folder
 
