@@ -1,8 +1,7 @@
-"""Loads the native library, or says what is wrong with the installation.
+"""Load the native library, or say what is wrong with the installation.
 
-A wrong torch or a missing foo_core shows as a linker's message about a file
-or a symbol, if anything. The errors here name the library, what was found and
-what to do.
+For a wrong torch or a missing foo_core, the dynamic linker names a file or a
+symbol at best. The errors here name the library, what was found and what to do.
 """
 
 import importlib
@@ -37,7 +36,7 @@ def _check_torch() -> None:
 
 
 def _foo_core_libraries(folder: Path) -> list[str]:
-    """The foo_core libraries where libtorch_foo.so looks for one."""
+    """Return the foo_core libraries where libtorch_foo.so looks for one."""
     site_packages = folder.parent
     places = [site_packages / "foo_core" / "lib", site_packages.parents[1]]
     return [str(file) for p in places for file in p.glob("libfoo_core.so.*")]
@@ -75,5 +74,5 @@ def _load_native() -> Path:
 
 
 _check_torch()
-# That of this package, but for editable installations.
+# The folder of this package, except in editable installations.
 native_folder = _load_native()
