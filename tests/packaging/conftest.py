@@ -1,4 +1,4 @@
-"""What the tests of the packages share."""
+"""The versions of the packages."""
 
 import re
 import tomllib

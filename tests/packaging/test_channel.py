@@ -114,12 +114,12 @@ def readme_block(root: Path, language: str) -> str:
     return block
 
 
-def test_the_readmes_python_runs(run, root: Path, user_env: Path) -> None:
+def test_the_python_of_the_readme_runs(run, root: Path, user_env: Path) -> None:
     code = readme_block(root, "python").partition("fast =")[0]
     run(user_env / "bin/python", "-c", code, cwd=user_env)
 
 
-def test_the_readmes_cpp_runs(run, root: Path, user_env: Path) -> None:
+def test_the_cpp_of_the_readme_runs(run, root: Path, user_env: Path) -> None:
     source = user_env / "readme.cpp"
     source.write_text(
         readme_block(root, "cpp")

@@ -1,6 +1,6 @@
-"""`pip install ./libfoo ./torch-foo`, and what is in the wheels.
+"""`pip install ./libfoo ./torch-foo`, and the content of the wheels.
 
-The installers build in isolation, each build with an environment of its own.
+The installers build in isolation, each build in a separate environment.
 """
 
 import json
@@ -18,7 +18,7 @@ a = torch.arange(6.0).reshape(2, 3)
 assert torch_foo.muladd(a, a, 1.0).equal(a * a + 1)
 print(torch_foo.build_info())
 """
-# Any other torch would bring gigabytes of CUDA libraries with it.
+# Any other torch would install gigabytes of CUDA libraries.
 TORCH = "torch==2.13.0+cpu"
 
 
@@ -33,7 +33,7 @@ def installer_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "UV_CONSTRAINT": str(constraints),
         "UV_BUILD_CONSTRAINT": str(constraints),
         "UV_CACHE_DIR": str(folder / "uv"),
-        # These three build the same library: with the same compiled objects.
+        # All three builds of the library share one build folder.
         "SKBUILD_BUILD_DIR": str(folder / "{wheel_tag}"),
     }
     if "CI_PIXI_STANDIN" in os.environ:
@@ -90,7 +90,7 @@ def test_pip_installs_both(
     run(venv / "bin/pip", "check")
 
 
-def test_the_tag_says_every_python(installed: Path) -> None:
+def test_the_tag_stands_for_every_python(installed: Path) -> None:
     (wheel,) = installed.glob("torch_foo-*.dist-info/WHEEL")
     tags = [line for line in wheel.read_text().splitlines() if "Tag" in line]
     assert tags
@@ -110,7 +110,7 @@ def test_torch_abi_audit_says_stable(run, installed: Path) -> None:
     assert library["torch"]["min_torch_version"] == "2.10.0"
 
 
-def test_operators_know_no_python(run, installed: Path) -> None:
+def test_the_operators_do_not_depend_on_python(run, installed: Path) -> None:
     library = installed / "torch_foo/lib/libtorch_foo.so"
     symbols = run("nm", "--dynamic", "--undefined-only", library)
     assert "torch_library_impl" in symbols
@@ -131,12 +131,12 @@ def test_abi3audit_finds_nothing(run, installed: Path) -> None:
     )
 
 
-def test_the_library_is_there_once(installed: Path, minor: str) -> None:
+def test_libfoo_core_is_installed_once(installed: Path, minor: str) -> None:
     libraries = installed.rglob("libfoo_core.so*")
     assert [path.name for path in libraries] == [f"libfoo_core.so.{minor}"]
 
 
-@pytest.mark.skipif(shutil.which("uv") is None, reason="there is no uv here")
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
 @pytest.mark.parametrize("editable", [False, True])
 def test_uv_installs_both(
     run,

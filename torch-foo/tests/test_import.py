@@ -1,8 +1,8 @@
-"""Importing: in which order, what happens by itself, and broken installations.
+"""Importing: the order of imports, autoload, and broken installations.
 
-Every test is a process of its own. Broken installations are copies of the
-installed package in a directory laid out as a Python environment is, run with
--S so that nothing else in the real environment is looked at.
+Every test runs a separate process. A broken installation is a copy of the
+installed package in a folder laid out like a Python environment. It runs with
+-S so that the rest of the real environment is not found.
 """
 
 import importlib.metadata
@@ -22,7 +22,7 @@ USE = "print(torch.ops.torch_foo.add(torch.ones(1), torch.ones(1)).item())"
 
 
 def run(code: str, *options: str, **env: str) -> str:
-    """Run Python code in a new process; its output and its errors."""
+    """Run Python code in a new process; return its stdout and stderr."""
     clean = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
     result = subprocess.run(
         [sys.executable, *options, "-c", code],
@@ -88,13 +88,13 @@ def test_build_info():
 def site(tmp_path: Path) -> Path:
     """A site-packages with a copy of torch_foo that has no foo_core.
 
-    The copy asks for a version that nobody has: in a conda environment the real
-    one would be found wherever the copy is, through the interpreter's RPATH.
+    The copy needs a version that does not exist. In a conda environment, the
+    interpreter's RPATH would find the real one for any copy.
     """
     site = tmp_path / "lib" / "python3" / "site-packages"
     package = Path(torch_foo.__file__).parent
     shutil.copytree(package, site / "torch_foo")
-    # An editable installation keeps it elsewhere.
+    # An editable installation keeps the native part elsewhere.
     native = Path(torch_foo.cmake_prefix_path)
     shutil.copytree(native, site / "torch_foo", dirs_exist_ok=True)
     library = site / "torch_foo" / "lib" / "libtorch_foo.so"
