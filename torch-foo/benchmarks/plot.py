@@ -1,7 +1,7 @@
-"""What was measured, as a plot: speed-ups and distances to the roofline.
+"""Plot speed-ups and distances to the roofline.
 
-A panel for each direction and dtype, a bar for each operator and size. Bars
-are of calls that allocate, diamonds of those with `out=` or in place.
+There is a panel for each direction and dtype, and in it a bar for each operator
+and size. Bars show calls that allocate, diamonds calls with `out=` or in place.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 Result = dict[str, Any]
 
 LABELS = {
-    "speed-up": "times as fast as the fastest other way",
-    "distance": "time over the roofline's",
+    "speed-up": "speed-up over the fastest alternative",
+    "distance": "time relative to the roofline",
 }
 SIZES = [
     "1 row",
@@ -23,7 +23,7 @@ SIZES = [
     "512 rows (linear: 16)",
     "4096 rows (cross_entropy: 128 of 128256)",
 ]
-DIRECTIONS = {  # and what else is in their panels
+DIRECTIONS = {  # with the other directions in the same panel
     "forward": ("out=", "in place"),
     "forward+backward": (),
 }

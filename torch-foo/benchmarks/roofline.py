@@ -1,19 +1,19 @@
-"""What memory allows: probes that move as many bytes as an operator.
+"""The memory roofline: probes that move the same bytes as an operator.
 
-An operator has to read its arguments and to write its results; forward and
-backward together, the results' gradients and what was saved are read as well,
-and the arguments' gradients are written. The probes move as many bytes with
-functions of torch that do next to nothing else, between warm buffers of int64:
+An operator must read its arguments and write its results. Forward and backward
+together, it also reads the gradients of the results and the saved tensors, and
+writes the gradients of the arguments. The probes move as many bytes between
+warm buffers of int64, with functions of torch that do next to nothing else:
 
-mix       reads and writes exactly these numbers of bytes: bitwise_and (reads
-          two, writes one), copy_ for the rest of what is written, sum for the
-          rest of what is read
-copy      copy_ of half of the sum of both numbers
+mix       reads and writes exactly as many bytes: bitwise_and (reads two, writes
+          one), then copy_ for the remaining writes and sum for the remaining
+          reads
+copy      copy_ of half of all bytes
 in place  bitwise_not_ of that half; only for operators in place, because it
-          needs half of the cache that others need
+          needs half the cache
 
-The fastest is the roofline. No probe allocates, so that an operator which does
-is further from it, by the page faults of its result.
+The fastest probe is the roofline. Probes do not allocate, so an operator that
+does is further from the roofline by the page faults of its result.
 """
 
 import torch
@@ -21,7 +21,7 @@ from cases import Call
 
 
 def probes(read: int, written: int) -> dict[str, Call]:
-    """For these numbers of bytes, of which no fewer are read than written."""
+    """Return the probes for these numbers of bytes; `read` >= `written`."""
     words = torch.ones((read + written) // 8 + 1, dtype=torch.int64)
     r, w = read // 8, written // 8
     two = min(w, r - w)
