@@ -34,7 +34,7 @@ bool is_floating_point(DType dtype) {
 void check_sound(const char* op, const Argument& x) {
   const ConstTensorView& view = x.view;
   const auto name = [&x] { return std::string(x.name); };
-  if (item_size(view.dtype) == 0) {
+  if (item_bytes(view.dtype) == 0) {
     fail(op, name() + " has dtype number " +
                  text(static_cast<std::int64_t>(view.dtype)) +
                  ", which is none of DType's");

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "view.h"
+
 namespace foo_core {
 namespace {
 
@@ -22,7 +24,7 @@ struct Layout {
 
   explicit Layout(const ConstTensorView& x)
       : begin(static_cast<const char*>(x.data)),
-        item_size(foo_core::item_size(x.dtype)) {
+        item_size(item_bytes(x.dtype)) {
     for (std::int64_t d = 0; d < x.ndim; ++d) {
       const std::int64_t size = x.sizes[d];
       const std::int64_t stride = x.strides[d] * item_size;
@@ -50,7 +52,7 @@ struct Span {
 
   explicit Span(const ConstTensorView& x)
       : begin(static_cast<const char*>(x.data)), end(begin) {
-    const std::int64_t item = foo_core::item_size(x.dtype);
+    const std::int64_t item = item_bytes(x.dtype);
     for (std::int64_t d = 0; d < x.ndim; ++d) {
       if (x.sizes[d] == 0) {
         end = begin;

@@ -9,6 +9,24 @@
 
 namespace foo_core {
 
+/// item_size without a call, for operators on a few elements.
+inline std::int64_t item_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return 4;
+    case DType::kFloat64:
+      return 8;
+    case DType::kFloat16:
+    case DType::kBFloat16:
+      return 2;
+    case DType::kInt8:
+      return 1;
+    case DType::kInt64:
+      return 8;
+  }
+  return 0;
+}
+
 /// One row, or null.
 template <class Pointer>
 struct BasicRow {
@@ -39,11 +57,11 @@ inline std::int64_t count_rows(const ConstTensorView& x) {
 }
 
 inline const void* element_at(const ConstTensorView& x, std::int64_t offset) {
-  return static_cast<const char*>(x.data) + offset * item_size(x.dtype);
+  return static_cast<const char*>(x.data) + offset * item_bytes(x.dtype);
 }
 
 inline void* element_at(const TensorView& x, std::int64_t offset) {
-  return static_cast<char*>(x.data) + offset * item_size(x.dtype);
+  return static_cast<char*>(x.data) + offset * item_bytes(x.dtype);
 }
 
 /// The row of x that begins `offset` elements after its data; null for null.

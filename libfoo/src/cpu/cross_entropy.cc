@@ -418,7 +418,7 @@ void cross_entropy_backward(const ConstTensorView& grad,
       const MutableRow out = row_at(&grad_logits, at.offset(4));
       const std::int64_t label = index_at(target, at.offset(2));
       if (label == options.ignore_index) {
-        fill_zeros(out, n, item_size(logits.dtype));
+        fill_zeros(out, n, item_bytes(logits.dtype));
         continue;
       }
       kernels.gradient(row_at(&logits, at.offset(1)), n, label,

@@ -193,7 +193,7 @@ void elementwise(const char* op, Formula formula, const ConstTensorView& a,
   const auto* a_data = static_cast<const char*>(a.data);
   const auto* b_data = static_cast<const char*>(b.data);
   auto* out_data = static_cast<char*>(out.data);
-  const std::int64_t item = item_size(out.dtype);
+  const std::int64_t item = item_bytes(out.dtype);
   const bool stream = worth_streaming(out, {a.data, b.data});
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {

@@ -241,9 +241,8 @@ void add_rms_norm(const ConstTensorView& x, const ConstTensorView& residual,
   check_last_size(op, arg_weight, arg_x);
   check_like(op, arg_out, arg_x);
   check_like(op, arg_sum, arg_x);
-  check_output(op, arg_out, {&arg_x, &arg_residual}, {&arg_weight});
+  check_output(op, arg_out, {&arg_x, &arg_residual}, {&arg_weight, &arg_sum});
   check_output(op, arg_sum, {&arg_x, &arg_residual}, {&arg_weight});
-  check_output(op, arg_out, {}, {&arg_sum});
   const CpuThreads threads(op, executor);
   if (last_size(x) == 0) return;
 

@@ -423,7 +423,7 @@ struct Backward {
         }
       }
       kernels.finish(block_sum(0) + at,
-                     {out + column * stride * item_size(x.dtype), stride},
+                     {out + column * stride * item_bytes(x.dtype), stride},
                      std::min(n - column, width));
     }
   }
@@ -481,7 +481,7 @@ void backward(const char* op, const ConstTensorView& grad,
     return;
   }
   if (rows == 0) {
-    fill_zeros(row_at(grad_weight, 0), n, item_size(x.dtype));
+    fill_zeros(row_at(grad_weight, 0), n, item_bytes(x.dtype));
     return;
   }
   threads.for_ranges(work.blocks.count, n * std::min(rows, work.blocks.size),

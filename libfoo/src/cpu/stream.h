@@ -26,7 +26,7 @@ inline bool worth_streaming(const TensorView& out,
     if (input == out.data) return false;
   }
   const auto tensors = static_cast<std::int64_t>(inputs.size() + 1);
-  return tensors * numel(out) * item_size(out.dtype) >= kStreamBytes;
+  return tensors * numel(out) * item_bytes(out.dtype) >= kStreamBytes;
 }
 
 /// The number of elements before the first that can be streamed.
