@@ -26,9 +26,7 @@
 namespace foo_core {
 namespace {
 
-enum class Formula { kAdd, kMul, kMulAdd };
-
-/// Computes out[i] = formula(a[i], b[i], c) for n elements at the given
+/// Computes out[i] = f(a[i], b[i], c) for n elements at the given
 /// strides.
 using RowKernel = void (*)(const void* a, std::int64_t a_stride, const void* b,
                            std::int64_t b_stride, double c, void* out,
@@ -115,15 +113,12 @@ struct KernelsOf {
   }
 };
 
-RowKernel ElementwiseKernel(Formula formula, DType dtype) {
-  switch (formula) {
-    case Formula::kAdd:
-      return ForDType(dtype, KernelsOf<Add>());
-    case Formula::kMul:
-      return ForDType(dtype, KernelsOf<Mul>());
-    default:
-      return ForDType(dtype, KernelsOf<MultiplyAdd>());
-  }
+RowKernel AddKernel(DType dtype) { return ForDType(dtype, KernelsOf<Add>()); }
+
+RowKernel MulKernel(DType dtype) { return ForDType(dtype, KernelsOf<Mul>()); }
+
+RowKernel MulAddKernel(DType dtype) {
+  return ForDType(dtype, KernelsOf<MultiplyAdd>());
 }
 
 }  // namespace
@@ -171,9 +166,9 @@ void check_broadcast(const char* op, const ConstTensorView& a,
   check_shape(op, out, ndim, sizes);
 }
 
-void elementwise(const char* op, Formula formula, const ConstTensorView& a,
-                 const ConstTensorView& b, double c, const TensorView& out,
-                 const Executor& executor) {
+void elementwise(const char* op, RowKernel (*kernel_of)(DType),
+                 const ConstTensorView& a, const ConstTensorView& b, double c,
+                 const TensorView& out, const Executor& executor) {
   const Argument arg_a{"a", a}, arg_b{"b", b}, arg_out{"out", out};
   check_tensor(op, arg_a);
   check_tensor(op, arg_b);
@@ -187,7 +182,7 @@ void elementwise(const char* op, Formula formula, const ConstTensorView& a,
   check_output(op, arg_out, {&wide_a, &wide_b}, {});
   const CpuThreads threads(op, executor);
 
-  const auto kernel = FOO_CORE_DISPATCH(ElementwiseKernel)(formula, out.dtype);
+  const RowKernel kernel = kernel_of(out.dtype);
   const auto nest = nest_of_elements(out, wide_a.view, wide_b.view, out);
   const std::int64_t* strides = nest.inner_strides();
   const auto* a_data = static_cast<const char*>(a.data);
@@ -209,17 +204,18 @@ void elementwise(const char* op, Formula formula, const ConstTensorView& a,
 
 void add(const ConstTensorView& a, const ConstTensorView& b,
          const TensorView& out, const Executor& executor) {
-  elementwise("add", Formula::kAdd, a, b, 0, out, executor);
+  elementwise("add", FOO_CORE_DISPATCH(AddKernel), a, b, 0, out, executor);
 }
 
 void mul(const ConstTensorView& a, const ConstTensorView& b,
          const TensorView& out, const Executor& executor) {
-  elementwise("mul", Formula::kMul, a, b, 0, out, executor);
+  elementwise("mul", FOO_CORE_DISPATCH(MulKernel), a, b, 0, out, executor);
 }
 
 void muladd(const ConstTensorView& a, const ConstTensorView& b, double c,
             const TensorView& out, const Executor& executor) {
-  elementwise("muladd", Formula::kMulAdd, a, b, c, out, executor);
+  elementwise("muladd", FOO_CORE_DISPATCH(MulAddKernel), a, b, c, out,
+              executor);
 }
 
 }  // namespace foo_core
