@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "torch-foo" / "docs" / "adding-an-operator.md"
 MOST_FILES = 7
+CONFIG = "lib/cmake/foo_core"
 # One SIMD target and little optimization: this is about the steps.
 FLAGS = "-O1 -DHWY_COMPILE_ONLY_STATIC"
 
@@ -84,9 +85,9 @@ def site(copy: Path) -> Path:
     run(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
         *("--no-build-isolation", f"--target={site}", copy / "torch-foo"),
+        # conda's CMAKE_ARGS look for packages in the environment alone.
+        f"--config-settings=cmake.define.foo_core_DIR={prefix / CONFIG}",
         cwd=copy,
-        foo_core_ROOT=str(prefix),
-        CXXFLAGS="-O1",
     )
     shutil.copytree(prefix / "lib", site / "foo_core" / "lib", symlinks=True)
     return site

@@ -24,11 +24,6 @@ HWY_INLINE C Largest(Pair<C> x) {
   return hn::GetLane(hn::MaxOfLanes(hn::ScalableTag<C>(), hn::Max(x.a, x.b)));
 }
 
-template <class C>
-HWY_INLINE Pair<C> Subtract(Pair<C> x, Pair<C> y) {
-  return {hn::Sub(x.a, y.a), hn::Sub(x.b, y.b)};
-}
-
 /// Loads the first n <= Lanes() elements; the other lanes are `fill`.
 template <class T>
 HWY_INLINE Pair<Compute<T>> LoadFilled(const T* p, int64_t n, Compute<T> fill) {

@@ -91,7 +91,7 @@ template <bool kSmooth, class T>
 HWY_INLINE void AddElements(Pair<Compute<T>> x, Pair<Compute<T>> shift,
                             Pair<Compute<T>>& exps,
                             Pair<Compute<T>>& differences) {
-  const auto difference = Subtract(x, shift);
+  const auto difference = x - shift;
   exps = AddExp<T>(exps, difference);
   if constexpr (kSmooth) differences = differences + difference;
 }
@@ -126,7 +126,7 @@ HWY_INLINE void AddBlock(const T* x, int64_t n, int64_t begin, RowSums& sums) {
     const auto exps = LoadFilled(x + i, n - i, kLowest);
     AddElements<false, T>(exps, vshift, e1, d1);
     const auto differences = LoadFilled(x + i, n - i, shift);
-    if constexpr (kSmooth) d1 = d1 + Subtract(differences, vshift);
+    if constexpr (kSmooth) d1 = d1 + (differences - vshift);
   }
   sums.exps += static_cast<double>(Sum(e0 + e1));
   if constexpr (kSmooth) sums.differences += static_cast<double>(Sum(d0 + d1));
@@ -164,7 +164,7 @@ HWY_INLINE void Softmax(const T* x, int64_t n, Compute<T> shift,
   const auto vfactor = Pair<C>::Set(factor), vterm = Pair<C>::Set(term);
   ForPairs(out, stream, n, [&](auto whole, int64_t i, int64_t m) HWY_ATTR {
     constexpr bool kAll = decltype(whole)::value;
-    const auto p = ExpFor<T>(Subtract(LoadSome<kAll>(x + i, m), vshift));
+    const auto p = ExpFor<T>(LoadSome<kAll>(x + i, m) - vshift);
     const auto y = MulAdd(p, vfactor, vterm);
     if constexpr (kAll) return Store(y, out + i, stream);
     StoreN(y, out + i, m);

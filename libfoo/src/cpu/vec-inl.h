@@ -53,6 +53,11 @@ HWY_INLINE Pair<C> operator+(Pair<C> x, Pair<C> y) {
 }
 
 template <class C>
+HWY_INLINE Pair<C> operator-(Pair<C> x, Pair<C> y) {
+  return {hn::Sub(x.a, y.a), hn::Sub(x.b, y.b)};
+}
+
+template <class C>
 HWY_INLINE Pair<C> operator*(Pair<C> x, Pair<C> y) {
   return {hn::Mul(x.a, y.a), hn::Mul(x.b, y.b)};
 }
