@@ -152,10 +152,15 @@ class Operator:
 
     #: benchmark(rows, columns) returns a sample of that size.
     benchmark: ClassVar[Callable[[int, int], Sample] | None] = None
+    #: Whether the benchmark also times the gradients.
+    times_gradients: ClassVar[bool] = True
 
     @staticmethod
     def peer_arguments(*args: Any) -> tuple[Any, ...]:
-        """Return what peers take in place of the benchmark's arguments."""
+        """Return what peers take in place of the benchmark's arguments.
+
+        Gradients are asked for random tensors, so these stay as they are.
+        """
         return args
 
     # --- not for subclasses to change ---------------------------------------
