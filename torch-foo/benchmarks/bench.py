@@ -1,12 +1,12 @@
 """Time torch_foo against eager PyTorch, its built-ins and torch.compile.
 
-Every operator, forward, and forward and backward, at three or four sizes, in
+Each operator runs forward, and forward and backward, at three or four sizes, in
 float32 and bfloat16. All ways to one result are called in turn, in random
-order, so that what else the machine does hits all of them alike. Beside the
-median there is the minimum, which says more on a machine that is not quiet.
-Buffers are warm. Fresh results cost page faults, often more than the
-arithmetic, unless the allocator keeps freed memory: --warm-allocator makes it
-do so, and lines with `out=` and in place need none.
+order, so that noise from the machine hits all of them alike. Beside the median
+stands the minimum, which says more on a busy machine. Buffers are warm. Fresh
+results cost page faults, often more than the arithmetic, unless the allocator
+keeps freed memory. --warm-allocator makes it do so; calls with `out=` and in
+place allocate nothing.
 
 torch.compile compiles once for each operator, dtype and direction, with the
 number of rows left open, and once more for a single row.
@@ -25,7 +25,17 @@ from typing import NoReturn
 
 import report
 import torch
-from cases import DTYPES, OPERATORS, Call, Case, build, call_cases
+from cases import (
+    DTYPES,
+    OPERATORS,
+    PUBLIC,
+    Call,
+    Case,
+    build,
+    call_cases,
+    eager,
+    has_backward,
+)
 from measure import measure
 from roofline import probes
 
@@ -140,7 +150,7 @@ def check(parser: Parser, options: argparse.Namespace) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Start again with an allocator that does, unless it does already."""
+    """Start again with an allocator that keeps it, unless it does already."""
     wanted = {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -152,7 +162,7 @@ def keep_freed_memory() -> None:
 
 
 class Progress:
-    """Where a run is, on standard error."""
+    """Tell on standard error how far a run is."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -179,12 +189,12 @@ def groups(options: argparse.Namespace) -> Iterator[tuple]:
             s for s in operator.sizes if not options.quick or s[0] in QUICK
         ]
         for dtype in DTYPES:
-            for backward in (False, True)[: 1 + bool(operator.gradients)]:
+            for backward in (False, True)[: 1 + has_backward(operator)]:
                 yield name, dtype, backward, sizes
 
 
 class Results(list):
-    """Of cases, written to a file as they come."""
+    """Print the results of cases, and write them to a file, as they come."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -205,6 +215,9 @@ def run_calls(options: argparse.Namespace, results: Results) -> None:
 
 
 def run_operators(options: argparse.Namespace, results: Results) -> None:
+    for name in PUBLIC:
+        if name not in OPERATORS and re.search(options.only, name):
+            print(f"{name} is left out: its class has no benchmark()")
     chosen = list(groups(options))
     progress = Progress(sum(len(sizes) for *_, sizes in chosen))
     shown = ""
@@ -216,7 +229,7 @@ def run_operators(options: argparse.Namespace, results: Results) -> None:
         if not options.scaling:
             torch.compiler.reset()
             compiled = torch.compile(
-                OPERATORS[name].eager, fullgraph=True, dynamic=False
+                eager(OPERATORS[name]), fullgraph=True, dynamic=False
             )
         for rows, columns in sizes:
             case = build(name, rows, columns, dtype, backward, compiled)
@@ -231,7 +244,7 @@ def run_operators(options: argparse.Namespace, results: Results) -> None:
 
 
 def calls_of(case: Case) -> dict[str, Call]:
-    """Its calls and the probes."""
+    """Return the case's calls and the probes."""
     roof = probes(case.read, case.written)
     if not case.in_place:
         del roof["in place"]

@@ -44,6 +44,11 @@ class Case:
     in_place: bool = False
 
 
+def eager(operator: type[Operator]) -> Function:
+    """Return what models write instead."""
+    return operator.peers.get("eager", operator.reference)
+
+
 def has_backward(operator: type[Operator]) -> bool:
     """Return whether forward and backward together are timed."""
     return operator.backward is not None and operator.times_gradients
@@ -65,7 +70,7 @@ def build(
     if compiled is not None and rows > 1:
         mark_rows(operator, columns, peer_args)
     peers = {
-        "eager": operator.peers.get("eager", operator.reference),
+        "eager": eager(operator),
         "built-in": operator.peers.get("built-in"),
         "compile": compiled,
     }

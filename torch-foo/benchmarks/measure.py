@@ -15,7 +15,7 @@ def measure(
     seconds: float,
     before: Callable[[str], object] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Times of each call in seconds; and why others were left out.
+    """Return each call's times in seconds, and why others were left out.
 
     `before` is given a call's name before it is timed.
     """
@@ -36,7 +36,7 @@ def measure(
         if once > HOPELESS:
             skipped[name] = f"a call takes {once:.0f} s"
             continue
-        # So many calls that the clock's own cost does not show.
+        # With so many calls in a row, the clock's own cost does not show.
         repeats[name] = max(1, int(5e-5 / max(once, 1e-7)))
     names = list(repeats)
     times: dict[str, list[float]] = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""What was measured, as a table and as JSON."""
+"""Write measurements as a table and as JSON."""
 
 import datetime
 import json
@@ -17,10 +17,11 @@ Times = dict[str, list[float]]
 Result = dict[str, Any]
 PROBE = "probe: "
 OTHERS = ["eager", "built-in", "compile"]
+STATISTICS = [("median", "medians", statistics.median), ("min", "minima", min)]
 
 
 def results_of(case: Case, times: Times, skipped: dict[str, str]) -> list:
-    """The case's lines: allocating, then by `out=` or in place."""
+    """Return the case's lines: allocating, then by `out=` or in place."""
     plain = {
         n: t
         for n, t in times.items()
@@ -46,13 +47,12 @@ def result_of(case: Case, times: Times, skipped: dict[str, str]) -> Result:
     }
     if case.read:
         result |= {"bytes_read": case.read, "bytes_written": case.written}
-    for kind, statistic in [("median", statistics.median), ("min", min)]:
+    for kind, key, statistic in STATISTICS:
         value = {n: statistic(t) * 1e6 for n, t in times.items()}
         ours = value["torch_foo"]
         result[f"{kind}_us"] = value
         others = [n for n in value if n != "torch_foo"]
         roof = [value[n] for n in others if n.startswith(PROBE)]
-        key = {"median": "medians", "min": "minima"}[kind]
         result[f"ratio_of_{key}"] = {
             n: value[n] / ours for n in others if not n.startswith(PROBE)
         }
@@ -62,7 +62,7 @@ def result_of(case: Case, times: Times, skipped: dict[str, str]) -> Result:
 
 
 def scaling_of(case: Case, times: Times, threads: int) -> list[Result]:
-    """The case's lines: how many times as fast it is with more threads."""
+    """Return the case's lines: the speed-up by more threads."""
     results = []
     for call, how in [
         ("torch_foo", case.about["direction"]),
@@ -77,16 +77,15 @@ def scaling_of(case: Case, times: Times, threads: int) -> list[Result]:
             "threads": threads,
             "skipped": {},
         }
-        for kind, statistic in [("median", statistics.median), ("min", min)]:
+        for kind, key, statistic in STATISTICS:
             value = {n: statistic(t) * 1e6 for n, t in times.items()}
-            key = {"median": "medians", "min": "minima"}[kind]
             result[f"{kind}_us"] = {
                 n: value[f"{n} {call}"] for n in (1, threads)
             }
             result[f"speed_up_of_{key}"] = (
                 value[f"1 {call}"] / value[f"{threads} {call}"]
             )
-            # Of the fastest probe with each number of threads.
+            # The fastest probe counts, with each number of threads.
             probe = {
                 n: min(
                     v
@@ -120,7 +119,7 @@ def environment() -> dict[str, Any]:
 
 
 def allocator() -> str:
-    """What is loaded before the C library, else that."""
+    """Name what is loaded before the C library, else that."""
     loaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
     tuned = [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUN"))]
     name = " ".join(Path(f).name for f in loaded) or "the C library's"
@@ -128,7 +127,7 @@ def allocator() -> str:
 
 
 def heading(kind: str) -> str:
-    """Of a run of "calls", of "scaling", or of operators."""
+    """Introduce a run of "calls", of "scaling", or of operators."""
     told = environment()
     lines = [f"{key}: {value}" for key, value in told.items()]
     if kind == "scaling":
@@ -198,7 +197,7 @@ def rounded(microseconds: float) -> str:
 
 
 def write(file: str, options: dict, results: list[Result]) -> None:
-    """Replace the file, in one move: a line for each result."""
+    """Replace the file in one move, with a line for each result."""
     rows = ",\n".join(json.dumps(significant(r)) for r in results)
     told = [
         f'"{key}": {json.dumps(value, indent=1)}'
@@ -211,7 +210,7 @@ def write(file: str, options: dict, results: list[Result]) -> None:
 
 
 def significant(value: Any) -> Any:
-    """Numbers to four digits, which is more than a measurement has."""
+    """Round numbers to four digits, more than a measurement has."""
     if isinstance(value, dict):
         return {k: significant(v) for k, v in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,16 +1,15 @@
-"""What memory allows: probes that move as many bytes as an operator.
+"""Make probes, which move as many bytes as an operator and do nothing else.
 
-An operator has to read its arguments and to write its results; forward and
-backward together, the results' gradients and what was saved are read as well,
-and the arguments' gradients are written. The probes move as many bytes with
-functions of torch that do next to nothing else, between warm buffers of int64:
+An operator has to read its arguments and to write its results. Forward and
+backward together also read the results' gradients and what was saved, and write
+the arguments' gradients. The probes are functions of torch that move as many
+bytes between warm buffers of int64:
 
-mix       reads and writes exactly these numbers of bytes: bitwise_and (reads
-          two, writes one), copy_ for the rest of what is written, sum for the
-          rest of what is read
-copy      copy_ of half of the sum of both numbers
-in place  bitwise_not_ of that half; only for operators in place, because it
-          needs half of the cache that others need
+mix       reads and writes exactly these numbers of bytes: bitwise_and reads
+          two words and writes one, copy_ writes the rest, sum reads the rest
+copy      copies half of the sum of both numbers by copy_
+in place  changes that half by bitwise_not_; it takes half of the others' cache,
+          and so is for operators in place alone
 
 The fastest is the roofline. No probe allocates, so that an operator which does
 is further from it, by the page faults of its result.
@@ -21,7 +20,7 @@ from cases import Call
 
 
 def probes(read: int, written: int) -> dict[str, Call]:
-    """For these numbers of bytes, of which no fewer are read than written."""
+    """Return the probes for so many bytes, at least as many read as written."""
     words = torch.ones((read + written) // 8 + 1, dtype=torch.int64)
     r, w = read // 8, written // 8
     two = min(w, r - w)
