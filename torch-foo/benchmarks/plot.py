@@ -45,7 +45,8 @@ def label(index: int, results: list[Result]) -> str:
         if size(r) == index and r["size"].split("x")[0] != rows
     }
     unusual = ", ".join(f"{name}: {of}" for name, of in others.items())
-    return f"{rows} rows ({unusual})" if unusual else f"{rows} rows"
+    text = "1 row" if rows == "1" else f"{rows} rows"
+    return f"{text} ({unusual})" if unusual else text
 
 
 def write(file: str, environment: Result, results: list[Result]) -> None:
