@@ -1,3 +1,5 @@
+// Properties of dtypes. The switches have no default, so that the compiler
+// reports an enumerator that is missing in one of them.
 #include "foo_core/tensor.h"
 
 namespace foo_core {

@@ -36,7 +36,7 @@ def torch_foo() -> Package:
 
 @pytest.fixture(scope="module")
 def libfoo_core() -> Package:
-    return Package.from_file(only("libfoo-core-0.1.0-*.conda"))
+    return Package.from_file(only("libfoo-core-0.2.0-*.conda"))
 
 
 def test_it_holds_the_two_packages_and_lists_them() -> None:
@@ -51,7 +51,7 @@ def test_torch_foo_depends_on_no_minor_version(torch_foo: Package) -> None:
     assert depends.pop("python") in ("", "*")
     assert depends.pop("cpython").startswith(">=3.")
     assert depends.pop("pytorch") == ">=2.10,<3"
-    assert depends.pop("libfoo-core") == ">=0.1.0,<0.2.0a0"
+    assert depends.pop("libfoo-core") == ">=0.2.0,<0.3.0a0"
     assert "python_abi" not in depends
     assert "libtorch" not in depends
 
@@ -81,7 +81,7 @@ def user_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = create_environment(
         prefix, ["torch-foo"], [DIST.as_uri(), channel_url()]
     )
-    assert any(p.startswith("libfoo-core-0.1.0") for p in installed)
+    assert any(p.startswith("libfoo-core-0.2.0") for p in installed)
     return prefix
 
 

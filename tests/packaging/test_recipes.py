@@ -103,7 +103,7 @@ def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
         create_environment(
             prefix, ["libfoo-core"], [output.as_uri(), channel_url()]
         )
-        return file.name, (prefix / "lib/libfoo_core.so.0.1").read_bytes()
+        return file.name, (prefix / "lib/libfoo_core.so.0.2").read_bytes()
 
     good_name, good = built_and_installed()
     break_add(core_copy / "libfoo")

@@ -127,7 +127,7 @@ def test_abi3audit_finds_nothing(run, installed: Path) -> None:
 
 def test_the_library_is_there_once(installed: Path) -> None:
     libraries = installed.rglob("libfoo_core.so*")
-    assert [path.name for path in libraries] == ["libfoo_core.so.0.1"]
+    assert [path.name for path in libraries] == ["libfoo_core.so.0.2"]
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="there is no uv here")

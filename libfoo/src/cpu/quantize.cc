@@ -8,7 +8,8 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/quantize.cc"
@@ -21,6 +22,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 /// The largest |x|, or a NaN if there is one: the largest of the bits without
 /// the sign, which are in the order of the numbers, NaNs last.
@@ -177,7 +179,7 @@ void Quantize(Row x, const void* next, MutableRow q, float* scale, int64_t n) {
 using QuantizeFunction = void (*)(Row x, const void* next, MutableRow q,
                                   float* scale, int64_t n);
 
-struct QuantizeOf {
+struct KernelsOf {
   template <class T>
   HWY_INLINE QuantizeFunction operator()(T) const {
     return Quantize<T>;
@@ -185,9 +187,10 @@ struct QuantizeOf {
 };
 
 QuantizeFunction QuantizeInt8(DType dtype) {
-  return ForDType(dtype, QuantizeOf());
+  return ForDType(dtype, KernelsOf());
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -196,72 +199,38 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core {
 
 void quantize_int8_rowwise(const ConstTensorView& x, const TensorView& q,
-                           const TensorView& scale,
-                           const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "quantize_int8_rowwise";
+                           const TensorView& scale, const Executor& executor) {
+  const char* op = "quantize_int8_rowwise";
   const Argument arg_x{"x", x}, arg_q{"q", q}, arg_scale{"scale", scale};
-  check_has_rows(kOp, arg_x);
-  check_tensor(kOp, arg_q, DType::kInt8);
-  check_shape(kOp, arg_q, x.ndim, x.sizes);
-  check_tensor(kOp, arg_scale, DType::kFloat32);
+  check_has_rows(op, arg_x);
+  check_tensor(op, arg_q, DType::kInt8);
+  check_shape(op, arg_q, x.ndim, x.sizes);
+  check_tensor(op, arg_scale, DType::kFloat32);
   std::int64_t sizes[kMaxDims];
   std::copy_n(x.sizes, x.ndim, sizes);
   sizes[x.ndim - 1] = 1;
-  check_shape(kOp, arg_scale, x.ndim, sizes);
-  for (const Argument& out : {arg_q, arg_scale}) {
-    check_no_self_overlap(kOp, out);
-    check_overlap(kOp, out, arg_x, false);
-  }
-  check_overlap(kOp, arg_scale, arg_q, false);
+  check_shape(op, arg_scale, x.ndim, sizes);
+  check_output(op, arg_q, {}, {&arg_x});
+  check_output(op, arg_scale, {}, {&arg_x, &arg_q});
+  const CpuThreads threads(op, executor);
 
-  const std::int64_t rows = count_rows(x);
-  const std::int64_t count = numel(x);
-  if (rows == 0) return;
-  if (count < kGrain || rows == 1) {
-    cpu::quantize_int8_rowwise(x, q, scale, 0, rows);
-    return;
-  }
-  struct Context {
-    const ConstTensorView& x;
-    const TensorView& q;
-    const TensorView& scale;
-  } context{x, q, scale};
-  parallel_for.run(
-      parallel_for.self, 0, rows,
-      std::max<std::int64_t>(1, kGrain * rows / count),
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        const auto& c = *static_cast<const Context*>(self);
-        cpu::quantize_int8_rowwise(c.x, c.q, c.scale, begin, end);
-      },
-      &context);
-}
-
-namespace cpu {
-
-void quantize_int8_rowwise(const ConstTensorView& x, const TensorView& q,
-                           const TensorView& scale, std::int64_t begin,
-                           std::int64_t end) noexcept {
   const auto quantize = FOO_CORE_DISPATCH(QuantizeInt8)(x.dtype);
   const std::int64_t n = last_size(x);
-  Nest<3> nest;
-  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
-    if (n == 0) {  // x and q may be null
-      nest.append(x.sizes[d], {0, 0, scale.strides[d]});
-    } else {
-      nest.append(x.sizes[d], {x.strides[d], q.strides[d], scale.strides[d]});
+  // Without elements, x and q may be null: the nest does not move in them.
+  const auto nest =
+      nest_of_rows(x, n == 0 ? nullptr : &x, n == 0 ? nullptr : &q, scale);
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    Walker<3> at(nest, nest.ndim, begin);
+    while (begin < end) {
+      const Row row = row_at(&x, at.offset(0));
+      const MutableRow out = row_at(&q, at.offset(1));
+      float* const s = static_cast<float*>(scale.data) + at.offset(2);
+      if (++begin < end) at.next();
+      quantize(row, row_at(&x, at.offset(0)).data, out, s, n);
     }
-  }
-  nest.finish();
-  Walker<3> at(nest, nest.ndim, begin);
-  while (begin < end) {
-    const Row row = row_at(&x, at.offset(0));
-    const auto out = row_at(&q, at.offset(1));
-    float* const s = static_cast<float*>(scale.data) + at.offset(2);
-    if (++begin < end) at.next();
-    quantize(row, row_at(&x, at.offset(0)).data, out, s, n);
-  }
+  };
+  threads.for_rows(x, run);
 }
 
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

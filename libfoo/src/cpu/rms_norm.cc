@@ -1,6 +1,5 @@
 #include "foo_core/rms_norm.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -8,7 +7,8 @@
 #include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rms_norm.cc"
@@ -21,6 +21,7 @@
 #ifndef FOO_CORE_RMS_NORM_
 #define FOO_CORE_RMS_NORM_
 namespace foo_core {
+namespace {
 
 /// One row of each tensor; residual and sum are null where there is none.
 struct ForwardRow {
@@ -28,12 +29,14 @@ struct ForwardRow {
   MutableRow sum, out;
 };
 
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 /// Elements [0, n) of what is normalised: x, or x + residual as stored to sum.
 template <bool kAdd, bool kAll, class T>
@@ -167,6 +170,7 @@ ForwardFunction AddRmsNormForward(DType dtype) {
   return ForDType(dtype, ForwardOf<true>());
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -175,33 +179,7 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core {
 namespace {
 
-/// out shares memory with nothing but x or residual, of which it may be either.
-void check_output(const char* op, const Argument& out, const Argument& x,
-                  const ConstTensorView* residual,
-                  const ConstTensorView* weight) {
-  check_no_self_overlap(op, out);
-  check_overlap(op, out, x, true);
-  if (residual != nullptr) {
-    check_overlap(op, out, {"residual", *residual}, true);
-  }
-  if (weight != nullptr) check_overlap(op, out, {"weight", *weight}, false);
-}
-
-/// Calls body on ranges of x's rows, which are worth a thread of their own.
-void for_rows(const ConstTensorView& x, const ParallelFor& parallel_for,
-              RangeBody body, void* context) {
-  const std::int64_t count = numel(x);
-  const std::int64_t rows = count_rows(x);
-  if (count < kGrain || rows == 1) {
-    body(context, 0, rows);
-    return;
-  }
-  parallel_for.run(parallel_for.self, 0, rows,
-                   std::max<std::int64_t>(1, kGrain * rows / count), body,
-                   context);
-}
-
-/// Calls f(row, next) for rows [begin, end), which row_of finds; the last one
+/// Calls f(row, next) for rows [begin, end), which row_of finds. The last row
 /// is its own next.
 template <int N, class RowOf, class F>
 void for_each_row(const Nest<N>& nest, std::int64_t begin, std::int64_t end,
@@ -217,113 +195,72 @@ void for_each_row(const Nest<N>& nest, std::int64_t begin, std::int64_t end,
 }  // namespace
 
 void rms_norm(const ConstTensorView& x, const ConstTensorView* weight,
-              double eps, const TensorView& out,
-              const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "rms_norm";
-  const Argument arg_x{"x", x}, arg_out{"out", out};
-  check_has_rows(kOp, arg_x);
-  if (weight != nullptr) check_last_size(kOp, {"weight", *weight}, arg_x);
-  check_like(kOp, arg_out, arg_x);
-  if (numel(x) == 0) return;
-  check_output(kOp, arg_out, arg_x, nullptr, weight);
+              double eps, const TensorView& out, const Executor& executor) {
+  const char* op = "rms_norm";
+  const Argument arg_x{"x", x}, arg_weight{"weight", weight},
+      arg_out{"out", out};
+  check_has_rows(op, arg_x);
+  check_last_size(op, arg_weight, arg_x);
+  check_like(op, arg_out, arg_x);
+  check_output(op, arg_out, {&arg_x}, {&arg_weight});
+  const CpuThreads threads(op, executor);
+  if (last_size(x) == 0) return;
 
-  struct Context {
-    const ConstTensorView& x;
-    const ConstTensorView* weight;
-    double eps;
-    const TensorView& out;
-  } context{x, weight, eps, out};
-  for_rows(
-      x, parallel_for,
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        const auto& c = *static_cast<const Context*>(self);
-        cpu::rms_norm(c.x, c.weight, c.eps, c.out, begin, end);
-      },
-      &context);
-}
-
-void add_rms_norm(const ConstTensorView& x, const ConstTensorView& residual,
-                  const ConstTensorView* weight, double eps,
-                  const TensorView& out, const TensorView& residual_out,
-                  const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "add_rms_norm";
-  const Argument arg_x{"x", x}, arg_out{"out", out};
-  const Argument arg_sum{"residual_out", residual_out};
-  check_has_rows(kOp, arg_x);
-  check_like(kOp, {"residual", residual}, arg_x);
-  if (weight != nullptr) check_last_size(kOp, {"weight", *weight}, arg_x);
-  check_like(kOp, arg_out, arg_x);
-  check_like(kOp, arg_sum, arg_x);
-  if (numel(x) == 0) return;
-  check_output(kOp, arg_out, arg_x, &residual, weight);
-  check_output(kOp, arg_sum, arg_x, &residual, weight);
-  check_overlap(kOp, arg_out, arg_sum, false);
-
-  struct Context {
-    const ConstTensorView &x, &residual;
-    const ConstTensorView* weight;
-    double eps;
-    const TensorView &out, &residual_out;
-  } context{x, residual, weight, eps, out, residual_out};
-  for_rows(
-      x, parallel_for,
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        const auto& c = *static_cast<const Context*>(self);
-        cpu::add_rms_norm(c.x, c.residual, c.weight, c.eps, c.out,
-                          c.residual_out, begin, end);
-      },
-      &context);
-}
-
-namespace cpu {
-
-void rms_norm(const ConstTensorView& x, const ConstTensorView* weight,
-              double eps, const TensorView& out, std::int64_t begin,
-              std::int64_t end) noexcept {
   const auto forward = FOO_CORE_DISPATCH(RmsNormForward)(x.dtype);
-  Nest<2> nest;
-  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
-    nest.append(x.sizes[d], {x.strides[d], out.strides[d]});
-  }
-  nest.finish();
+  const auto nest = nest_of_rows(x, x, out);
   const bool stream = worth_streaming(out, {x.data});
-  for_each_row(
-      nest, begin, end,
-      [&](const Walker<2>& at) {
-        return ForwardRow{
-            row_at(&x, at.offset(0)), {}, {}, row_at(&out, at.offset(1))};
-      },
-      [&](const ForwardRow& row, const ForwardRow& next) {
-        forward(row, next, row_at(weight, 0), eps, stream, last_size(x));
-      });
-  if (stream) hwy::FlushStream();
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    for_each_row(
+        nest, begin, end,
+        [&](const Walker<2>& at) {
+          return ForwardRow{
+              row_at(&x, at.offset(0)), {}, {}, row_at(&out, at.offset(1))};
+        },
+        [&](const ForwardRow& row, const ForwardRow& next) {
+          forward(row, next, row_at(weight, 0), eps, stream, last_size(x));
+        });
+    if (stream) hwy::FlushStream();
+  };
+  threads.for_rows(x, run);
 }
 
 void add_rms_norm(const ConstTensorView& x, const ConstTensorView& residual,
                   const ConstTensorView* weight, double eps,
                   const TensorView& out, const TensorView& residual_out,
-                  std::int64_t begin, std::int64_t end) noexcept {
+                  const Executor& executor) {
+  const char* op = "add_rms_norm";
+  const Argument arg_x{"x", x}, arg_residual{"residual", residual},
+      arg_weight{"weight", weight}, arg_out{"out", out},
+      arg_sum{"residual_out", residual_out};
+  check_has_rows(op, arg_x);
+  check_like(op, arg_residual, arg_x);
+  check_last_size(op, arg_weight, arg_x);
+  check_like(op, arg_out, arg_x);
+  check_like(op, arg_sum, arg_x);
+  check_output(op, arg_out, {&arg_x, &arg_residual}, {&arg_weight});
+  check_output(op, arg_sum, {&arg_x, &arg_residual}, {&arg_weight});
+  check_output(op, arg_out, {}, {&arg_sum});
+  const CpuThreads threads(op, executor);
+  if (last_size(x) == 0) return;
+
   const auto forward = FOO_CORE_DISPATCH(AddRmsNormForward)(x.dtype);
-  Nest<4> nest;
-  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
-    nest.append(x.sizes[d], {x.strides[d], residual.strides[d], out.strides[d],
-                             residual_out.strides[d]});
-  }
-  nest.finish();
+  const auto nest = nest_of_rows(x, x, residual, out, residual_out);
   const bool stream = worth_streaming(out, {x.data, residual.data});
-  for_each_row(
-      nest, begin, end,
-      [&](const Walker<4>& at) {
-        return ForwardRow{
-            row_at(&x, at.offset(0)), row_at(&residual, at.offset(1)),
-            row_at(&residual_out, at.offset(3)), row_at(&out, at.offset(2))};
-      },
-      [&](const ForwardRow& row, const ForwardRow& next) {
-        forward(row, next, row_at(weight, 0), eps, stream, last_size(x));
-      });
-  if (stream) hwy::FlushStream();
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    for_each_row(
+        nest, begin, end,
+        [&](const Walker<4>& at) {
+          return ForwardRow{
+              row_at(&x, at.offset(0)), row_at(&residual, at.offset(1)),
+              row_at(&residual_out, at.offset(3)), row_at(&out, at.offset(2))};
+        },
+        [&](const ForwardRow& row, const ForwardRow& next) {
+          forward(row, next, row_at(weight, 0), eps, stream, last_size(x));
+        });
+    if (stream) hwy::FlushStream();
+  };
+  threads.for_rows(x, run);
 }
 
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

@@ -10,7 +10,8 @@
 #include "checks.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rope.cc"
@@ -23,6 +24,7 @@
 #ifndef FOO_CORE_ROPE_CALL_
 #define FOO_CORE_ROPE_CALL_
 namespace foo_core {
+namespace {
 
 struct RopeCall {
   const ConstTensorView& x;
@@ -47,12 +49,14 @@ enum class Sign { kCos, kSin, kInverseSin };
 using RopeFunction = void (*)(const RopeCall& call, std::int64_t begin,
                               std::int64_t end);
 
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 /// Elements of cos, and of sin, that are held ready: of many positions, so that
 /// a head's part of them is one stretch of memory if heads are outermost (1.1
@@ -345,6 +349,7 @@ RopeFunction RopeForward(DType dtype, bool interleaved) {
   return ForDType(dtype, TokensOf{interleaved});
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -414,64 +419,41 @@ void check_range(const ConstTensorView& positions, std::int64_t max_position) {
 void rope(const ConstTensorView& x, const ConstTensorView& cos,
           const ConstTensorView& sin, const ConstTensorView* positions,
           const RopeOptions& options, const TensorView& out,
-          const ParallelFor& parallel_for) {
-  const Argument arg_x{"x", x}, arg_out{"out", out};
+          const Executor& executor) {
+  const Argument arg_x{"x", x}, arg_cos{"cos", cos}, arg_sin{"sin", sin},
+      arg_positions{"positions", positions}, arg_out{"out", out};
   check_tensor(kOp, arg_x);
   check_ndim(arg_x, 4, "(batch, seq, heads, head_dim)");
-  check_tables(arg_x, {"cos", cos}, {"sin", sin});
+  check_tables(arg_x, arg_cos, arg_sin);
   check_like(kOp, arg_out, arg_x);
   const std::int64_t batch = x.sizes[0], seq = x.sizes[1];
   if (positions != nullptr) {
-    check_positions({"positions", *positions}, x.sizes);
-    check_range(*positions, cos.sizes[0]);
+    check_positions(arg_positions, x.sizes);
   } else if (seq > cos.sizes[0]) {
     fail(kOp, "x has " + std::to_string(seq) + " positions, but cos has " +
                   std::to_string(cos.sizes[0]) + " rows");
   }
-  const std::int64_t count = numel(x);
-  if (count == 0) return;
-  check_no_self_overlap(kOp, arg_out);
-  check_overlap(kOp, arg_out, arg_x, true);
-  check_overlap(kOp, arg_out, {"cos", cos}, false);
-  check_overlap(kOp, arg_out, {"sin", sin}, false);
+  check_output(kOp, arg_out, {&arg_x}, {&arg_cos, &arg_sin, &arg_positions});
+  const CpuThreads threads(kOp, executor);
+  if (positions != nullptr) check_range(*positions, cos.sizes[0]);
+  if (numel(x) == 0) return;
 
   // positions as (batch, seq)
   std::int64_t strides[] = {0, 1};
   ConstTensorView wide{nullptr, DType::kInt64, 2, x.sizes, strides};
   if (positions != nullptr) {
-    check_overlap(kOp, arg_out, {"positions", *positions}, false);
     wide.data = positions->data;
     strides[1] = last_stride(*positions);
     if (positions->ndim == 2) strides[0] = positions->strides[0];
     positions = &wide;
   }
-
-  const std::int64_t tokens = batch * seq;
-  if (count < kGrain || tokens == 1) {
-    cpu::rope(x, cos, sin, positions, options, out, 0, tokens);
-    return;
-  }
-  RopeCall call{x, cos, sin, positions, options, out};
-  parallel_for.run(
-      parallel_for.self, 0, tokens,
-      std::max<std::int64_t>(1, kGrain * tokens / count),
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        const auto& c = *static_cast<const RopeCall*>(self);
-        cpu::rope(c.x, c.cos, c.sin, c.positions, c.options, c.out, begin, end);
-      },
-      &call);
+  const auto forward =
+      FOO_CORE_DISPATCH(RopeForward)(x.dtype, options.interleaved);
+  const RopeCall call{x, cos, sin, positions, options, out};
+  threads.for_ranges(
+      batch * seq, x.sizes[2] * x.sizes[3],
+      [&](std::int64_t begin, std::int64_t end) { forward(call, begin, end); });
 }
 
-namespace cpu {
-
-void rope(const ConstTensorView& x, const ConstTensorView& cos,
-          const ConstTensorView& sin, const ConstTensorView* positions,
-          const RopeOptions& options, const TensorView& out, std::int64_t begin,
-          std::int64_t end) noexcept {
-  FOO_CORE_DISPATCH(RopeForward)(x.dtype, options.interleaved)(
-      {x, cos, sin, positions, options, out}, begin, end);
-}
-
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

@@ -1,3 +1,5 @@
+// cross_entropy and its gradient against long double and against the plain
+// formula in float32.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -10,7 +12,6 @@
 namespace foo_core::testing {
 namespace {
 
-using Values = std::vector<double>;
 using Options = CrossEntropyOptions;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kIgnore = -100;
@@ -62,16 +63,8 @@ Expected reference(const Values& logits, const Values& target, std::int64_t n,
   return result;
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
 class CrossEntropyTest : public KernelTest {
  protected:
-  Tensor make(Shape sizes, Shape strides = {}) const {
-    return Tensor(dtype(), std::move(sizes), std::move(strides));
-  }
-
   DType loss_dtype() const {
     return dtype() == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   }
@@ -96,23 +89,12 @@ class CrossEntropyTest : public KernelTest {
     return target;
   }
 
-  static std::unique_ptr<void, Free> scratch_for(const ConstTensorView& logits,
-                                                 const Options& options) {
-    const std::int64_t size = cross_entropy_scratch_size(logits, options);
-    void* p =
-        std::aligned_alloc(64, static_cast<std::size_t>(size + 64) / 64 * 64);
-    std::fill_n(static_cast<unsigned char*>(p), size, 0xA5);
-    return std::unique_ptr<void, Free>(p);
-  }
-
   static void forward(const Tensor& logits, const Tensor& target,
                       const Options& options, const Tensor& loss,
-                      const Tensor& lse,
-                      const ParallelFor& parallel_for = serial()) {
-    const auto scratch = scratch_for(logits, options);
-    const bool needed = cross_entropy_scratch_size(logits, options) > 0;
-    cross_entropy(logits, target, options, loss, lse,
-                  needed ? scratch.get() : nullptr, parallel_for);
+                      const Tensor& lse, const Executor& executor = {}) {
+    const auto size = cross_entropy_scratch_size(logits, options, executor);
+    const Memory scratch = size == 0 ? nullptr : aligned_memory(size);
+    cross_entropy(logits, target, options, loss, lse, scratch.get(), executor);
   }
 
   // The losses of one call with no reduction.
@@ -693,16 +675,6 @@ TEST_F(CrossEntropyChecksTest, Backward) {
   moved.data = lse_.view().data;
   refuse_backward(loss_, lse_, moved,
                   "grad_logits may overlap lse, expected memory of its own");
-}
-
-TEST_F(CrossEntropyChecksTest, CudaIsUnavailable) {
-  if (build_info().cuda) GTEST_SKIP() << "this build has CUDA kernels";
-  EXPECT_THROW(cuda::cross_entropy(logits_, target_, none_, loss_, lse_,
-                                   nullptr, nullptr),
-               Unavailable);
-  EXPECT_THROW(cuda::cross_entropy_backward(loss_, logits_, target_, lse_,
-                                            none_, grad_logits_, nullptr),
-               Unavailable);
 }
 
 }  // namespace

@@ -191,14 +191,15 @@ class _cross_entropy_backward(Operator):
         kept = target != ignore_index
         indices = torch.arange(classes, device=target.device)
         onehot = target.unsqueeze(-1) == indices
+        softmax = widen(logits).softmax(-1)
         difference = (
-            widen(logits).softmax(-1)
-            - (1 - label_smoothing) * onehot.to(torch.float32)
+            softmax
+            - (1 - label_smoothing) * onehot.to(softmax.dtype)
             - label_smoothing / classes
         )
         factor = widen(grad) * kept
         if reduction == "mean":
-            factor = factor / kept.sum()
+            factor = factor / kept.sum().clamp(min=1)
         return (factor.unsqueeze(-1) * difference).to(logits.dtype)
 
     @staticmethod
@@ -213,21 +214,17 @@ class _cross_entropy_backward(Operator):
 
     @staticmethod
     def samples():
-        def lse(dtype):
-            return torch.linspace(2, 3, 3, dtype=torch.float64)
-
-        def gradient(*shape):
-            return lambda dtype: torch.ones(
-                shape, dtype=torch.promote_types(dtype, torch.float32)
-            )
+        logits = torch.linspace(-2, 2, 15).view(3, 5).cos()
 
         for reduction, shape in (("none", (3,)), ("mean", ()), ("sum", ())):
             yield Sample(
                 reduction,
-                gradient(*shape),
-                (3, 5),
+                lambda dtype, shape=shape: torch.ones(
+                    shape, dtype=torch.promote_types(dtype, torch.float32)
+                ),
+                logits.to,
                 integers(4, -100, 0),
-                lse,
+                lambda dtype: logits.to(dtype).double().logsumexp(-1),
                 -100,
                 reduction,
                 0.1,

@@ -1,6 +1,8 @@
-// Rows of tensors: slices along the last dimension.
+// Geometry of tensor views: how many elements and rows they have, and where
+// those are. A row is a slice along the last dimension.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "foo_core/tensor.h"
@@ -15,6 +17,12 @@ struct BasicRow {
 };
 using Row = BasicRow<const void*>;
 using MutableRow = BasicRow<void*>;
+
+inline std::int64_t numel(const ConstTensorView& x) {
+  std::int64_t count = 1;
+  for (std::int64_t d = 0; d < x.ndim; ++d) count *= x.sizes[d];
+  return count;
+}
 
 inline std::int64_t last_size(const ConstTensorView& x) {
   return x.sizes[x.ndim - 1];
@@ -47,6 +55,18 @@ inline Row row_at(const ConstTensorView* x, std::int64_t offset) {
 inline MutableRow row_at(const TensorView* x, std::int64_t offset) {
   if (x == nullptr) return {nullptr, 1};
   return {element_at(*x, offset), last_stride(*x)};
+}
+
+/// Writes zeros to the n elements of a row, each of `item` bytes.
+inline void fill_zeros(MutableRow row, std::int64_t n, std::int64_t item) {
+  auto* p = static_cast<char*>(row.data);
+  if (row.stride == 1) {
+    std::fill_n(p, n * item, '\0');
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::fill_n(p + i * row.stride * item, item, '\0');
+  }
 }
 
 }  // namespace foo_core
