@@ -95,7 +95,8 @@ def program() -> Iterator[str]:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("typing")
     shutil.copy(REJECTED, folder)
-    (folder / "schemas.py").write_text(HEAD + "\n".join(program()) + "\n")
+    text = HEAD + "\n".join(dict.fromkeys(program()))
+    (folder / "schemas.py").write_text(f"{text}\n")
     return folder
 
 

@@ -118,6 +118,8 @@ class Operator:
     sizes: ClassVar[tuple[tuple[int, int], ...]] = tuple(
         (rows, 4096) for rows in (1, 16, 512, 4096)
     )
+    #: Whether the benchmark also times the gradients.
+    times_gradients: ClassVar[bool] = True
 
     @staticmethod
     def reference(*args: Any, **named: Any) -> Any:
@@ -152,8 +154,6 @@ class Operator:
 
     #: benchmark(rows, columns) returns a sample of that size.
     benchmark: ClassVar[Callable[[int, int], Sample] | None] = None
-    #: Whether the benchmark also times the gradients.
-    times_gradients: ClassVar[bool] = True
 
     @staticmethod
     def peer_arguments(*args: Any) -> tuple[Any, ...]:
