@@ -1,4 +1,4 @@
-"""What the scripts beside this one share: channels, caches, environments."""
+"""Channels, caches and environments, for the scripts in this folder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ import rattler.shell
 ROOT = Path(__file__).resolve().parent.parent
 #: The channel with this repository's own packages.
 DIST = ROOT / "dist" / "conda"
-#: The packages that this repository builds, in the order of their dependency.
+#: The packages that this repository builds, dependencies first.
 PACKAGES = ("libfoo-core", "torch-foo")
-#: The name under which all other packages are looked for.
+#: The channel that has all other packages.
 CHANNEL = "conda-forge"
 PLATFORM = "linux-64"
 
-# A cache of our own: see forget().
+# A separate cache: see forget().
 os.environ.setdefault("RATTLER_CACHE_DIR", str(ROOT / "build/rattler-cache"))
 
 
 def channel_url() -> str:
-    """Where CHANNEL is: conda-forge, or what stands in for it.
+    """Return the URL of CHANNEL: conda-forge or the stand-in for it.
 
-    conda's own variable for the place of channels that are given by name.
+    CONDA_CHANNEL_ALIAS is conda's own variable for the location of channels.
     """
     default = "https://conda.anaconda.org"
     alias = os.environ.get("CONDA_CHANNEL_ALIAS", default)
@@ -39,9 +39,10 @@ def channel_url() -> str:
 
 
 def local_variants() -> dict[str, list[str]]:
-    """What to build for instead of variants.yaml's oldest Python and torch.
+    """Return variants that replace those of variants.yaml, if any.
 
-    A stand-in for conda-forge, a channel on disk, has one of each: that one.
+    The stand-in for conda-forge, a channel on disk, has one Python and one
+    torch, which need not be the oldest.
     """
     channel = channel_url()
     if not channel.startswith("file://"):
@@ -68,10 +69,10 @@ def local_variants() -> dict[str, list[str]]:
 def forget(*names: str) -> None:
     """Remove packages from the package cache.
 
-    The cache knows a package by name, version and build string, which a rebuilt
-    package has in common with the one before: the old one may be installed, and
-    tested, in its place. (rattler 0.28 was not deceived when this was taken
-    out; earlier versions were. tests/packaging/test_recipes.py watches it.)
+    The cache identifies a package by name, version and build string. A rebuilt
+    package shares these with the one before, which could be installed and
+    tested in its place. (rattler 0.28 was not deceived when these calls were
+    removed; earlier versions were. tests/packaging/test_recipes.py tests it.)
     """
     for name in names:
         for path in Path(os.environ["RATTLER_CACHE_DIR"], "pkgs").glob(
@@ -85,8 +86,8 @@ def forget(*names: str) -> None:
 
 def index(channel: Path) -> None:
     """Write the repodata of a channel on disk."""
-    # rattler's indexer may crash at interpreter exit, its work done: a child
-    # process that leaves without one is not affected.
+    # rattler's indexer may crash at interpreter exit, after its work is done. A
+    # child process that skips the exit is not affected.
     code = (
         "import asyncio, os, sys\n"
         "from rattler.index import index_fs\n"
@@ -103,7 +104,8 @@ def create_environment(
 ) -> list[str]:
     """Install `specs` into a new environment, as conda and pixi do.
 
-    Returns what was installed, as name-version-build.
+    Returns:
+        The installed packages, as name-version-build.
     """
 
     async def create() -> list[str]:
@@ -131,7 +133,7 @@ def create_environment(
 
 
 def environment_variables(prefix: Path) -> dict[str, str]:
-    """The variables of a process that runs in the activated environment."""
+    """Return the variables of a process in the activated environment."""
     activation = rattler.shell.activate(
         prefix.resolve(),
         rattler.shell.ActivationVariables(

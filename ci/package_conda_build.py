@@ -1,7 +1,7 @@
 """Build and test the recipes with conda-build into dist/conda-build.
 
-The same two recipes as `package`, read by the other tool that conda-forge's
-users have. Exit status 1 where conda-build is not installed.
+conda-build reads the same two recipes as `package`. The exit status is 1 if
+conda-build is not installed.
 """
 
 from __future__ import annotations

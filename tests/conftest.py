@@ -1,4 +1,4 @@
-"""What all tests of the repository share."""
+"""Fixtures that all tests below this folder share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., str]
 def _run(
     *command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT
 ) -> str:
-    """Run a command; its output, or a failed test that shows the end of it."""
+    """Run a command and return its output; fail the test if it fails."""
     done = subprocess.run(
         command,
         env={**os.environ, **(env or {})},

@@ -1,6 +1,6 @@
-"""What the tests of ci/pixi share: temporary workspaces and a way to run it.
+"""Temporary workspaces for the tests of ci/pixi, and a way to run it there.
 
-They run inside a task of ci/pixi and use its channel, without a network.
+The tests run inside a task of ci/pixi and use its channel, without a network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Workspace:
         return self
 
     def pixi(self, *words: str | Path, **variables: str | None) -> Result:
-        """Run ci/pixi here; a variable that is None is taken away."""
+        """Run ci/pixi here; a variable that is None is unset."""
         environment = {**os.environ, **variables}
         return subprocess.run(
             [ROOT / "ci/pixi", *words],
@@ -47,7 +47,7 @@ class Workspace:
         )
 
     def fails(self, *words: str | Path, **variables: str | None) -> str:
-        """Run it, expect it to fail, and give its one line of error."""
+        """Run ci/pixi, which must fail, and return its one line of error."""
         result = self.pixi(*words, **variables)
         assert result.returncode != 0, result.stdout + result.stderr
         assert "Traceback" not in result.stderr, result.stderr
@@ -56,7 +56,7 @@ class Workspace:
         return lines[0]
 
     def passes(self, *words: str | Path, **variables: str | None) -> str:
-        """Run it, expect success, and give what it wrote to stdout."""
+        """Run ci/pixi, which must succeed, and return its stdout."""
         result = self.pixi(*words, **variables)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
@@ -64,14 +64,14 @@ class Workspace:
 
 @pytest.fixture(scope="session")
 def standin() -> None:
-    """For tests of the stand-in itself."""
+    """Skips a test of the stand-in itself if a real pixi is in use."""
     if os.environ.get("CI_PIXI_STANDIN") != "1":
-        pytest.skip("a real pixi is used here, not ci/pixi's stand-in")
+        pytest.skip("a real pixi is in use, not ci/pixi's stand-in")
 
 
 @pytest.fixture(scope="session")
 def new_workspace(standin: None) -> type[Workspace]:
-    """Makes a workspace of a folder."""
+    """The type that makes a workspace of a folder."""
     return Workspace
 
 
@@ -85,7 +85,7 @@ def workspace(tmp_path: Path, new_workspace: type[Workspace]) -> Workspace:
 
 @pytest.fixture
 def in_standin(standin: None) -> Callable[..., Result]:
-    """Run a script in ci/pixi's own Python, where its libraries are."""
+    """A function that runs a script in ci/pixi's own Python."""
 
     def run(script: str, *args: str | Path) -> Result:
         python = Path(os.environ["CI_PIXI_TOOLS"]) / "bin/python"

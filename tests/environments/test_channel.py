@@ -1,4 +1,4 @@
-"""The stand-in channel: how packages are made, kept and found."""
+"""The stand-in channel: how packages are written, stored and found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_reissued_package_is_not_shadowed(in_standin, tmp_path):
-    """Trap: package caches look at name, version and build only."""
+    """Package caches compare only the name, version and build string."""
     script = """
 import asyncio, subprocess, sys
 from pathlib import Path
@@ -104,7 +104,7 @@ print(package.entry_points)
 
 @pytest.fixture
 def own_cache(standin):
-    """A cache like the one in use, but for one package and the channel."""
+    """A copy of the cache in use, without one package and the channel."""
     channel = Path(os.environ["CI_PIXI_CHANNEL"])
     cache = channel.parents[1]
     folder = Path(tempfile.mkdtemp(prefix="test-", dir=cache))
@@ -121,7 +121,7 @@ def own_cache(standin):
     shutil.rmtree(folder)
 
 
-def test_interrupted_channel_is_made_by_the_next_run(own_cache, tmp_path):
+def test_the_next_run_finishes_an_interrupted_channel(own_cache, tmp_path):
     workspace = tmp_path / "workspace"
     workspace.mkdir()
     shutil.copy(ROOT / "pixi.toml", workspace)
@@ -146,7 +146,7 @@ def test_interrupted_channel_is_made_by_the_next_run(own_cache, tmp_path):
                 process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, "".join(seen)
     assert not list(own_cache.glob("channels/*/channel.json"))
-    # What a kill at the worst moments leaves behind:
+    # A kill at the worst moments leaves these behind.
     for name in ("packages", "channels"):
         (own_cache / name / ".writing-left").mkdir(parents=True)
 
@@ -167,14 +167,14 @@ def test_unknown_package_is_named(workspace):
     assert not (workspace.folder / ".pixi/envs/default").exists()
 
 
-def test_unavailable_package_is_left_out_aloud(workspace):
+def test_an_unavailable_package_is_left_out_with_a_message(workspace):
     workspace.write('[dependencies]\nconda-build = "*"')
     result = workspace.pixi("install")
     assert result.returncode == 0
     assert "left out: conda-build (" in result.stderr
 
 
-def test_environment_is_made_anew_only_when_it_has_to_be(workspace):
+def test_an_environment_is_made_again_only_if_necessary(workspace):
     workspace.write('[dependencies]\nninja = "*"')
     made = "solving and installing"
     assert made in workspace.pixi("install").stderr

@@ -1,4 +1,4 @@
-"""What ci/pixi says when the machine lacks something, or has a pixi."""
+"""ci/pixi on machines that lack something, or that have a pixi."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def program(path: Path, text: str) -> Path:
 
 
 def path_with(folder: Path, *tools: str) -> str:
-    """A PATH that has only these tools of the machine."""
+    """Return a PATH with only these tools of the machine."""
     folder.mkdir()
     for tool in ("python3", "bash", *tools):
         (folder / tool).symlink_to(shutil.which(tool))
@@ -38,7 +38,7 @@ def test_a_real_pixi_takes_over(workspace, tmp_path):
     assert f"ci/pixi: using {real}" in result.stderr
 
 
-def test_ci_pixi_called_pixi_is_no_real_pixi(workspace, tmp_path):
+def test_ci_pixi_named_pixi_is_not_a_real_pixi(workspace, tmp_path):
     workspace.write('[tasks]\nhello = "echo hello"')
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/pixi").symlink_to(CI_PIXI)
@@ -48,15 +48,15 @@ def test_ci_pixi_called_pixi_is_no_real_pixi(workspace, tmp_path):
     assert "using the stand-in" in result.stderr
 
 
-def test_a_pixi_that_calls_ci_pixi_ends(workspace, tmp_path):
+def test_a_pixi_that_calls_ci_pixi_is_an_error(workspace, tmp_path):
     shim = program(tmp_path / "bin/pixi", f'exec {CI_PIXI} "$@"')
     path = f"{shim.parent}:{os.environ['PATH']}"
     message = workspace.fails("info", PATH=path)
-    assert f"{shim} calls ci/pixi again, forever" in message
+    assert f"{shim} and ci/pixi call each other forever" in message
 
 
 def test_old_python(tmp_path):
-    # The script itself has to load in an old Python; this one pretends.
+    # The script must load in an old Python; here the limit is raised instead.
     text = CI_PIXI.read_text().replace("(3, 10)", "(9, 9)")
     script = tmp_path / "pixi"
     script.write_text(text)
@@ -64,7 +64,7 @@ def test_old_python(tmp_path):
         ["python3", script, "info"], capture_output=True, text=True
     )
     assert result.returncode == 1
-    assert "and 9.9 or newer is needed: install" in result.stderr
+    assert "but 9.9 or newer is needed: install" in result.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
@@ -108,13 +108,13 @@ def test_old_compiler(workspace, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Words that run a command with a small disk on a folder."""
+    """A folder, and a command prefix that mounts a small disk on it."""
     folder = tmp_path / "small"
     folder.mkdir()
     script = 'mount -t tmpfs -o size=8m small "$0" && exec "$@"'
     words = ["unshare", "-m", "sh", "-c", script, str(folder)]
     if subprocess.run([*words, "true"], capture_output=True).returncode:
-        pytest.skip("this machine lets us mount no small disk")
+        pytest.skip("this machine does not let us mount a small disk")
     return folder, words
 
 
@@ -151,5 +151,5 @@ def test_no_space_for_an_environment(workspace, small_disk):
     assert result.returncode == 1
     assert "error: no disk space left for" in result.stderr.splitlines()[-1]
     assert not (workspace.folder / ".pixi/envs/default").exists()
-    # With space it works, from where it stopped.
+    # With enough space it goes on from where it stopped.
     workspace.passes("run", "python", "-c", "import ssl")

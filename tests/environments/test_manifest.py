@@ -1,4 +1,4 @@
-"""pixi.toml is read strictly, and this repository's own is in order."""
+"""The parser of pixi.toml is strict, and accepts this repository's own."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_this_repository() -> None:
     assert set(wanted.split()) <= set(tasks)
 
 
-def test_this_repository_in_the_eyes_of_pixi() -> None:
+def test_this_repository_matches_the_schema_of_pixi() -> None:
     schema = Path(__file__).with_name("pixi-schema.json")
     validator = jsonschema.Draft7Validator(json.loads(schema.read_text()))
     table = read_toml(ROOT / "pixi.toml")

@@ -1,4 +1,4 @@
-"""Tasks run as pixi runs them, in an environment of their own."""
+"""Tasks run as pixi runs them, each in its environment."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_default_environment(workspace):
     assert not (workspace.folder / ".pixi/envs/default").exists()
 
 
-def test_words_are_appended_and_quoted(workspace):
+def test_arguments_are_appended_and_quoted(workspace):
     workspace.write("""
         [tasks]
         text = "printf '%s|' one"
@@ -107,7 +107,7 @@ def test_the_callers_python_does_not_leak(workspace):
     assert not names & set(leaks)
 
 
-def test_exit_status_is_the_tasks_own(workspace):
+def test_the_exit_status_is_that_of_the_task(workspace):
     workspace.write("""
         [tasks]
         fail = "exit 7"
@@ -120,7 +120,7 @@ def test_exit_status_is_the_tasks_own(workspace):
     assert workspace.pixi("run", "pipe").returncode == 1
 
 
-def test_commands_that_are_no_tasks(workspace):
+def test_commands_that_are_not_tasks(workspace):
     workspace.write('[tasks]\nbuild-core = "true"')
     assert workspace.passes("run", "echo", "-e", "x") == "x\n"
     assert workspace.passes("run", "--", "bash", "-c", "echo y") == "y\n"
@@ -229,7 +229,7 @@ def test_failed_task_is_run_again(workspace):
 
 
 def network() -> str:
-    """Which network namespace this process is in."""
+    """Return the network namespace of this process."""
     return os.readlink("/proc/self/ns/net")
 
 
@@ -237,9 +237,9 @@ def test_a_task_has_no_network(workspace):
     workspace.write("[environments]")
     result = workspace.pixi("run", "readlink", "/proc/self/ns/net")
     if "the network stays on" in result.stderr:
-        pytest.skip("this machine permits no network namespaces")
+        pytest.skip("this machine does not permit network namespaces")
     assert result.stdout.strip() != network()
-    # These tests are a task, too. The address is reserved for documentation.
+    # These tests are a task too. The address is reserved for documentation.
     with pytest.raises(OSError, match="unreachable") as caught:
         socket.create_connection(("192.0.2.1", 80), timeout=5)
     assert caught.value.errno == errno.ENETUNREACH

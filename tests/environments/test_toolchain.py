@@ -1,4 +1,4 @@
-"""What environments of the stand-in are for: building, and running torch."""
+"""Builds with CMake, and torch, in environments of the stand-in."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_pkg_config_file_names_the_environment(full):
     assert f"prefix={prefix}\n" in text
 
 
-def test_torch_lies_as_conda_forge_has_it(full):
+def test_torch_has_the_layout_of_conda_forge(full):
     prefix = full.folder / ".pixi/envs/default"
     assert (prefix / "share/cmake/Torch/TorchConfig.cmake").is_file()
     inner = next(prefix.glob("lib/python3.*/site-packages/torch"))

@@ -1,8 +1,10 @@
 """Errors of a model against float64, as it is and patched with torch_foo.
 
-`model_errors.py MODEL TEXT` loads a folder as transformers saves it and takes
-the text's first tokens. Prints JSON: by dtype, by name (as it is, patched),
-the relative error of the logits and of each parameter's gradient.
+usage: model_errors.py MODEL TEXT
+
+It loads MODEL, a folder saved by transformers, and runs it on the first tokens
+of TEXT. It prints JSON: by dtype and by name ("as it is", "patched"), the
+relative error of the logits and of the gradient of each parameter.
 """
 
 import copy
@@ -22,10 +24,11 @@ TOKENS = 128
 
 
 def float64(model: nn.Module) -> nn.Module:
-    """A copy with the same weights that computes in float64.
+    """Return a copy with the same weights that computes in float64.
 
-    transformers' norms and loss compute in float32, whatever their input. So do
-    its cosines and sines, which are an input of what torch_foo replaces.
+    The norms and the loss of transformers compute in float32 for any input, so
+    they are replaced. Its cosines and sines stay float32, because torch_foo
+    replaces only what takes them as input.
     """
     result = copy.deepcopy(model).double()
     for module in result.modules():
@@ -43,7 +46,7 @@ def float64(model: nn.Module) -> nn.Module:
 
 
 def results(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
-    """The logits, and the gradient of each parameter by its name."""
+    """Return the logits, and the gradient of each parameter by name."""
     output = model(tokens, labels=tokens, use_cache=False)
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}

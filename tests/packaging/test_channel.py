@@ -1,4 +1,4 @@
-"""What `package` leaves in dist/conda."""
+"""The channel that `package` leaves in dist/conda."""
 
 import json
 import os
@@ -30,13 +30,15 @@ def only(pattern: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def torch_foo() -> Package:
-    return Package.from_file(only("torch-foo-0.1.0-*.conda"))
+def torch_foo(versions: dict[str, str]) -> Package:
+    version = versions["torch-foo"]
+    return Package.from_file(only(f"torch-foo-{version}-*.conda"))
 
 
 @pytest.fixture(scope="module")
-def libfoo_core() -> Package:
-    return Package.from_file(only("libfoo-core-0.2.0-*.conda"))
+def libfoo_core(versions: dict[str, str]) -> Package:
+    version = versions["libfoo-core"]
+    return Package.from_file(only(f"libfoo-core-{version}-*.conda"))
 
 
 def test_it_holds_the_two_packages_and_lists_them() -> None:
@@ -46,12 +48,18 @@ def test_it_holds_the_two_packages_and_lists_them() -> None:
     assert set(repodata["packages.conda"]) == files
 
 
-def test_torch_foo_depends_on_no_minor_version(torch_foo: Package) -> None:
+def test_torch_foo_depends_on_no_minor_version_of_python_or_torch(
+    torch_foo: Package, versions: dict[str, str], minor: str
+) -> None:
+    major, number = map(int, minor.split("."))
+    next_minor = f"{major}.{number + 1}"
     depends = dict(spec.partition(" ")[::2] for spec in torch_foo.depends)
     assert depends.pop("python") in ("", "*")
     assert depends.pop("cpython").startswith(">=3.")
     assert depends.pop("pytorch") == ">=2.10,<3"
-    assert depends.pop("libfoo-core") == ">=0.2.0,<0.3.0a0"
+    assert depends.pop("libfoo-core") == (
+        f">={versions['libfoo-core']},<{next_minor}.0a0"
+    )
     assert "python_abi" not in depends
     assert "libtorch" not in depends
 
@@ -64,7 +72,7 @@ def test_libfoo_core_needs_neither_torch_nor_python(
 
 
 def test_torch_foo_is_one_binary(torch_foo: Package) -> None:
-    """The operators, and the module through which Python loads them."""
+    """It holds the operators and the module through which Python loads them."""
     binaries = {
         file.partition("/torch_foo/")[2]
         for entry in torch_foo.files
@@ -74,14 +82,17 @@ def test_torch_foo_is_one_binary(torch_foo: Package) -> None:
 
 
 @pytest.fixture(scope="module")
-def user_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `conda install torch-foo` would make: a fresh environment."""
+def user_env(
+    tmp_path_factory: pytest.TempPathFactory, versions: dict[str, str]
+) -> Path:
+    """A fresh environment, as `conda create torch-foo` would make it."""
     forget("libfoo-core", "torch-foo")
     prefix = tmp_path_factory.mktemp("user") / "env"
     installed = create_environment(
         prefix, ["torch-foo"], [DIST.as_uri(), channel_url()]
     )
-    assert any(p.startswith("libfoo-core-0.2.0") for p in installed)
+    core = f"libfoo-core-{versions['libfoo-core']}-"
+    assert any(package.startswith(core) for package in installed)
     return prefix
 
 
@@ -97,18 +108,18 @@ def test_a_user_installs_it_by_name(run, user_env: Path) -> None:
 
 
 def readme_block(root: Path, language: str) -> str:
-    """The code of the README in one language."""
+    """Return the README's code in one language."""
     text = (root / "README.md").read_text()
     (block,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
     return block
 
 
-def test_the_readmes_python_runs(run, root: Path, user_env: Path) -> None:
+def test_the_python_of_the_readme_runs(run, root: Path, user_env: Path) -> None:
     code = readme_block(root, "python").partition("fast =")[0]
     run(user_env / "bin/python", "-c", code, cwd=user_env)
 
 
-def test_the_readmes_cpp_runs(run, root: Path, user_env: Path) -> None:
+def test_the_cpp_of_the_readme_runs(run, root: Path, user_env: Path) -> None:
     source = user_env / "readme.cpp"
     source.write_text(
         readme_block(root, "cpp")

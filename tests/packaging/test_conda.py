@@ -1,4 +1,4 @@
-"""Real conda, conda-build and conda-workspaces, where they are installed."""
+"""Real conda, conda-build and conda-workspaces, if they are installed."""
 
 import json
 import shutil
@@ -10,9 +10,7 @@ import pytest
 from conda_tools import DIST, channel_url
 
 CONDA = shutil.which("conda")
-needs_conda = pytest.mark.skipif(
-    CONDA is None, reason="there is no conda on this machine"
-)
+needs_conda = pytest.mark.skipif(CONDA is None, reason="conda is not installed")
 
 
 def has_subcommand(name: str) -> bool:
@@ -48,7 +46,7 @@ def test_conda_installs_torch_foo_by_name(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not has_subcommand("build"), reason="there is no conda-build here"
+    not has_subcommand("build"), reason="conda-build is not installed"
 )
 def test_conda_build_builds_the_same_recipes(run, root: Path) -> None:
     run(sys.executable, root / "ci/package_conda_build.py")
@@ -60,7 +58,7 @@ def test_conda_build_builds_the_same_recipes(run, root: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not has_subcommand("task"), reason="there are no conda-workspaces here"
+    not has_subcommand("task"), reason="conda-workspaces is not installed"
 )
 def test_conda_workspaces_reads_the_same_tasks(run, root: Path) -> None:
     listed = run(CONDA, "task", "list", cwd=root)

@@ -59,7 +59,7 @@ def test_there_is_one_recipe_format(name: str, root: Path) -> None:
 
 @pytest.fixture
 def core_copy(root: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of libfoo and of its recipe, to be broken."""
+    """A copy of libfoo and its recipe that a test can break."""
     shutil.copytree(
         root / "libfoo",
         tmp_path / "libfoo",
@@ -67,12 +67,12 @@ def core_copy(root: Path, tmp_path: Path) -> Iterator[Path]:
     )
     shutil.copytree(root / "recipe", tmp_path / "recipe")
     yield tmp_path
-    # The broken package has the good one's name, version and build string.
+    # The broken package has the name, version and build string of the good one.
     forget("libfoo-core")
 
 
 def break_add(libfoo: Path) -> None:
-    """Make a product of foo_core's sum."""
+    """Make foo_core's add multiply."""
     source = libfoo / "src/cpu/elementwise.cc"
     text = source.read_text()
     broken = text.replace("return a + b;", "return a * b;")
@@ -80,8 +80,8 @@ def break_add(libfoo: Path) -> None:
     source.write_text(broken)
 
 
-def test_a_broken_library_turns_the_recipe_red(core_copy: Path) -> None:
-    """`package` has put the good package into the cache before this."""
+def test_a_broken_library_fails_the_recipes_tests(core_copy: Path) -> None:
+    """The good package is in the cache, where `package` has put it."""
     break_add(core_copy / "libfoo")
     recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
     with pytest.raises(RattlerBuildError):
@@ -91,9 +91,9 @@ def test_a_broken_library_turns_the_recipe_red(core_copy: Path) -> None:
 
 
 def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
-    core_copy: Path,
+    core_copy: Path, minor: str
 ) -> None:
-    """As torch-foo's build and a user get it: from the same channel again."""
+    """Install it as torch-foo's build does: from the same channel again."""
     recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
     output = core_copy / "out"
 
@@ -103,7 +103,8 @@ def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
         create_environment(
             prefix, ["libfoo-core"], [output.as_uri(), channel_url()]
         )
-        return file.name, (prefix / "lib/libfoo_core.so.0.2").read_bytes()
+        library = prefix / f"lib/libfoo_core.so.{minor}"
+        return file.name, library.read_bytes()
 
     good_name, good = built_and_installed()
     break_add(core_copy / "libfoo")

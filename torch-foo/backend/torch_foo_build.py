@@ -1,7 +1,7 @@
-"""scikit-build-core, which learns here where libfoo-core comes from.
+"""A build backend: scikit-build-core plus the requirement libfoo-core.
 
-An isolated build gets its requirements from an index. libfoo-core is taken
-from the sibling directory when this is a checkout of the repository, so that
+An isolated build gets its requirements from an index. In a checkout of the
+repository, libfoo-core comes from the sibling directory instead, so that
 `pip install ./libfoo ./torch-foo` works. Without build isolation these hooks
 have no effect: CMake finds foo_core as usual (CMAKE_PREFIX_PATH).
 """
@@ -17,7 +17,7 @@ _LIBFOO = Path(__file__).resolve().parents[2] / "libfoo"
 def _libfoo_core() -> str:
     if (_LIBFOO / "pyproject.toml").is_file():
         return f"libfoo-core @ {_LIBFOO.as_uri()}"
-    return "libfoo-core>=0.1,<0.2"
+    return "libfoo-core>=0.2,<0.3"
 
 
 def get_requires_for_build_wheel(config_settings=None):

@@ -1,15 +1,16 @@
 """Time torch_foo against eager PyTorch, its built-ins and torch.compile.
 
-Each operator runs forward, and forward and backward, at three or four sizes, in
-float32 and bfloat16. All ways to one result are called in turn, in random
-order, so that noise from the machine hits all of them alike. Beside the median
-stands the minimum, which says more on a busy machine. Buffers are warm. Fresh
-results cost page faults, often more than the arithmetic, unless the allocator
-keeps freed memory. --warm-allocator makes it do so; calls with `out=` and in
-place allocate nothing.
+The benchmark runs every operator forward, and forward and backward, at three or
+four sizes in float32 and bfloat16. It calls the alternatives in turn, in random
+order, so that other load on the machine hits all of them alike. It reports the
+median and the minimum, which is more reliable on a busy machine.
 
-torch.compile compiles once for each operator, dtype and direction, with the
-number of rows left open, and once more for a single row.
+Buffers are warm. A fresh result costs page faults, often more than the
+arithmetic, unless the allocator keeps freed memory, as with --warm-allocator.
+Lines with `out=` or in place allocate nothing.
+
+torch.compile compiles once for each operator, dtype and direction, with a
+dynamic number of rows, and once more for a single row.
 """
 
 import argparse
@@ -53,24 +54,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--calls",
         action="store_true",
-        help="instead, only what a call costs: 4 elements, by grad mode",
+        help="measure only the overhead of a call: 4 elements, by grad mode",
     )
     parser.add_argument(
         "--scaling",
         action="store_true",
-        help="instead, only torch_foo, with 1 thread and with --threads",
+        help="measure only torch_foo, with 1 thread and with --threads",
     )
     parser.add_argument(
         "--only",
         metavar="REGEX",
         default="",
-        help="only operators in whose name it is found: ^mul$, rms_norm",
+        help="only operators whose name matches, such as ^mul$ or rms_norm",
     )
     parser.add_argument(
         "--seconds",
         type=float,
         metavar="S",
-        help="time for each measurement, at least 5 rounds being made "
+        help="time for each measurement, of at least 5 rounds "
         "(default: 2, with --quick 0.3)",
     )
     parser.add_argument(
@@ -78,14 +79,14 @@ def parse() -> argparse.Namespace:
         type=int,
         metavar="N",
         default=1,
-        help="torch.set_num_threads(N) (default: 1; with more, threads wait "
-        "for each other, and on a busy machine that is all one measures)",
+        help="torch.set_num_threads(N) (default: 1; on a busy machine, several "
+        "threads mostly wait for each other)",
     )
     parser.add_argument(
         "--warm-allocator",
         action="store_true",
-        help="have the C library keep freed memory, as most other allocators "
-        "do (glibc; starts again with MALLOC_* variables set)",
+        help="make glibc keep freed memory, as most other allocators do "
+        "(restarts with MALLOC_* variables set)",
     )
     parser.add_argument(
         "--json",
@@ -141,7 +142,7 @@ def check(parser: Parser, options: argparse.Namespace) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Start again with an allocator that keeps it, unless it does already."""
+    """Restart with an allocator that keeps freed memory, unless it does."""
     wanted = {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -153,7 +154,7 @@ def keep_freed_memory() -> None:
 
 
 class Progress:
-    """Tell on standard error how far a run is."""
+    """Show the progress of a run on standard error."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -185,7 +186,7 @@ def groups(options: argparse.Namespace) -> Iterator[tuple]:
 
 
 class Results(list):
-    """Print the results of cases, and write them to a file, as they come."""
+    """The results of a run, written to a file as they come."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -235,7 +236,7 @@ def run_operators(options: argparse.Namespace, results: Results) -> None:
 
 
 def calls_of(case: Case) -> dict[str, Call]:
-    """Return the case's calls and the probes."""
+    """Return the calls of a case and the probes."""
     roof = probes(case.read, case.written)
     if not case.in_place:
         del roof["in place"]
@@ -249,9 +250,6 @@ def run_case(case: Case, options: argparse.Namespace) -> list[report.Result]:
 
 
 def run_scaling(case: Case, options: argparse.Namespace) -> list[report.Result]:
-    def of_name(name: str) -> int:
-        return int(name.split()[0])
-
     calls = {
         f"{threads} {name}": call
         for name, call in calls_of(case).items()
@@ -262,7 +260,7 @@ def run_scaling(case: Case, options: argparse.Namespace) -> list[report.Result]:
         times, _ = measure(
             calls,
             options.seconds,
-            lambda name: torch.set_num_threads(of_name(name)),
+            lambda name: torch.set_num_threads(int(name.split()[0])),
         )
     torch.set_num_threads(options.threads)
     return report.scaling_of(case, times, options.threads)

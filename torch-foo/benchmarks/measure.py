@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from cases import Call
 
-SAMPLES = 5  # at least
-HOPELESS = 5.0  # seconds
+MIN_ROUNDS = 5
+MAX_SECONDS = 5.0  # for a single call; slower ones are skipped
 
 
 def measure(
@@ -15,9 +15,9 @@ def measure(
     seconds: float,
     before: Callable[[str], object] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Return each call's times in seconds, and why others were left out.
+    """Return the times of each call in seconds, and why others were skipped.
 
-    `before` is given a call's name before it is timed.
+    `before` receives the name of a call before it is timed.
     """
     repeats, skipped = {}, {}
     for name, call in calls.items():
@@ -33,21 +33,21 @@ def measure(
         start = time.perf_counter()
         call()
         once = time.perf_counter() - start
-        if once > HOPELESS:
+        if once > MAX_SECONDS:
             skipped[name] = f"a call takes {once:.0f} s"
             continue
-        # With so many calls in a row, the clock's own cost does not show.
+        # Enough calls to hide the cost of the clock.
         repeats[name] = max(1, int(5e-5 / max(once, 1e-7)))
     names = list(repeats)
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
     rounds = 0
-    while time.perf_counter() < end or rounds < SAMPLES:
+    while time.perf_counter() < end or rounds < MIN_ROUNDS:
         random.shuffle(names)
         for name in names:
             call, n = calls[name], repeats[name]
             before(name)
-            call()  # the caches hold what the last one needed
+            call()  # warms the caches after the call before
             start = time.perf_counter()
             for _ in range(n):
                 call()

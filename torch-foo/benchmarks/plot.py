@@ -1,7 +1,7 @@
 """Plot speed-ups and distances to the roofline.
 
-Each direction and dtype has a panel, each operator and size a bar. Bars are for
-calls that allocate, diamonds for those with `out=` or in place.
+There is a panel for each direction and dtype, and in it a bar for each operator
+and size. Bars show calls that allocate, diamonds calls with `out=` or in place.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from torch_foo.operators import Operator
 Result = dict[str, Any]
 
 LABELS = {
-    "speed-up": "times as fast as the fastest other way",
-    "distance": "time over the roofline's",
+    "speed-up": "speed-up over the fastest alternative",
+    "distance": "time relative to the roofline",
 }
-DIRECTIONS = {  # and what else is in their panels
+DIRECTIONS = {  # with the other directions in the same panel
     "forward": ("out=", "in place"),
     "forward+backward": (),
 }

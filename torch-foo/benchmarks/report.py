@@ -1,4 +1,4 @@
-"""Write measurements as a table and as JSON."""
+"""Print measurements as a table and write them as JSON."""
 
 import datetime
 import json
@@ -21,7 +21,7 @@ STATISTICS = [("median", "medians", statistics.median), ("min", "minima", min)]
 
 
 def results_of(case: Case, times: Times, skipped: dict[str, str]) -> list:
-    """Return the case's lines: allocating, then by `out=` or in place."""
+    """Return a result that allocates, then one with `out=` or in place."""
     plain = {
         n: t
         for n, t in times.items()
@@ -30,7 +30,7 @@ def results_of(case: Case, times: Times, skipped: dict[str, str]) -> list:
     results = [result_of(case, plain, skipped)]
     if "torch_foo out" in times:
         out = {n.removesuffix(" out"): t for n, t in times.items()}
-        # Later names win: those with `out` stand after those without.
+        # Of equal names the last one wins, and those with `out` come last.
         results.append(result_of(case, out, skipped))
         how = "in place" if case.in_place else "out="
         results[-1]["direction"] = how
@@ -62,7 +62,7 @@ def result_of(case: Case, times: Times, skipped: dict[str, str]) -> Result:
 
 
 def scaling_of(case: Case, times: Times, threads: int) -> list[Result]:
-    """Return the case's lines: the speed-up by more threads."""
+    """Return the speed-ups of a case with several threads over one."""
     results = []
     for call, how in [
         ("torch_foo", case.about["direction"]),
@@ -85,7 +85,7 @@ def scaling_of(case: Case, times: Times, threads: int) -> list[Result]:
             result[f"speed_up_of_{key}"] = (
                 value[f"1 {call}"] / value[f"{threads} {call}"]
             )
-            # The fastest probe counts, with each number of threads.
+            # The fastest probe with each number of threads.
             probe = {
                 n: min(
                     v
@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
 
 
 def allocator() -> str:
-    """Name what is loaded before the C library, else that."""
+    """Return the allocator: what is preloaded, or else the C library's."""
     loaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
     tuned = [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUN"))]
     name = " ".join(Path(f).name for f in loaded) or "the C library's"
@@ -127,30 +127,30 @@ def allocator() -> str:
 
 
 def heading(kind: str) -> str:
-    """Introduce a run of "calls", of "scaling", or of operators."""
-    told = environment()
-    lines = [f"{key}: {value}" for key, value in told.items()]
+    """Return the heading of a run of "calls", "scaling" or operators."""
+    facts = environment()
+    lines = [f"{key}: {value}" for key, value in facts.items()]
     if kind == "scaling":
         text = (
             "Warm buffers. Microseconds with 1 thread, median and minimum, and "
-            f"how many times as fast it is with {told['threads']}: ratio of "
-            "medians (of minima). probe: the same of one that moves as many "
+            f"the speed-up with {facts['threads']} threads: ratio of medians "
+            "(of minima). probe: the speed-up of a probe that moves the same "
             "bytes."
         )
         columns = f"{'':<28}{'1 thread us':>19}{'speed-up':>16}{'probe':>16}"
         return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
     text = (
         "Warm buffers. torch_foo: microseconds, median and minimum. Others: "
-        "their time over torch_foo's, ratio of medians (of minima); above 1, "
-        "torch_foo is faster."
+        "the speed-up of torch_foo over them, ratio of medians (of minima); "
+        "above 1, torch_foo is faster."
     )
     if kind == "calls":
         return "\n".join([*lines, "", *textwrap.wrap(text, 80)])
     text += (
-        " roofline: torch_foo's time over that of a probe which moves the "
-        "same bytes. Where a line has `out=` or is in place, so is the "
-        "built-in if it can; the others allocate, and what that costs depends "
-        f"on the allocator, here {told['allocator']}."
+        " roofline: torch_foo's time relative to a probe that moves the same "
+        "bytes. In lines with `out=` or in place, the built-in works that way "
+        "too if it can. The others allocate, at a cost that depends on the "
+        f"allocator, here {facts['allocator']}."
     )
     names = "".join(f"{n:>16}" for n in [*OTHERS, "roofline"])
     columns = f"{'':<28}{'torch_foo us':>19}{names}"
@@ -197,13 +197,13 @@ def rounded(microseconds: float) -> str:
 
 
 def write(file: str, options: dict, results: list[Result]) -> None:
-    """Replace the file in one move, with a line for each result."""
+    """Write a line for each result; replace the file in one move."""
     rows = ",\n".join(json.dumps(significant(r)) for r in results)
-    told = [
+    head = [
         f'"{key}": {json.dumps(value, indent=1)}'
         for key, value in [("environment", environment()), ("options", options)]
     ]
-    text = ",\n".join([*told, f'"results": [\n{rows}\n]'])
+    text = ",\n".join([*head, f'"results": [\n{rows}\n]'])
     temporary = Path(f"{file}.part")
     temporary.write_text(f"{{{text}}}\n")
     temporary.replace(file)

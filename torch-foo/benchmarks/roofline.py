@@ -1,18 +1,19 @@
-"""Make probes, which move as many bytes as an operator and do nothing else.
+"""The memory roofline: probes that move the same bytes as an operator.
 
-An operator has to read its arguments and to write its results. Forward and
-backward together also read the results' gradients and what was saved, and write
-the arguments' gradients. The probes are functions of torch that move as many
-bytes between warm buffers of int64:
+An operator must read its arguments and write its results. Forward and backward
+together, it also reads the gradients of the results and the saved tensors, and
+writes the gradients of the arguments. The probes move as many bytes between
+warm buffers of int64, with functions of torch that do next to nothing else:
 
-mix       reads and writes exactly these numbers of bytes: bitwise_and reads
-          two words and writes one, copy_ writes the rest, sum reads the rest
-copy      copies half of the sum of both numbers by copy_
-in place  changes that half by bitwise_not_; it takes half of the others' cache,
-          and so is for operators in place alone
+mix       reads and writes exactly as many bytes: bitwise_and (reads two, writes
+          one), then copy_ for the remaining writes and sum for the remaining
+          reads
+copy      copy_ of half of all bytes
+in place  bitwise_not_ of that half; only for operators in place, because it
+          needs half the cache
 
-The fastest is the roofline. No probe allocates, so that an operator which does
-is further from it, by the page faults of its result.
+The fastest probe is the roofline. Probes do not allocate, so an operator that
+does is further from the roofline by the page faults of its result.
 """
 
 import torch
@@ -20,7 +21,7 @@ from cases import Call
 
 
 def probes(read: int, written: int) -> dict[str, Call]:
-    """Return the probes for so many bytes, at least as many read as written."""
+    """Return the probes for these numbers of bytes; `read` >= `written`."""
     words = torch.ones((read + written) // 8 + 1, dtype=torch.int64)
     r, w = read // 8, written // 8
     two = min(w, r - w)

@@ -1,4 +1,4 @@
-"""Print what bench.py wrote with --json as tables in Markdown."""
+"""Print the results of `bench.py --json` as tables in Markdown."""
 
 import json
 import sys
@@ -21,20 +21,20 @@ def direction(result: Result) -> str:
 
 
 def best(result: Result) -> tuple[float, str]:
-    """Return the speed-up over the fastest other way, and which that is."""
+    """Return the speed-up over the fastest alternative, and its name."""
     ratios = result["ratio_of_medians"]
     return min((ratios[other], other) for other in OTHERS if other in ratios)
 
 
 def sizes(results: list[Result]) -> list[str]:
-    """Return the sizes, by number of rows."""
+    """Return the sizes by number of rows."""
     return sorted(
         {r["size"] for r in results}, key=lambda size: int(size.split("x")[0])
     )
 
 
 def cells(results: list[Result], size: str) -> str:
-    """Show all dtypes' speed-ups, and their shares of the probe's speed."""
+    """Return the speed-up and the share of the probe's speed, by dtype."""
     chosen = [r for r in results if r["size"] == size]
     speed_up = " · ".join(f"{best(r)[0]:.1f}" for r in chosen)
     share = " · ".join(
@@ -92,7 +92,7 @@ def main() -> None:
         sys.exit(f"table: {sys.argv[1]} holds no comparison of operators")
     dtypes = " · ".join(dict.fromkeys(r["dtype"] for r in results))
     print(
-        "Times as fast as the fastest of eager, built-in and torch.compile, "
+        "Speed-up over the fastest of eager, built-in and torch.compile: "
         f"medians, {dtypes} (in brackets: share of the memory probe's speed)."
     )
     for name, text in DIRECTIONS.items():

@@ -1,12 +1,12 @@
-# The stable ABI of LibTorch: its headers and the one library to link.
+# Find the stable ABI of LibTorch: its headers and the one library to link.
 #
 #   find_package(Python REQUIRED COMPONENTS Interpreter)
 #   find_package(TorchStable 2.10 REQUIRED)
 #   target_link_libraries(my_operators PRIVATE torch::stable)
 #
-# The torch that ${Python_EXECUTABLE} would import is found without importing
-# it; TorchStable_ROOT, the path of a torch package, overrides that. Unlike
-# find_package(Torch) this looks for no CUDA toolkit and sets no global flags.
+# This finds the torch that ${Python_EXECUTABLE} would import, without importing
+# it. TorchStable_ROOT, the path of a torch package, overrides that. Unlike
+# find_package(Torch), this looks for no CUDA toolkit and sets no global flags.
 #
 # Sets TorchStable_VERSION, TorchStable_INCLUDE_DIR, TorchStable_LIBRARY.
 
@@ -19,8 +19,8 @@ if spec: print(os.path.dirname(spec.origin))"
     OUTPUT_STRIP_TRAILING_WHITESPACE)
 endif()
 
-# Paths are tested one by one, not searched for: find_path and find_library
-# would look below the roots that conda's CMAKE_ARGS set, and nowhere else.
+# find_path and find_library would only search the roots that conda's CMAKE_ARGS
+# set, so each path is tested by itself.
 set(TorchStable_INCLUDE_DIR "${TorchStable_ROOT}/include")
 set(TorchStable_LIBRARY
   "${TorchStable_ROOT}/lib/libtorch${CMAKE_SHARED_LIBRARY_SUFFIX}")
@@ -59,9 +59,9 @@ if(TorchStable_FOUND AND NOT TARGET torch::stable)
     IMPORTED_SONAME "libtorch.so"
     INTERFACE_INCLUDE_DIRECTORIES "${TorchStable_INCLUDE_DIR}")
   if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
-    # libtorch.so holds no symbols; it pulls in the libraries that do. So it
-    # must be kept although nothing seems to use it, and its dependencies,
-    # which may not be at hand when building, must not be asked for.
+    # libtorch.so defines no symbols; it loads the libraries that do. The linker
+    # must keep it although nothing seems to use it, and must not require its
+    # dependencies, which may be missing at build time.
     target_link_options(torch::stable INTERFACE
       LINKER:--no-as-needed LINKER:--allow-shlib-undefined)
   endif()

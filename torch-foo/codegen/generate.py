@@ -5,40 +5,25 @@ declarations and registrations, the Python functions and the reference page.
 """
 
 import argparse
-import ast
 import difflib
+import json
 import os
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from description import (
-    TYPES,
-    DescriptionError,
-    Operator,
-    base_type,
-    load,
-    parameters,
-)
+from description import TYPES, DescriptionError, Operator, base_type, load
 from torchgen.model import Argument, OptionalType, Type
 
 PROJECT = Path(__file__).resolve().parents[1]
+LINE, BLOCK = "\n", "\n\n"
 HEAD = "Generated from python/torch_foo/operators by codegen/generate.py."
 FORMATTERS = {
     ".h": ["clang-format", "--assume-filename"],
     ".cc": ["clang-format", "--assume-filename"],
     ".py": ["ruff", "format", "-", "--stdin-filename"],
 }
-
-
-def lines(parts: Iterable[str]) -> str:
-    return "\n".join(parts)
-
-
-def blocks(parts: Iterable[str]) -> str:
-    return "\n\n".join(parts)
 
 
 # --- schemas ----------------------------------------------------------------
@@ -54,36 +39,28 @@ def schemas(op: Operator) -> list[tuple[str, str]]:
     text = str(op.schema.arguments)
     full = text.split(", ") if text else []
     raw = [f"{a.type} {a.name}" for a in op.arguments]
-    returns = str(op.schema).rpartition(" -> ")[2]
-    out = "Tensor(a!) out"
     result = [(str(op.schema), op.kernel)]
+
+    def add(name: str, arguments: list[str], ending: str, returns: str) -> None:
+        text = f"{name}({', '.join(arguments)}) -> {returns}"
+        result.append((text, op.kernel + ending))
+
     if op.has_gradients:
-        result.append((signature(f"_{op.name}", raw, returns), op.kernel))
+        add(f"_{op.name}", raw, "", str(op.schema).rpartition(" -> ")[2])
     if op.has_out:
         star = [] if "*" in full else ["*"]
-        for name, arguments in [
-            (f"{op.name}.out", [*full, *star, out]),
-            (f"_{op.name}_out", [*raw, out]),
-        ]:
-            result.append((signature(name, arguments), f"{op.kernel}_out"))
-    if op.inplace:
+        add(f"{op.name}.out", [*full, *star, "Tensor(a!) out"], "_out", "()")
+        add(f"_{op.name}_out", [*raw, "Tensor(a!) out"], "_out", "()")
+    if op.cls.inplace:
+        written = dict.fromkeys(f"Tensor {a}" for a in op.cls.inplace.values())
+        marks = dict(zip(written, "abcdefgh", strict=False))
         for name, arguments in [(f"{op.name}_", full), (f"_{op.name}_", raw)]:
-            written = mutable(arguments, op.inplace.values())
-            result.append((signature(name, written), f"{op.kernel}_"))
+            marked = [
+                a.replace("Tensor", f"Tensor({marks[a]}!)") if a in marks else a
+                for a in arguments
+            ]
+            add(name, marked, "_", "()")
     return result
-
-
-def signature(name: str, arguments: list[str], returns: str = "()") -> str:
-    return f"{name}({', '.join(arguments)}) -> {returns}"
-
-
-def mutable(arguments: list[str], written: object) -> list[str]:
-    letters = iter("abcdefgh")
-    tensors = [f"Tensor {argument}" for argument in written]
-    return [
-        a.replace("Tensor", f"Tensor({next(letters)}!)") if a in tensors else a
-        for a in arguments
-    ]
 
 
 # --- C++ --------------------------------------------------------------------
@@ -101,15 +78,15 @@ def cpp_argument(argument: Argument) -> str:
 
 
 def declarations(op: Operator) -> str:
-    types = [cpp_type(r.type) for r in op.results]
+    types = [cpp_type(r.type) for r in op.schema.returns]
     result = types[0] if len(types) == 1 else f"std::tuple<{', '.join(types)}>"
     arguments = ", ".join(map(cpp_argument, op.arguments))
     kernels = [f"{result} {op.kernel}({arguments});"]
     if op.has_out:
         kernels.append(f"void {op.kernel}_out({arguments}, const Tensor& out);")
-    if op.inplace:
+    if op.cls.inplace:
         kernels.append(f"void {op.kernel}_({arguments});")
-    return lines(kernels)
+    return LINE.join(kernels)
 
 
 def operators_h(ops: list[Operator]) -> str:
@@ -131,7 +108,7 @@ def operators_h(ops: list[Operator]) -> str:
 
 namespace torch_foo {{
 
-{blocks(map(declarations, ops))}
+{BLOCK.join(map(declarations, ops))}
 
 }}  // namespace torch_foo
 
@@ -139,17 +116,13 @@ namespace torch_foo {{
 """
 
 
-def cpp_string(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def register_cc(ops: list[Operator]) -> str:
     all_schemas = [pair for op in ops for pair in schemas(op)]
     definitions = [
-        f"  m.def({cpp_string(schema)});" for schema, _ in all_schemas
+        f"  m.def({json.dumps(schema)});" for schema, _ in all_schemas
     ]
     kernels = [
-        f"  m.impl({cpp_string(schema.partition('(')[0])}, "
+        f"  m.impl({json.dumps(schema.partition('(')[0])}, "
         f"boxed<&torch_foo::{kernel}>);"
         for schema, kernel in all_schemas
     ]
@@ -165,15 +138,15 @@ def register_cc(ops: list[Operator]) -> str:
 // {HEAD} Do not edit.
 //
 // The operators' schemas and kernels. Their fake kernels, gradients, autocast
-// and vmap rules are registered from Python (python/torch_foo/_registration.py):
-// the stable ABI has no C++ interface for them.
+// and vmap rules are registered from Python, by torch_foo/_registration.py: the
+// stable ABI has no C++ interface for them.
 #include <torch/csrc/stable/library.h>
 
 #include "boxed.h"
 #include "generated/operators.h"
 
 STABLE_TORCH_LIBRARY(torch_foo, m) {{
-{lines(definitions)}
+{LINE.join(definitions)}
 }}
 
 namespace {{
@@ -181,14 +154,14 @@ namespace {{
 using torch_foo::boxed;
 
 void implement(torch::stable::detail::StableLibrary& m) {{
-{lines(kernels)}
+{LINE.join(kernels)}
 }}
 
 }}  // namespace
 
 // Adaptors refuse sparse and quantized tensors in one sentence; without kernels
 // for these the dispatcher would, with a page about backends.
-{lines(implementations)}
+{LINE.join(implementations)}
 """
 
 
@@ -216,7 +189,8 @@ def python_parameters(op: Operator, out: bool = False) -> str:
 
 
 def python_result(op: Operator) -> str:
-    types = [python_type(r.type) for r in op.public_results]
+    types = [python_type(r.type) for r in op.schema.returns]
+    types = types[: len(types) - len(op.cls.internal_results)]
     return types[0] if len(types) == 1 else f"tuple[{', '.join(types)}]"
 
 
@@ -231,7 +205,7 @@ def python_arguments(op: Operator, keywords: bool = False) -> str:
 
 def results_to_return(op: Operator) -> str:
     """What to write after a call to drop internal results."""
-    kept = len(op.public_results)
+    kept = len(op.results) - len(op.cls.internal_results)
     if kept == len(op.results):
         return ""
     return "[0]" if kept == 1 else f"[:{kept}]"
@@ -243,7 +217,7 @@ def is_special(op: Operator, *optional: str) -> str:
     The tensors come before the mode, so that what is no tensor is noticed.
     """
     questions = ["_is_dynamo_compiling()", "_compiler_state._is_exporting_flag"]
-    if op.has_gradients or op.inplace:
+    if op.has_gradients or op.cls.inplace:
         requires_grad = [
             f"({a.name} is not None and {a.name}.requires_grad)"
             if isinstance(a.type, OptionalType)
@@ -262,88 +236,48 @@ def is_special(op: Operator, *optional: str) -> str:
     return f"({' or '.join(questions)})"
 
 
-def docstring(op: Operator) -> str:
-    """The class's, with the sections that are the same for all operators."""
-    doc = dict(op.doc)
-    doc.setdefault("Returns", "    ``out``, or a new contiguous tensor.")
-    doc["Raises"] = (
-        "    RuntimeError: for arguments that do not fit together. Nothing has\n"
-        "        been written then."
-    )
-    parts = [doc[""]]
-    parts += [f"{name}:\n{doc[name]}" for name in ("Args", "Returns", "Raises")]
-    parts += [f"Source: {doc['Source']}", doc["Example"]]
-    return textwrap.indent("\n\n".join(parts), "    ").strip()
-
-
 def handles(op: Operator) -> str:
     raw = f"_{op.name}" if op.has_gradients else op.name
     names = [(f"_{op.name}", raw)]
     if op.has_out:
         names.append((f"_{op.name}_out", f"_{op.name}_out"))
-    if op.inplace:
+    if op.cls.inplace:
         names.append((f"_{op.name}_", f"_{op.name}_"))
-    text = lines(
-        f"{name} = _operation(_ops.{of}.default)" for name, of in names
-    )
-    if op.has_gradients:
-        text += f'\n_{op.name}_call = _OPERATORS["{op.name}"].apply'
+    text = LINE.join(f"{n} = _operation(_ops.{of}.default)" for n, of in names)
+    for role in ["documented"] + ["apply"] * op.has_gradients:
+        text += f'\n_{op.name}_{role} = _OPERATORS["{op.name}"].{role}'
     return text
 
 
 def function(op: Operator) -> str:
-    name, rest = op.name, results_to_return(op)
-    given = python_arguments(op)
-    documented = f"_ops.{name}.default({python_arguments(op, True)}){rest}"
-    documented_out = f"_ops.{name}.out({python_arguments(op, True)}, out=out)"
-    special = f"_{name}_call({given}){rest}" if op.has_gradients else documented
-    text = f'''
+    name, given, rest = op.name, python_arguments(op), results_to_return(op)
+    with_out = f"{given}, out=out" if op.has_out else given
+    special = "apply" if op.has_gradients else "documented"
+    text = f"""
 def {name}({python_parameters(op, op.has_out)}) -> {python_result(op)}:
-    """{docstring(op)}
-    """
     try:
         is_special = {is_special(op, *["out"] * op.has_out)}
-    except AttributeError:  # not a tensor: the operator that users know says so
-'''
-    if op.has_out:
-        text += f"""
-        if out is not None:
-            return {documented_out}
+    except AttributeError:  # not a tensor: the documented operator says so
+        return _{name}_documented({with_out}){rest}
 """
-    text += f"        return {documented}\n"
     if op.has_out:
         text += f"""
     if out is not None:
         if is_special:
-            {documented_out}
-        else:
-            _{name}_out({given}, out)
-            _mark_written(out)
+            return _{name}_documented({with_out})
+        _{name}_out({given}, out)
+        _mark_written(out)
         return out
 """
     text += f"""
     if is_special:
-        return {special}
+        return _{name}_{special}({given}){rest}
     return _{name}({given}){rest}
 """
-    if op.inplace:
-        text += inplace_function(op)
-    return text
-
-
-def inplace_function(op: Operator) -> str:
-    name = op.name
-    takes = [
-        f"{argument} takes {'the result' if result == 'result' else result}"
-        for result, argument in op.inplace.items()
-    ]
-    return f'''
+    if op.cls.inplace:
+        text += f"""
 
 def {name}_({python_parameters(op)}) -> None:
-    """Do what :func:`{name}` does, in place: {", ".join(takes)}.
-
-    The arguments and errors are the same. Not differentiable.
-    """
     try:
         is_special = {is_special(op)}
     except AttributeError:
@@ -351,15 +285,16 @@ def {name}_({python_parameters(op)}) -> None:
     if is_special:
         _ops.{name}_.default({python_arguments(op, True)})
     else:
-        _{name}_({python_arguments(op)})
-        _mark_written({", ".join(op.inplace.values())})
-'''
+        _{name}_({given})
+        _mark_written({", ".join(op.cls.inplace.values())})
+"""
+    return text
 
 
 def ops_py(ops: list[Operator]) -> str:
-    public = [op for op in ops if op.is_public]
+    public = [op for op in ops if op.cls.is_public()]
     names = [op.name for op in public]
-    names += [f"{op.name}_" for op in public if op.inplace]
+    names += [f"{op.name}_" for op in public if op.cls.inplace]
     return f'''\
 # {HEAD} Do not edit.
 """The operators as functions.
@@ -369,11 +304,13 @@ torch.library cost more than a small kernel even where nobody needs them. While
 PyTorch traces or transforms, and where a gradient is needed, it goes to
 Operator.apply, which knows about derivatives.
 """
-# ruff: noqa: D205
+# mypy: disable-error-code="no-any-return"
+# (the dispatcher's functions have no types)
 
 import torch
 from torch import Tensor
 
+from torch_foo._registration import document as _document
 from torch_foo._registration import mark_written as _mark_written
 from torch_foo._torch_internals import compiler_state as _compiler_state
 from torch_foo._torch_internals import forward_ad_state as _forward_ad_state
@@ -389,9 +326,11 @@ _ops = torch.ops.torch_foo
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 
-{lines(map(handles, public))}
+{LINE.join(map(handles, public))}
 
-{blocks(map(function, public))}
+{BLOCK.join(map(function, public))}
+
+_document(globals())
 '''
 
 
@@ -409,12 +348,12 @@ def section(op: Operator) -> str:
         f"torch_foo.{op.name}({python_parameters(op, op.has_out)}) "
         f"-> {python_result(op)}"
     ]
-    if op.inplace:
+    if op.cls.inplace:
         variants.append(
             f"torch_foo.{op.name}_({python_parameters(op)}) -> None"
         )
     about = "\n".join(
-        f"- `{name}`: {markdown(text)}" for name, text in parameters(op).items()
+        f"- `{name}`: {markdown(text)}" for name, text in op.parameters.items()
     )
     if "Returns" in doc:
         about += f"\n\nReturns: {markdown(doc['Returns'])}"
@@ -423,7 +362,7 @@ def section(op: Operator) -> str:
 ## {op.name}
 
 ```python
-{lines(variants)}
+{LINE.join(variants)}
 ```
 
 {markdown(doc[""])}
@@ -433,7 +372,7 @@ def section(op: Operator) -> str:
 | | |
 |---|---|
 | gradients | {"yes" if op.has_gradients else "none"} |
-| autocast | {autocast if op.definition.autocast else "no rule"} |
+| autocast | {autocast if op.cls.autocast else "no rule"} |
 | schema | `{op.schema}` |
 
 Source: {markdown(doc["Source"])}
@@ -445,7 +384,7 @@ Source: {markdown(doc["Source"])}
 
 
 def operators_md(ops: list[Operator]) -> str:
-    public = [op for op in ops if op.is_public]
+    public = [op for op in ops if op.cls.is_public()]
     rows = []
     for op in public:
         summary = markdown(op.doc[""].split("\n\n")[0])
@@ -465,9 +404,9 @@ no version of it has yet: an error says so.
 
 | operator | computes |
 |---|---|
-{lines(rows)}
+{LINE.join(rows)}
 
-{lines(map(section, public))}"""
+{LINE.join(map(section, public))}"""
 
 
 # --- writing ----------------------------------------------------------------
@@ -481,16 +420,13 @@ OUTPUTS: dict[str, Callable[[list[Operator]], str]] = {
 
 
 def formatted(text: str, path: Path) -> str:
-    command = FORMATTERS.get(path.suffix)
-    if command is None:
+    if path.suffix not in FORMATTERS:
         return text
-    *words, option = command
+    *words, option = FORMATTERS[path.suffix]
+    command = [*words, f"{option}={path}"]
     try:
         done = subprocess.run(
-            [*words, f"{option}={path}"],
-            input=text,
-            capture_output=True,
-            text=True,
+            command, input=text, capture_output=True, text=True
         )
     except FileNotFoundError:
         sys.exit(
@@ -502,20 +438,7 @@ def formatted(text: str, path: Path) -> str:
     return done.stdout
 
 
-def difference(path: Path, text: str, project: Path) -> str:
-    name = path.relative_to(project)
-    old = path.read_text() if path.exists() else ""
-    return "".join(
-        difflib.unified_diff(
-            old.splitlines(keepends=True),
-            text.splitlines(keepends=True),
-            f"{name} (as it is)",
-            f"{name} (as the operators' classes have it)",
-        )
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="generate", description=__doc__)
     parser.add_argument(
         "--check",
@@ -530,45 +453,34 @@ def main(arguments: list[str] | None = None) -> int:
         help="the folder with python/torch_foo/operators (default: torch-foo)",
     )
     options = parser.parse_args(arguments)
-    project = options.project.resolve()
-    package = project / "python" / "torch_foo"
+    package = options.project.resolve() / "python" / "torch_foo"
     if not (package / "operators").is_dir():
-        print(
-            f"generate: {package / 'operators'} is not a folder; --project is "
-            "the folder with python/torch_foo/operators",
-            file=sys.stderr,
-        )
-        return 1
+        parser.error(f"--project: there is no folder {package / 'operators'}")
     try:
         operators = load(package)
     except DescriptionError as error:
-        print(error, file=sys.stderr)
-        return 1
-    changed = {}
+        sys.exit(str(error))
+    changed = 0
     for name, write in OUTPUTS.items():
-        path = project / name
-        text = formatted(write(operators), path)
-        if shown := difference(path, text, project):
-            changed[path] = text
-            if options.check:
-                print(shown, end="")
-    for path, text in changed.items() if not options.check else ():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.new")
-        new.write_text(text)
-        os.replace(new, path)
-        print(f"generate: wrote {path.relative_to(project)}")
+        path = options.project / name
+        new = formatted(write(operators), path)
+        old = path.read_text() if path.exists() else ""
+        changed += new != old
+        if options.check:
+            both = old.splitlines(True), new.splitlines(True)
+            names = f"{name} (as it is)", f"{name} (as generated)"
+            sys.stdout.writelines(difflib.unified_diff(*both, *names))
+        elif new != old:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.new")
+            temporary.write_text(new)
+            os.replace(temporary, path)
+            print(f"generate: wrote {name}")
     if not changed:
         print(f"generate: {len(OUTPUTS)} files are up to date")
     elif options.check:
-        print(
-            "generate: not what the operators' classes give; run "
-            "`pixi run generate`",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+        sys.exit("generate: files are out of date; run `pixi run generate`")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

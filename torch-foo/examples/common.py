@@ -1,6 +1,6 @@
-"""What both examples need: a model as it is or patched, figures, charts.
+"""Shared parts of the examples: arguments, models, measurements and charts.
 
-Needs Linux, which tells the peak of a process's memory in /proc/self.
+It needs Linux, where /proc/self holds the peak memory of a process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Figures = dict[str, float]
 
 
 class Time(NamedTuple):
-    """In seconds, and how much of it was in products of matrices."""
+    """Seconds in total, and seconds spent in matrix products."""
 
     total: float
     products: float
@@ -39,11 +39,11 @@ def median(times: list[Time]) -> Time:
     return Time(*map(statistics.median, zip(*times, strict=True)))
 
 
-# --- arguments: wrong ones are told in one line ------------------------------
+# --- arguments ---------------------------------------------------------------
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that both examples have."""
+    """Return a parser with the options of both examples."""
     result = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,18 +53,21 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         type=_model,
         required=True,
         metavar="PATH",
-        help="a GGUF file or a folder, as transformers saves it",
+        help="a GGUF file, or a folder saved by transformers",
     )
     result.add_argument(
-        "--plot", type=_plot, metavar="FILE.png", help="needs matplotlib"
+        "--plot",
+        type=_plot,
+        metavar="FILE.png",
+        help="also draw the charts to FILE.png (needs matplotlib)",
     )
-    # Run only that one; the last line is the peak of the process's memory.
+    # Run only this model; the last line is the peak memory of the process.
     result.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
     return result
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of argument."""
+    """Return an argument type: a whole number with a minimum."""
 
     def parse(text: str) -> int:
         try:
@@ -105,7 +108,7 @@ def _plot(text: str) -> Path:
 
 
 def load(path: Path) -> tuple[Any, Any]:
-    """The tokenizer and the model, in float32."""
+    """Load the tokenizer and the model in float32."""
     logging.disable_progress_bar()
     source: dict[str, Any] = {"local_files_only": True}
     if path.is_dir():
@@ -120,7 +123,7 @@ def load(path: Path) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32
         )
-    except Exception as error:  # a wrong file may raise anything
+    except Exception as error:  # wrong files raise errors of many types
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         sys.exit(f"{sys.argv[0]}: cannot load {path}: {reason}")
     print(
@@ -129,13 +132,13 @@ def load(path: Path) -> tuple[Any, Any]:
         " parameters, float32",
         flush=True,
     )
-    # A folder's weights are pages of its file: bring them into memory, where a
-    # copy's are, for times that compare.
+    # The weights of a folder are mapped from its file. A copy brings them into
+    # memory, where the weights of the patched copy are, so that times compare.
     return tokenizer, copy.deepcopy(model)
 
 
 def patched(model: Any) -> Report:
-    """Patch it, or end: there would be nothing to compare."""
+    """Patch the model, or exit because there is nothing to compare."""
     report = patch(model)
     if not report:
         sys.exit(f"{sys.argv[0]}: {report}")
@@ -146,14 +149,14 @@ def patched(model: Any) -> Report:
 
 
 def forget_peak() -> None:
-    """Let the peak of this process's memory be what it needs now."""
+    """Reset the peak memory of this process to its current memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def print_peak() -> None:
-    """The peak of this process's memory, in MiB.
+    """Print the peak memory of this process in MiB.
 
-    Not from getrusage: its figure begins with the memory of the parent.
+    getrusage will not do, because its figure starts from the parent's memory.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -161,10 +164,10 @@ def print_peak() -> None:
 
 
 def peak_memory() -> Figures:
-    """In MiB, of this program run again with --memory-of, for each name."""
+    """Run this program once per name with --memory-of; return MiB by name."""
     peaks = {}
     for name in NAMES:
-        print(f"measuring the memory of a process, {name} ...", flush=True)
+        print(f"measuring the peak memory, {name} ...", flush=True)
         command = [sys.executable, *sys.argv, "--memory-of", name]
         child = subprocess.run(
             command,
@@ -179,12 +182,12 @@ def peak_memory() -> Figures:
 
 
 def shares(times: dict[str, Time]) -> str:
-    """What the patch won, of the time outside of products of matrices."""
+    """Describe the time that the patch saved outside of matrix products."""
     before, after = (times[n].total - times[n].products for n in NAMES)
     share = before / times[AS_IT_IS].total
     return (
         f"outside of matrix products: {share:.0%} of the time {AS_IT_IS}, of"
-        f" which torch_foo won {1 - after / before:.0%}"
+        f" which torch_foo saved {1 - after / before:.0%}"
     )
 
 
@@ -192,7 +195,7 @@ def shares(times: dict[str, Time]) -> str:
 
 
 def bars(title: str, values: Figures) -> str:
-    """A chart as text."""
+    """Return a bar chart as text."""
     scale = WIDTH / max(values.values())
     return "\n".join(
         [title]
@@ -204,7 +207,7 @@ def bars(title: str, values: Figures) -> str:
 
 
 def bars_of_times(title: str, times: dict[str, Time]) -> str:
-    """A chart as text, in which the time in products has another mark."""
+    """Return a bar chart as text that marks the time in products."""
     scale = WIDTH / max(time.total for time in times.values())
     lines = [f"{title}: # in matrix products, - in all else"]
     for name, (total, products) in times.items():
@@ -217,7 +220,7 @@ def bars_of_times(title: str, times: dict[str, Time]) -> str:
 
 
 def draw_bars(axis: Any, title: str, values: Figures) -> None:
-    """The same on a matplotlib axis."""
+    """Draw a bar chart on a matplotlib axis."""
     drawn = axis.bar(list(values), list(values.values()), color=["C7", "C0"])
     axis.bar_label(drawn, fmt="{:,.4g}")
     axis.set_title(title, fontsize=10)
@@ -225,7 +228,7 @@ def draw_bars(axis: Any, title: str, values: Figures) -> None:
 
 
 def figure(title: str, width: float) -> Any:
-    """A figure whose title also says what was run on what."""
+    """Return a figure whose title also names the versions."""
     from matplotlib.figure import Figure
 
     result = Figure(figsize=(width, 4), dpi=100, layout="constrained")

@@ -1,12 +1,14 @@
 """Let a language model answer, as it is and patched with torch_foo.
 
-Loads a model with transformers, streams its answer to a prompt by greedy
-decoding in float32, patches it with torch_foo.integrations.transformers and
-streams its answer again. Then times both in turns, in one process, by patching
-and unpatching that same model, and measures the memory of each in a process of
-its own. Exit status 1 if the answers differ.
+The example loads a model with transformers and streams its answer to a prompt,
+by greedy decoding in float32. It patches the model with
+torch_foo.integrations.transformers and streams the answer again. Then it times
+both in turns, in one process, by patching and unpatching the same model, and
+measures the peak memory of each in a separate process. The exit status is 1 if
+the answers differ.
 
-prefill: from the prompt to the first token; decode: each token after it.
+"prefill" is the time from the prompt to the first token, "decode" that of each
+token after it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ Answer = Callable[..., torch.Tensor]
 
 
 def answerer(model: Any, tokenizer: Any, prompt: str) -> tuple[Answer, int]:
-    """A function that answers; and how many tokens the prompt has."""
+    """Return a function that answers, and the prompt's number of tokens."""
     if tokenizer.chat_template:
         inputs = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
@@ -55,11 +57,11 @@ def answerer(model: Any, tokenizer: Any, prompt: str) -> tuple[Answer, int]:
 
 
 class Clock(BaseStreamer):
-    """Notes when the prompt and each token of the answer came."""
+    """Record when the prompt and each token of the answer arrived."""
 
     def __init__(self) -> None:
         self.notes: list[Time] = []
-        self.products = 0.0  # only while it is `watching`
+        self.products = 0.0  # grows only while `watching`
 
     def put(self, value: torch.Tensor) -> None:
         self.notes.append(Time(time.perf_counter(), self.products))
@@ -68,7 +70,7 @@ class Clock(BaseStreamer):
         pass
 
     def phases(self) -> dict[str, Time]:
-        """The time of the prefill, and of a token of the decode."""
+        """Return the time of the prefill and that of one decoded token."""
         start, first, *_, last = self.notes
         tokens = len(self.notes) - 2
         return {
@@ -89,7 +91,7 @@ class Clock(BaseStreamer):
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Add up the time in nn.Linear and in attention."""
+        """Sum the time in nn.Linear and in attention."""
         attention = functional.scaled_dot_product_attention
         linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
         before = [dict(vars(m)) for m in linears]
@@ -99,16 +101,16 @@ class Clock(BaseStreamer):
         yield
         functional.scaled_dot_product_attention = attention
         for linear, attributes in zip(linears, before, strict=True):
-            del linear.forward  # which a patched one has of its own, too
+            del linear.forward  # a patched module has one of its own, too
             vars(linear).update(attributes)
 
 
 def measure(
     model: Any, answer: Answer, tokens: int, rounds: int
 ) -> tuple[dict[str, dict[str, Time]], dict[str, dict[str, Time]]]:
-    """Medians by phase and name; and again, with the time in products.
+    """Return medians by phase and name: plain, and with the time in products.
 
-    Looking for products takes time too, hence two runs of each in a round.
+    Timing the products takes time too, hence two runs per name and round.
     """
     plain: dict[str, list[Clock]] = {name: [] for name in NAMES}
     watched: dict[str, list[Clock]] = {name: [] for name in NAMES}
@@ -128,7 +130,7 @@ def measure(
 
 
 def medians(clocks: dict[str, list[Clock]]) -> dict[str, dict[str, Time]]:
-    """By phase and name."""
+    """Return the medians by phase and name."""
     return {
         phase: {
             name: common.median(
@@ -148,14 +150,14 @@ def main() -> int:
         type=common.at_least(2),
         default=96,
         metavar="N",
-        help="length of the answer, at most (default: %(default)s)",
+        help="maximum length of the answer (default: %(default)s)",
     )
     parser.add_argument(
         "--rounds",
         type=common.at_least(1),
         default=5,
         metavar="N",
-        help="timed runs of each, in turns (default: %(default)s)",
+        help="timed runs of each model, in turns (default: %(default)s)",
     )
     arguments = parser.parse_args()
     prompt = " ".join(arguments.prompt) if arguments.prompt else PROMPT
@@ -168,7 +170,7 @@ def main() -> int:
     if arguments.memory_of:
         if arguments.memory_of == PATCHED:
             common.patched(model)
-        common.forget_peak()  # that of loading
+        common.forget_peak()  # of loading
         answer(arguments.tokens)
         common.print_peak()
         return 0
@@ -197,9 +199,9 @@ def main() -> int:
     for phase, count in [("prefill", length), ("decode", 1)]:
         rates = {name: count / plain[phase][name].total for name in NAMES}
         ratio = rates[PATCHED] / rates[AS_IT_IS]
-        charts[f"{phase}, tokens per second: {ratio:.2f} x"] = rates
+        charts[f"{phase}, tokens per second: {ratio:.2f}× faster"] = rates
     ratio = memory[PATCHED] / memory[AS_IT_IS]
-    charts[f"peak memory, MiB: {ratio:.2f} x"] = memory
+    charts[f"peak memory, MiB: {ratio:.2f}×"] = memory
     print()
     for title, values in charts.items():
         print(common.bars(title, values), end="\n\n")
@@ -208,8 +210,8 @@ def main() -> int:
         print(common.shares(times), end="\n\n")
     print(
         f"Medians of {arguments.rounds} rounds. Prompt: {length} tokens. Matrix"
-        " products: nn.Linear and scaled_dot_product_attention, timed in runs"
-        f" of their own.\n{common.versions()}"
+        " products are those of nn.Linear and scaled_dot_product_attention,"
+        f" timed in separate runs.\n{common.versions()}"
     )
     if arguments.plot:
         figure = common.figure(f"{arguments.model.name}: generation", 9)

@@ -1,10 +1,11 @@
 """Fine-tune a language model on text, as it is and patched with torch_foo.
 
-Two copies of a model, one patched with torch_foo.integrations.transformers,
-are trained in one process with AdamW in float32: from the same weights, on the
-same batches, a step of each in turns. So the losses compare, and the times. The
-memory of each is measured in a process of its own, of two steps. Exit status 1
-if the losses differ by more than rounding explains.
+The example trains two copies of a model, one of them patched with
+torch_foo.integrations.transformers, in one process with AdamW in float32. Both
+start from the same weights, see the same batches and take their steps in turns,
+so their losses and times compare. The peak memory of each is measured in a
+separate process of two steps. The exit status is 1 if the losses differ by more
+than rounding explains.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import torch
 from common import AS_IT_IS, NAMES, PATCHED, Figures, Time
 from torch.utils._python_dispatch import TorchDispatchMode
 
-TOLERANCE = 1e-3  # of the losses, relative: AdamW amplifies rounding
-BAR = 20  # of the losses, in characters
-WATCHED = 3  # steps, after the others
+TOLERANCE = 1e-3  # relative, of the losses: AdamW amplifies rounding
+BAR = 20  # width of the losses' bars, in characters
+WATCHED = 3  # steps in which matrix products are timed
 aten = torch.ops.aten
 PRODUCTS = {
     aten.mm,
@@ -36,11 +37,11 @@ PRODUCTS = {
     aten._scaled_dot_product_flash_attention_for_cpu,
     aten._scaled_dot_product_flash_attention_for_cpu_backward,
 }
-Series = dict[str, list[float]]  # of numbers, by name
+Series = dict[str, list[float]]  # by name
 
 
 def text(file: str) -> str:
-    """A type of argument: what is in a text file."""
+    """Return the content of a text file; an argument type."""
     try:
         content = Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -55,7 +56,7 @@ def text(file: str) -> str:
 
 
 def positive(value: str) -> float:
-    """A type of argument."""
+    """Return a positive number; an argument type."""
     try:
         number = float(value)
     except ValueError:
@@ -68,7 +69,7 @@ def positive(value: str) -> float:
 
 
 def sequences(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
-    """The tokens of all texts, one after another, cut to that length."""
+    """Concatenate the tokens of all texts and cut them into sequences."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens = [
         token for text in texts for token in [*tokenizer(text).input_ids, *end]
@@ -76,8 +77,8 @@ def sequences(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
     count = len(tokens) // length
     if count == 0:
         sys.exit(
-            f"{sys.argv[0]}: the text has {len(tokens)} tokens, which is less"
-            f" than one sequence of {length} (--sequence)"
+            f"{sys.argv[0]}: the text has {len(tokens)} tokens, fewer than one"
+            f" sequence of {length} (--sequence)"
         )
     return torch.tensor(tokens[: count * length]).view(count, length)
 
@@ -88,7 +89,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
 
     def step(self, batch: torch.Tensor) -> float:
-        """The loss before the step."""
+        """Take a step; return the loss before it."""
         loss = self.model(batch, labels=batch, use_cache=False).loss
         loss.backward()
         self.optimizer.step()
@@ -97,9 +98,9 @@ class Trainer:
 
 
 class Stopwatch(TorchDispatchMode):
-    """Adds up the time in products of matrices, forward and backward.
+    """Sum the time in matrix products, forward and backward.
 
-    Costs some microseconds for each operator, which count as all else.
+    It costs some microseconds per operator, which count as all else.
     """
 
     def __init__(self) -> None:
@@ -119,7 +120,7 @@ class Stopwatch(TorchDispatchMode):
 def train(
     trainers: dict[str, Trainer], batches: list[torch.Tensor]
 ) -> tuple[Series, Series]:
-    """The losses, and the seconds of each step."""
+    """Return the losses and the seconds of each step."""
     losses: Series = {name: [] for name in NAMES}
     seconds: Series = {name: [] for name in NAMES}
     print("step  " + "  ".join(f"{f'loss {name}':>22}" for name in NAMES))
@@ -148,47 +149,47 @@ def main() -> int:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="what to train on, in UTF-8; again from its start at its end",
+        help="UTF-8 files to train on, repeated if they are too short",
     )
     parser.add_argument(
         "--steps",
         type=common.at_least(2),
         default=12,
         metavar="N",
-        help="of which the first is not timed (default: %(default)s)",
+        help="training steps; the first is not timed (default: %(default)s)",
     )
     parser.add_argument(
         "--sequence",
         type=common.at_least(2),
         default=1024,
         metavar="N",
-        help="tokens in a sequence (default: %(default)s)",
+        help="tokens per sequence (default: %(default)s)",
     )
     parser.add_argument(
         "--batch",
         type=common.at_least(1),
         default=1,
         metavar="N",
-        help="sequences in a step (default: %(default)s)",
+        help="sequences per step (default: %(default)s)",
     )
     parser.add_argument(
         "--learning-rate",
         type=positive,
         default=1e-4,
         metavar="X",
-        help="default: %(default)s",
+        help="learning rate of AdamW (default: %(default)s)",
     )
     arguments = parser.parse_args()
     tokenizer, model = common.load(arguments.model)
     data = sequences(tokenizer, arguments.text, arguments.sequence)
     steps = 2 if arguments.memory_of else arguments.steps
-    # Of a text that ends early, the start again.
+    # A text that is too short starts again.
     rows = torch.arange(steps * arguments.batch) % len(data)
     batches = list(data[rows].split(arguments.batch))
     if arguments.memory_of:
         if arguments.memory_of == PATCHED:
             common.patched(model)
-        common.forget_peak()  # that of loading
+        common.forget_peak()  # of loading
         trainer = Trainer(model, arguments.learning_rate)
         for batch in batches:
             trainer.step(batch)
@@ -227,20 +228,18 @@ def main() -> int:
         f"\nlosses differ by {difference:.1e} at most, relative:"
         f" {'rounding' if same else 'MORE than rounding explains'}\n"
     )
-    step = (
-        f"step, seconds: {seconds[AS_IT_IS] / seconds[PATCHED]:.2f} x as fast"
-    )
-    peak = (
-        f"peak memory, MiB: {memory[PATCHED] / memory[AS_IT_IS]:.2f} x as much"
-    )
+    speed_up = seconds[AS_IT_IS] / seconds[PATCHED]
+    step = f"step, seconds: {speed_up:.2f}× faster"
+    ratio = memory[PATCHED] / memory[AS_IT_IS]
+    peak = f"peak memory, MiB: {ratio:.2f}×"
     print(common.bars(step, seconds), end="\n\n")
     print(common.bars(peak, memory), end="\n\n")
     print(common.bars_of_times("step", split))
     print(common.shares(split))
     print(
-        f"\nMedians of {arguments.steps - 1} steps. Matrix products: those of"
-        " nn.Linear and of attention, forward and backward, in steps of their"
-        f" own.\n{common.versions()}"
+        f"\nMedians of {arguments.steps - 1} steps. Matrix products are those"
+        " of nn.Linear and of attention, forward and backward, timed in"
+        f" separate steps.\n{common.versions()}"
     )
     if arguments.plot:
         figure = common.figure(

@@ -1,8 +1,8 @@
-"""What `import torch` calls to register torch.ops.torch_foo.
+"""The hook through which `import torch` registers torch.ops.torch_foo.
 
 torch loads the entry points of the group `torch.backends` and fails if one of
-them fails. So this module imports nothing when it is loaded, and `load` never
-raises: a broken torch_foo must not break torch.
+them fails. A broken torch_foo must not break torch, so this module imports
+nothing when it is loaded, and `load` never raises.
 """
 
 
@@ -10,7 +10,7 @@ def load() -> None:
     """Import torch_foo; if that fails, warn once and leave torch alone."""
     import sys
 
-    if "torch_foo" in sys.modules:  # it is what imports torch right now
+    if "torch_foo" in sys.modules:  # torch_foo is importing torch right now
         return
     try:
         import torch_foo  # noqa: F401

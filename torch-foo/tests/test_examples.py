@@ -1,4 +1,4 @@
-"""The examples: whole runs on a tiny model, and what wrong input is told."""
+"""The examples: whole runs on a tiny model, and errors of wrong input."""
 
 import importlib
 import os
@@ -30,7 +30,7 @@ TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with random weights, and a token for each byte."""
+    """A model folder with random weights and one token per byte."""
     folder = tmp_path_factory.mktemp("model")
     config = transformers.LlamaConfig(
         vocab_size=258,
@@ -67,7 +67,7 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def common(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """What both examples import."""
+    """The module that both examples import."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.delitem(sys.modules, "common", raising=False)
     yield importlib.import_module("common")
@@ -75,7 +75,7 @@ def common(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def whole(script: str, *arguments: object) -> str:
-    """The output of a run that succeeds."""
+    """Run a script in a process that must succeed; return its output."""
     paths = [p for p in (path, os.environ.get("PYTHONPATH")) if p]
     result = subprocess.run(
         [sys.executable, EXAMPLES / script, *map(str, arguments)],
@@ -90,7 +90,7 @@ def whole(script: str, *arguments: object) -> str:
 def run(
     monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object
 ) -> object:
-    """Run it in this process; its exit status, or its last words."""
+    """Run a script in this process; return its exit status or message."""
     file = str(EXAMPLES / script)
     monkeypatch.setattr(sys, "argv", [file, *map(str, arguments)])
     with pytest.raises(SystemExit) as exit_:
@@ -99,7 +99,7 @@ def run(
 
 
 def plot_in(folder: Path) -> list[object]:
-    """Arguments for a plot, if there is something to draw it with."""
+    """Return the arguments for a plot, if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     return ["--plot", folder / "plot.png"]
@@ -144,7 +144,7 @@ def test_train(model: Path, text: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:torch_foo.*not patched")
 @pytest.mark.parametrize("script", ["generate.py", "train.py"])
-def test_differences_are_told(
+def test_differences_are_reported(
     model: Path,
     text: Path,
     script: str,
@@ -227,7 +227,7 @@ def test_short_text(
 ) -> None:
     words = ["--model", model, "--text", text, "--sequence", 232]
     said = run(monkeypatch, "train.py", *words)
-    assert "231 tokens, which is less than one sequence of 232" in said
+    assert "231 tokens, fewer than one sequence of 232" in said
 
 
 def test_loss_that_is_not_finite(

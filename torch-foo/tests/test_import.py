@@ -1,11 +1,15 @@
-"""Importing: in which order, what happens by itself, and broken installations.
+"""Importing: the order of imports, autoload, and broken installations.
 
-Every test is a process of its own. Broken installations are copies of the
-installed package in a directory laid out as a Python environment is, run with
--S so that nothing else in the real environment is looked at.
+Every test runs a separate process. A broken installation is a copy of the
+installed package in a folder laid out like a Python environment. It runs with
+-S so that the rest of the real environment is not found.
 """
 
+import ast
+import graphlib
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +24,7 @@ USE = "print(torch.ops.torch_foo.add(torch.ones(1), torch.ones(1)).item())"
 
 
 def run(code: str, *options: str, **env: str) -> str:
-    """Run Python code in a new process; its output and its errors."""
+    """Run Python code in a new process; return its stdout and stderr."""
     clean = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
     result = subprocess.run(
         [sys.executable, *options, "-c", code],
@@ -35,6 +39,51 @@ def run(code: str, *options: str, **env: str) -> str:
 
 def last_line(output: str) -> str:
     return output.rstrip().rsplit("\n", 1)[-1]
+
+
+# --- the modules ------------------------------------------------------------
+
+PACKAGE = Path(torch_foo.__file__).parent
+
+
+def imports(module: Path) -> set[str]:
+    """The modules of torch_foo that a module imports when it is imported."""
+    found = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module, *names}
+    return found
+
+
+def test_no_import_cycles():
+    modules = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        modules[name.removesuffix(".__init__")] = imports(path)
+    # A package's own file imports what it holds, which may not import back.
+    graph = {
+        name: sorted(
+            other
+            for other in wanted & modules.keys()
+            if not f"{name}.".startswith(f"{other}.")
+        )
+        for name, wanted in modules.items()
+    }
+    assert "torch_foo.operators" in graph["torch_foo._registration"]
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_private_interfaces_of_torch_stand_in_one_module():
+    private = re.compile(r"\btorch\.(?:\w+\.)*_(?!check\b|_)\w+|\._schema\b")
+    users = {
+        path.relative_to(PACKAGE).name
+        for path in PACKAGE.rglob("*.py")
+        if private.search(path.read_text())
+    }
+    assert users == {"_torch_internals.py"}
 
 
 # --- a sound installation ---------------------------------------------------
@@ -71,9 +120,10 @@ def test_autoload_imports_nothing_when_it_is_loaded():
 
 def test_build_info():
     info = torch_foo.build_info()
-    assert info.torch_foo == torch_foo.__version__ == "0.1.0"
+    assert info.torch_foo == torch_foo.__version__
+    assert info.torch_foo == importlib.metadata.version("torch-foo")
     assert info.torch == torch.__version__
-    assert info.foo_core.startswith("0.1.")
+    assert info.foo_core.startswith("0.2.")
     assert isinstance(info.cuda, bool)
     assert info.simd_target
 
@@ -85,20 +135,23 @@ def test_build_info():
 def site(tmp_path: Path) -> Path:
     """A site-packages with a copy of torch_foo that has no foo_core.
 
-    The copy asks for a version that nobody has: in a conda environment the real
-    one would be found wherever the copy is, through the interpreter's RPATH.
+    The copy needs a version that does not exist. In a conda environment, the
+    interpreter's RPATH would find the real one for any copy.
     """
     site = tmp_path / "lib" / "python3" / "site-packages"
     package = Path(torch_foo.__file__).parent
     shutil.copytree(package, site / "torch_foo")
-    # An editable installation keeps it elsewhere.
+    # An editable installation keeps the native part elsewhere.
     native = Path(torch_foo.cmake_prefix_path)
     shutil.copytree(native, site / "torch_foo", dirs_exist_ok=True)
     library = site / "torch_foo" / "lib" / "libtorch_foo.so"
-    asks_for_another = library.read_bytes().replace(
-        b"libfoo_core.so.0.1\0", b"libfoo_core.so.9.9\0"
+    needs_another, count = re.subn(
+        rb"libfoo_core\.so\.\d\.\d\0",
+        b"libfoo_core.so.9.9\0",
+        library.read_bytes(),
     )
-    library.write_bytes(asks_for_another)
+    assert count == 1
+    library.write_bytes(needs_another)
     shutil.copy(_torch_foo_autoload.__file__, site)
     return site
 
@@ -114,10 +167,9 @@ def run_in(site: Path, code: str, *options: str, torch_too: bool = True) -> str:
 def test_foo_core_missing(site):
     error = last_line(run_in(site, "import torch_foo"))
     assert error == (
-        "ImportError: torch_foo needs the library libfoo_core.so.9.9, and "
-        "found no foo_core. Install the version that fits: "
-        "`pip install 'libfoo-core>=0.1,<0.2'` or "
-        "`conda install 'libfoo-core>=0.1,<0.2'`."
+        "ImportError: torch_foo needs libfoo_core.so.9.9, but found no "
+        "foo_core. Install the matching version: `pip install "
+        "'libfoo-core==9.9.*'` or `conda install libfoo-core=9.9`."
     )
 
 
@@ -125,12 +177,12 @@ def test_foo_core_missing(site):
 def test_foo_core_of_another_version(site, place):
     lib = site / "foo_core" / "lib" if place == "wheel" else site.parents[1]
     lib.mkdir(parents=True, exist_ok=True)
-    found = lib / "libfoo_core.so.0.2"
+    found = lib / "libfoo_core.so.9.8"
     found.touch()
     error = last_line(run_in(site, "import torch_foo"))
     assert error.startswith(
-        "ImportError: torch_foo needs the library libfoo_core.so.9.9, and "
-        f"found only {found}. Install the version that fits: "
+        "ImportError: torch_foo needs libfoo_core.so.9.9, but found only "
+        f"{found}. Install the matching version: "
     )
 
 
@@ -203,7 +255,7 @@ def test_broken_installation_leaves_torch_alone(site):
     output = run_in(site, BROKEN_AUTOLOAD)
     assert (
         "1 RuntimeWarning torch_foo is installed but could not be loaded: "
-        "torch_foo needs the library libfoo_core.so.9.9"
+        "torch_foo needs libfoo_core.so.9.9"
     ) in output
     assert output.endswith(
         "TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns this attempt off.\n1.0\n"

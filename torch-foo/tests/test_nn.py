@@ -1,4 +1,4 @@
-"""torch_foo.nn against torch.nn."""
+"""The modules of torch_foo.nn against those of torch.nn."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ def test_rms_norm_is_a_drop_in(dtype, eps, affine):
     ours.load_state_dict(theirs.state_dict())
     assert isinstance(ours, torch.nn.RMSNorm)
     assert repr(ours) == repr(theirs)
-    # Small numbers, on which a wrong eps would show.
+    # Small numbers, where a wrong eps would show.
     x = (torch.randn(2, 3, 16) / 1000).to(dtype)
     torch.testing.assert_close(ours(x), theirs(x))
     theirs.load_state_dict(ours.state_dict())
@@ -104,7 +104,7 @@ def test_gates(ours, activation):
 
 @pytest.mark.parametrize(("ours", "activation"), GATES, ids=str)
 def test_feed_forward_trains(ours, activation):
-    """A block of Llama, of one projection or two, against plain PyTorch."""
+    """Compare a block of Llama, with one or two projections, with PyTorch."""
     first, down = torch.nn.Linear(6, 16), torch.nn.Linear(8, 6)
     x = torch.randn(4, 6)
 
@@ -137,7 +137,7 @@ def test_gate_of_unknown_approximation():
 
 
 def rotated_as_in_llama(x, positions, base=10000.0):
-    """The formula of transformers' modeling_llama.py, in float64."""
+    """Apply the formula of transformers' modeling_llama.py in float64."""
     dim = x.shape[-1]
     inverse = 1 / base ** (torch.arange(0, dim, 2).double() / dim)
     angles = positions.double()[..., None] * inverse
@@ -154,7 +154,7 @@ def test_rotary_embedding(dtype, base):
     torch.testing.assert_close(module(x), expected.to(dtype))
     positions = torch.tensor([[0, 4999, 17], [3, 2, 1]])
     expected = rotated_as_in_llama(x, positions, base).to(dtype)
-    # The tables have float32's accuracy, also at far positions.
+    # The tables have the accuracy of float32, even at far positions.
     tolerance = 1e-6 if dtype.itemsize > 2 else torch.finfo(dtype).eps
     torch.testing.assert_close(
         module(x, positions), expected, rtol=tolerance, atol=tolerance
@@ -213,7 +213,7 @@ def test_rotary_embedding_keeps_float32_tables():
     meta = torch_foo.nn.RotaryEmbedding(4, 8, device="meta")
     assert meta.cos.is_meta
     assert model.to("meta")[0].sin.is_meta
-    # As a model is filled from a state_dict, where the tables are not.
+    # Loading a state_dict does not fill the tables, so to_empty must.
     assert torch.equal(meta.to_empty(device="cpu").cos, cos)
 
 
@@ -268,7 +268,7 @@ def test_cross_entropy_loss_is_a_drop_in(options, dtype):
         torch.testing.assert_close(*grads)
 
 
-def test_cross_entropy_loss_has_classes_last():
+def test_cross_entropy_loss_expects_classes_last():
     logits, target = torch.randn(2, 3, 4, 5), torch.randint(5, (2, 3, 4))
     for reduction in ("none", "mean", "sum"):
         got = torch_foo.nn.CrossEntropyLoss(reduction=reduction)(logits, target)
@@ -278,7 +278,7 @@ def test_cross_entropy_loss_has_classes_last():
         torch.testing.assert_close(got, expected)
 
 
-def test_cross_entropy_loss_says_what_is_not_supported():
+def test_cross_entropy_loss_refuses_what_it_does_not_support():
     with pytest.raises(ValueError, match="weight is not supported"):
         torch_foo.nn.CrossEntropyLoss(torch.ones(3))
     loss = torch_foo.nn.CrossEntropyLoss()

@@ -1,4 +1,4 @@
-"""Every operator at the SIMD targets that the other tests do not run with."""
+"""Every operator at the SIMD targets that the other tests do not use."""
 
 import os
 import subprocess
@@ -20,7 +20,8 @@ TESTS = [
     )
 ]
 NOT_HERE = 77
-# The environment variable is read once per process, and others ignored.
+# foo_core reads the environment variable once per process and ignores targets
+# that it cannot use.
 RUN = f"""
 import sys, pytest, torch_foo
 if torch_foo.build_info().simd_target != sys.argv[1]:
@@ -32,7 +33,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 @pytest.mark.parametrize("target", ["AVX3", "AVX2", "SSE4", "SSE2"])
 def test_values_at(target):
     if target == torch_foo.build_info().simd_target:
-        pytest.skip(f"the other tests run with {target}")
+        pytest.skip(f"the other tests use {target}")
     done = subprocess.run(
         [sys.executable, "-c", RUN, target, "-q", *TESTS],
         env={**os.environ, "FOO_CORE_SIMD_TARGET": target},
@@ -41,5 +42,5 @@ def test_values_at(target):
         stderr=subprocess.STDOUT,
     )
     if done.returncode == NOT_HERE:
-        pytest.skip(f"this machine or foo_core has no {target}")
+        pytest.skip(f"this machine or foo_core does not support {target}")
     assert done.returncode == 0, done.stdout[-6000:]

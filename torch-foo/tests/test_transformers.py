@@ -1,7 +1,7 @@
-"""Patched models of transformers: the same results, and what is left alone.
+"""Patched models of transformers: their results, and what is left alone.
 
-With the transformers that is installed; test_transformers_versions.py runs this
-file with another one.
+These tests use the installed transformers; test_transformers_versions.py runs
+them with another version.
 """
 
 import copy
@@ -23,7 +23,7 @@ LAYERS = 2
 def make(
     family: str = "llama", seed: int = 0, **options: object
 ) -> transformers.PreTrainedModel:
-    """A tiny model with random weights."""
+    """Make a tiny model with random weights."""
     settings = {
         "vocab_size": 97,
         "hidden_size": 32,
@@ -47,7 +47,7 @@ def make(
 
 
 def batch(seed: int = 0, *, padded: bool = True) -> dict[str, torch.Tensor]:
-    """Two sequences; the first has three tokens of padding on the left."""
+    """Make two sequences; the first has three padding tokens on the left."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, 97, (2, 11), generator=generator)
     if not padded:
@@ -63,7 +63,7 @@ def batch(seed: int = 0, *, padded: bool = True) -> dict[str, torch.Tensor]:
 
 
 def results(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict:
-    """Logits, loss and the gradients of all parameters."""
+    """Return the logits, the loss and the gradients of all parameters."""
     model.zero_grad()
     output = model(**inputs)
     output.loss.backward()
@@ -73,7 +73,7 @@ def results(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict:
 
 
 def check_close(actual: dict, expected: dict, tolerance: float) -> None:
-    """Relative to the largest element."""
+    """Compare tensors, relative to the largest element of each."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         scale = value.abs().max().clamp(min=1e-3)
@@ -133,7 +133,7 @@ def test_what_is_replaced(family):
 @pytest.mark.parametrize(
     "op", ["rms_norm", "mlp", "rope", "cross_entropy", "linear"]
 )
-def test_each_can_be_left_out(op):
+def test_each_kind_can_be_switched_off(op):
     report = patch(make(), **{op: False})
     assert len(report.replaced) == 4
     assert op not in {name for name, _ in report.replaced}
@@ -141,7 +141,7 @@ def test_each_can_be_left_out(op):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation(family):
-    """Greedy decoding with a cache, of sequences of several lengths."""
+    """Decode greedily with a cache, from sequences of several lengths."""
     model, inputs = make(family), batch()
     settings = {
         "input_ids": inputs["input_ids"],
@@ -155,7 +155,7 @@ def test_generation(family):
 
 
 def products(model: nn.Module, rows: int) -> set[str]:
-    """The operators that multiply with weights, for so many rows."""
+    """Return the operators that multiply weights with this many rows."""
     ids = torch.randint(1, 97, (rows, 1))
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(ids, use_cache=False)
@@ -180,7 +180,7 @@ def test_products_of_few_rows(dtype, most):
 
 
 def test_products_with_a_gradient():
-    """Training on a single token; few rows are no special case."""
+    """Train on a single token, where few rows need gradients."""
     model = make()
     inputs = {"input_ids": torch.tensor([[5]]), "labels": torch.tensor([[7]])}
     inputs["shift_labels"] = inputs["labels"]
@@ -221,7 +221,7 @@ def test_gradient_checkpointing():
 
 
 def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
-    """What a forward leaves in memory for its backward, with the logits."""
+    """Return the bytes that a forward keeps: saved tensors and logits."""
     with torch.profiler.profile(profile_memory=True) as profile:
         output = model(**inputs)
     kept = sum(e.self_cpu_memory_usage for e in profile.key_averages())
@@ -229,7 +229,7 @@ def kept_bytes(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     return kept
 
 
-def test_less_is_kept_for_the_backward():
+def test_the_backward_needs_less_memory():
     model, inputs = make().train(), batch()
     before = kept_bytes(model, inputs)
     patch(model)
@@ -245,7 +245,7 @@ def test_gradient_checkpointing_keeps_as_little_as_before():
 
 
 def test_a_norm_that_a_hook_changes():
-    """In place, after which it cannot be computed again."""
+    """A norm's output that changed in place cannot be recomputed."""
     model, inputs = make(), batch()
     for layer in model.model.layers:
         layer.post_attention_layernorm.register_forward_hook(
@@ -345,7 +345,7 @@ def test_options_of_the_loss(options):
     torch.testing.assert_close(model(**inputs, **options).loss, expected)
 
 
-def test_loss_of_no_labels_is_nan_as_before():
+def test_the_loss_is_nan_as_before_if_all_labels_are_ignored():
     model, inputs = make(), batch()
     inputs["labels"].fill_(-100)
     assert model(**inputs).loss.isnan()
@@ -374,7 +374,7 @@ def test_a_loss_of_the_users_own_is_left_alone():
 # --- classes ----------------------------------------------------------------
 
 
-def test_a_class_stands_for_all_its_models():
+def test_patching_a_class_patches_all_its_models():
     cls = transformers.LlamaForCausalLM
     old, inputs, other = make(), batch(), make("mistral")
     expected = results(old, inputs)
@@ -421,7 +421,7 @@ def test_rms_norm_module_is_a_drop_in():
 
 
 class FeedForward(nn.Module):
-    """LlamaMLP, by torch_foo.nn."""
+    """LlamaMLP with the gates of torch_foo.nn."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -480,7 +480,7 @@ def test_patching_twice_changes_nothing():
         assert unpatch(model) == 0
 
 
-def test_a_model_that_it_does_not_know():
+def test_an_unknown_model_is_left_alone():
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.GPT2Config(vocab_size=97, n_embd=8, n_layer=1, n_head=2)
     )
@@ -493,7 +493,7 @@ def test_a_model_that_it_does_not_know():
     assert str(after) == str(before)
 
 
-def test_norms_and_attention_of_others_are_left_alone():
+def test_other_norms_and_attention_are_left_alone():
     report = patch(make("olmo2"))
     different = "it does not compute what Llama's does"
     assert report.left == {
@@ -525,15 +525,15 @@ def test_odd_head_dim():
     assert patch(model).left == {("LlamaAttention", reason): LAYERS}
 
 
-def test_forward_that_others_have_replaced():
+def test_a_forward_that_another_library_replaced_is_left_alone():
     model = make()
     norm = model.model.norm
     norm.forward = norm.forward
-    reason = "its forward was replaced before, by another library"
+    reason = "its forward was already replaced by another library"
     assert patch(model).left == {("LlamaRMSNorm", reason): 1}
 
 
-def test_weights_that_are_no_plain_tensors():
+def test_weights_that_are_not_plain_tensors():
     class Special(nn.Parameter):
         pass
 
@@ -549,7 +549,7 @@ def test_weights_that_are_no_plain_tensors():
 
 def test_linear_of_another_class():
     class Adapted(nn.Linear):
-        """As those that add a low-rank product."""
+        """Like the classes that add a low-rank product."""
 
     model = make()
     model.lm_head.__class__ = Adapted
@@ -596,7 +596,7 @@ def test_wrong_argument(function, wrong):
     )
 
 
-def test_report_can_be_read():
+def test_the_report_as_text():
     assert str(patch(make(hidden_act="relu"))) == (
         "LlamaForCausalLM:\n"
         "  cross_entropy in   1 x LlamaForCausalLM\n"

@@ -1,6 +1,6 @@
-"""transformers' other major version, and none at all.
+"""The other major version of transformers, and no transformers at all.
 
-Every test runs a process of its own.
+Every test runs a separate process.
 """
 
 import json
@@ -15,7 +15,7 @@ MAJORS = {"4": "transformers==4.57.*", "5": "transformers>=5,<6"}
 
 
 def run(*command: object, **env: str) -> str:
-    """Run Python; what it prints. Where it fails, so does the test."""
+    """Run Python, which must succeed; return its output."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         env={**os.environ, **env},
@@ -30,8 +30,8 @@ def test_the_other_major_version(tmp_path):
     transformers = pytest.importorskip("transformers")
     installed = transformers.__version__.partition(".")[0]
     (other,) = MAJORS.keys() - {installed}
-    # What pip would change in this environment, and nothing more, goes to a
-    # folder that is looked at before it.
+    # Install only what pip would change in this environment, into a folder that
+    # comes before it on the path.
     pip = ["-m", "pip", "--quiet", "install"]
     plan = tmp_path / "plan.json"
     run(*pip, "--dry-run", "--report", plan, MAJORS[other])

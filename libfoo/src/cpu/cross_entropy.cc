@@ -1,3 +1,8 @@
+// Cross-entropy and its gradient, without log-probabilities in memory. The loss
+// reads a row in blocks: each is read for its maximum and, while it is in the
+// L1 cache, for its sum of exponentials, and a new maximum rescales the sums so
+// far. The gradient recomputes the probabilities from lse. Sums of blocks are
+// in the type of computation, sums over blocks and rows in double.
 #include "foo_core/cross_entropy.h"
 
 #include <algorithm>
@@ -17,7 +22,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/cross_entropy.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/cross_entropy-inl.h"
@@ -29,16 +34,16 @@
 namespace foo_core {
 namespace {
 
-/// Of one row, as far as it has been read: sums of blocks, which are in the
-/// type of computation, in double.
+/// Sums over the blocks of a row that have been read.
 struct RowSums {
   double max = -std::numeric_limits<double>::infinity();
   double exps = 0;         // of exp(x - shift())
-  double differences = 0;  // of x - shift(), if wanted
+  double differences = 0;  // of x - shift(), for label smoothing
   double target = 0;       // x[target]
 
-  /// The maximum, with which nothing overflows; but x minus it must not be NaN
-  /// while all x are minus infinity.
+  /// The number subtracted from each x, so that no exponential overflows: the
+  /// maximum, but 0 while all x are minus infinity, as x - shift() would be
+  /// NaN.
   double shift() const { return max < -DBL_MAX ? 0 : max; }
 
   /// Adds `difference` to each x - shift() of the `count` elements so far.
@@ -65,7 +70,7 @@ namespace foo_core {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// Of n > 0 elements; any of them if one is NaN.
+/// The maximum of x[0..n), n > 0; unspecified if an element is NaN.
 template <class T>
 HWY_INLINE Compute<T> Largest(const T* x, int64_t n) {
   using C = Compute<T>;
@@ -91,9 +96,9 @@ HWY_INLINE void AddElements(Pair<Compute<T>> x, Pair<Compute<T>> shift,
   if constexpr (kSmooth) differences = differences + difference;
 }
 
-/// Adds a block of n elements of which the first is number `begin` of its row.
-/// They are read twice, but from memory only once: up to 1.4 times as fast as
-/// reading the whole row for its maximum first.
+/// Adds a block: elements [begin, begin + n) of a row. It is read twice, but
+/// from memory only once, which is up to 1.4× faster than reading the whole row
+/// for its maximum first.
 template <bool kSmooth, class T>
 HWY_INLINE void AddBlock(const T* x, int64_t n, int64_t begin, RowSums& sums) {
   using C = Compute<T>;
@@ -105,18 +110,18 @@ HWY_INLINE void AddBlock(const T* x, int64_t n, int64_t begin, RowSums& sums) {
   const auto shift = static_cast<C>(sums.shift());
   const auto vshift = Pair<C>::Set(shift);
   const int64_t step = Lanes<C>();
-  // Two sums each, which is no faster but more accurate.
+  // Two accumulators each are no faster, but more accurate.
   auto e0 = Pair<C>::Set(0), e1 = e0, d0 = e0, d1 = e0;
   int64_t i = 0;
   for (; i + 2 * step <= n; i += 2 * step) {
-    FetchAhead(x + i, 2 * step);  // for float32 in AVX-512 1.5 times as fast
+    FetchAhead(x + i, 2 * step);  // 1.5× faster for float32 in AVX-512
     AddElements<kSmooth, T>(Load(x + i), vshift, e0, d0);
     AddElements<kSmooth, T>(Load(x + i + step), vshift, e1, d1);
   }
   for (; i + step <= n; i += step) {
     AddElements<kSmooth, T>(Load(x + i), vshift, e0, d0);
   }
-  if (i < n) {  // with e^x = 0, and then x = 0, where there is no element
+  if (i < n) {  // lanes without an element add e^x = 0 and x - shift = 0
     constexpr C kLowest = -std::numeric_limits<C>::infinity();
     const auto exps = LoadFilled(x + i, n - i, kLowest);
     AddElements<false, T>(exps, vshift, e1, d1);
@@ -132,7 +137,7 @@ HWY_INLINE void AddRow(const T* x, int64_t stride, int64_t n, RowSums& sums) {
   HWY_ALIGN T tile[kTile];
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    AddBlock<kSmooth>(Gather(x, stride, i, m, tile), m, i, sums);
+    AddBlock<kSmooth>(InputTile(x, stride, i, m, tile), m, i, sums);
   }
 }
 
@@ -172,22 +177,24 @@ void Gradient(Row logits, int64_t n, int64_t target, double lse, double scale,
   using C = Compute<T>;
   const auto* x = static_cast<const T*>(logits.data);
   auto* tout = static_cast<T*>(out.data);
-  // What lse loses in C goes to the factor.
+  // The factor makes up for the rounding of lse to C.
   const auto shift = static_cast<C>(lse);
   const auto factor = scale * std::exp(static_cast<double>(shift) - lse);
   const double mean = smoothing / static_cast<double>(n);
   const double term = smoothing == 0 ? 0 : -scale * mean;
-  // exp(x) - 1 without cancellation; logits may be gone when it is needed.
+  // expm1 avoids the cancellation in exp(x) - 1. In place, the logit is gone
+  // after the loop.
   const double at_target =
       scale * (std::expm1(LoadOne(x + target * logits.stride) - lse) +
                smoothing - mean);
   HWY_ALIGN T tile[kTile], out_tile[kTile];
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    Softmax(Gather(x, logits.stride, i, m, tile), m, shift,
+    Softmax(InputTile(x, logits.stride, i, m, tile), m, shift,
             static_cast<C>(factor), static_cast<C>(term),
-            Target(tout, out.stride, i, out_tile), stream && out.stride == 1);
-    Scatter(out_tile, tout, out.stride, i, m);
+            OutputTile(tout, out.stride, i, out_tile),
+            stream && out.stride == 1);
+    FinishTile(out_tile, tout, out.stride, i, m);
   }
   StoreN(Pair<C>::Set(static_cast<C>(at_target)), tout + target * out.stride,
          1);
@@ -221,7 +228,7 @@ std::int64_t index_at(const ConstTensorView& x, std::int64_t offset) {
   return static_cast<const std::int64_t*>(x.data)[offset];
 }
 
-/// Of float32 or float64.
+/// The number at `offset` of a float32 or float64 tensor.
 double number_at(const ConstTensorView& x, std::int64_t offset) {
   if (x.dtype == DType::kFloat64) {
     return static_cast<const double*>(x.data)[offset];
@@ -237,7 +244,8 @@ void set_number(const TensorView& x, std::int64_t offset, double value) {
   }
 }
 
-/// The number of rows that are not ignored.
+/// Returns the number of rows that are not ignored. Throws InvalidArgument for
+/// a target that is not a class.
 std::int64_t check_targets(const char* op, const ConstTensorView& target,
                            std::int64_t classes, std::int64_t ignore_index) {
   const std::int64_t rows = numel(target);
@@ -264,7 +272,8 @@ std::int64_t check_targets(const char* op, const ConstTensorView& target,
   return count;
 }
 
-/// What the loss and the gradient have in common, but for the targets' values.
+/// Checks the arguments that the loss and the gradient share, but not the
+/// values of the targets.
 void check_inputs(const char* op, const Argument& logits,
                   const Argument& target, const CrossEntropyOptions& options) {
   check_has_rows(op, logits);
@@ -290,7 +299,7 @@ void check_inputs(const char* op, const Argument& logits,
   }
 }
 
-/// x is sound in itself and has the shape and dtype of the loss.
+/// x is a valid view with the shape and dtype of the loss.
 void check_like_loss(const char* op, const Argument& x,
                      const ConstTensorView& logits,
                      const CrossEntropyOptions& options) {

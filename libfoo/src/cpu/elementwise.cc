@@ -1,3 +1,6 @@
+// add, mul and muladd, which are bound by memory. The host walks the tensors in
+// the order of out's memory and merges contiguous dimensions, so that the
+// kernel runs over long rows; rows with other strides are copied tile by tile.
 #include "foo_core/elementwise.h"
 
 #include <algorithm>
@@ -12,7 +15,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/elementwise.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
@@ -83,10 +86,10 @@ HWY_NOINLINE void Strided(const T* a, int64_t a_stride, const T* b,
   HWY_ALIGN T out_tile[kTile];
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    Contiguous<F>(Gather(a, a_stride, i, m, a_tile),
-                  Gather(b, b_stride, i, m, b_tile), c,
-                  Target(out, out_stride, i, out_tile), false, m);
-    Scatter(out_tile, out, out_stride, i, m);
+    Contiguous<F>(InputTile(a, a_stride, i, m, a_tile),
+                  InputTile(b, b_stride, i, m, b_tile), c,
+                  OutputTile(out, out_stride, i, out_tile), false, m);
+    FinishTile(out_tile, out, out_stride, i, m);
   }
 }
 

@@ -1,3 +1,6 @@
+// out = f(gate) * up. The exponentials take most of the time in the caches, and
+// memory does beyond them, so a row is computed in one pass while the next one
+// is prefetched.
 #include "foo_core/glu.h"
 
 #include <cstdint>
@@ -12,7 +15,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/glu.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/glu-inl.h"
@@ -23,7 +26,8 @@
 namespace foo_core {
 namespace {
 
-/// n elements; the next rows begin `next` elements after these.
+/// Computes n elements. The next rows begin gate_next and up_next elements
+/// after these.
 using ForwardFunction = void (*)(Row gate, std::int64_t gate_next, Row up,
                                  std::int64_t up_next, MutableRow out,
                                  bool stream, std::int64_t n);
@@ -58,16 +62,16 @@ void Forward(Row gate, int64_t gate_next, Row up, int64_t up_next,
   stream = stream && out.stride == 1;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* pgate = Gather(tgate, gate.stride, begin, m, gate_tile);
-    const T* pup = Gather(tup, up.stride, begin, m, up_tile);
-    T* pout = Target(tout, out.stride, begin, out_tile);
+    const T* pgate = InputTile(tgate, gate.stride, begin, m, gate_tile);
+    const T* pup = InputTile(tup, up.stride, begin, m, up_tile);
+    T* pout = OutputTile(tout, out.stride, begin, out_tile);
     ForPairs(pout, stream, m, [&](auto whole, int64_t i, int64_t k) HWY_ATTR {
       PrefetchLoad(pgate + i, gate_next);
       PrefetchLoad(pup + i, up_next);
       ForwardAt<F, decltype(whole)::value>(pgate + i, pup + i, pout + i, stream,
                                            k);
     });
-    Scatter(out_tile, tout, out.stride, begin, m);
+    FinishTile(out_tile, tout, out.stride, begin, m);
   }
 }
 

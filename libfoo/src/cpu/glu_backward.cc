@@ -1,3 +1,5 @@
+// Both gradients of f(gate) * up in one pass. f and f' share their exponential,
+// and the kernel is compiled for each set of wanted gradients.
 #include <cstdint>
 #include <type_traits>
 
@@ -12,7 +14,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/glu_backward.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/glu-inl.h"
@@ -23,8 +25,8 @@
 namespace foo_core {
 namespace {
 
-/// A piece of each tensor; the gradients' data is null where not wanted. The
-/// next rows begin `next` elements after these.
+/// A piece of a row of each tensor. The data of a gradient that is not wanted
+/// is null. The next rows begin *_next elements after these.
 struct BackwardPieces {
   Row grad, gate, up;
   std::int64_t grad_next, gate_next, up_next;
@@ -81,14 +83,15 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
        elements_to_alignment(tgrad_gate) == elements_to_alignment(tgrad_up));
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* g = Gather(tgrad, pieces.grad.stride, begin, m, grad_tile);
-    const T* x = Gather(tgate, pieces.gate.stride, begin, m, gate_tile);
-    const T* u = Gather(tup, pieces.up.stride, begin, m, up_tile);
-    T* gx = kGate ? Target(tgrad_gate, pieces.grad_gate.stride, begin,
-                           grad_gate_tile)
+    const T* g = InputTile(tgrad, pieces.grad.stride, begin, m, grad_tile);
+    const T* x = InputTile(tgate, pieces.gate.stride, begin, m, gate_tile);
+    const T* u = InputTile(tup, pieces.up.stride, begin, m, up_tile);
+    T* gx = kGate ? OutputTile(tgrad_gate, pieces.grad_gate.stride, begin,
+                               grad_gate_tile)
                   : grad_gate_tile;
-    T* gu = kUp ? Target(tgrad_up, pieces.grad_up.stride, begin, grad_up_tile)
-                : grad_up_tile;
+    T* gu =
+        kUp ? OutputTile(tgrad_up, pieces.grad_up.stride, begin, grad_up_tile)
+            : grad_up_tile;
     const auto at = [&](auto whole, int64_t i, int64_t k) HWY_ATTR {
       PrefetchLoad(g + i, pieces.grad_next);
       PrefetchLoad(x + i, pieces.gate_next);
@@ -98,10 +101,10 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
     };
     ForPairs(kGate ? gx : gu, stream, m, at);
     if constexpr (kGate) {
-      Scatter(grad_gate_tile, tgrad_gate, pieces.grad_gate.stride, begin, m);
+      FinishTile(grad_gate_tile, tgrad_gate, pieces.grad_gate.stride, begin, m);
     }
     if constexpr (kUp) {
-      Scatter(grad_up_tile, tgrad_up, pieces.grad_up.stride, begin, m);
+      FinishTile(grad_up_tile, tgrad_up, pieces.grad_up.stride, begin, m);
     }
   }
 }

@@ -1,3 +1,6 @@
+// x weight^T + bias for few rows of x, where reading weight takes the time.
+// Each row of weight is read from memory once and multiplied with up to kRows
+// rows of x from the L1 cache. Threads divide the rows of weight.
 #include "foo_core/linear.h"
 
 #include <algorithm>
@@ -12,7 +15,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/linear.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
@@ -22,15 +25,14 @@
 namespace foo_core {
 namespace {
 
-/// Rows of weight at a time: enough sums for additions not to wait for each
-/// other, few enough for the registers.
+/// Rows of weight at a time. Their accumulators hide the latency of FMA and fit
+/// in the registers.
 constexpr int kWeights = 4;
 
-/// Rows of x at a time, for which a tile of weight stays in the L1 cache.
+/// Rows of x at a time, while a tile of weight stays in the L1 cache.
 constexpr int kRows = 16;
 
-/// Up to kRows rows of x, up to kWeights rows of weight, and where their
-/// products go.
+/// Up to kRows rows of x, up to kWeights rows of weight, and their products.
 struct LinearBlock {
   int rows;
   Row x[kRows];
@@ -40,8 +42,8 @@ struct LinearBlock {
 };
 
 struct LinearKernels {
-  void (*some)(const LinearBlock& block, std::int64_t k);  // kWeights of them
-  void (*one)(const LinearBlock& block, std::int64_t k);   // one of them
+  void (*some)(const LinearBlock& block, std::int64_t k);  // kWeights rows
+  void (*one)(const LinearBlock& block, std::int64_t k);   // one row of weight
 };
 
 }  // namespace
@@ -53,8 +55,8 @@ namespace foo_core {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// The dot product of x and each row of weight; n elements of each, which are
-/// contiguous. How it is added up does not depend on kCount.
+/// Adds the dot products of x and kCount rows of weight, of n contiguous
+/// elements each, to sums. The order of additions does not depend on kCount.
 template <int kCount, class T>
 HWY_INLINE void Dot(const T* x, const T* const* weight, int64_t n,
                     double* sums) {
@@ -86,14 +88,14 @@ void Products(const LinearBlock& block, int64_t k) {
     const T* weight[kCount];
     for (int j = 0; j < kCount; ++j) {
       const Row& row = block.weight[j];
-      weight[j] = Gather(static_cast<const T*>(row.data), row.stride, i, m,
-                         weight_tile[j]);
+      weight[j] = InputTile(static_cast<const T*>(row.data), row.stride, i, m,
+                            weight_tile[j]);
     }
     for (int r = 0; r < block.rows; ++r) {
       const Row& row = block.x[r];
-      // i is 0 for Gather: the tile is another row's.
-      const T* x = Gather(static_cast<const T*>(row.data) + i * row.stride,
-                          row.stride, 0, m, x_tile);
+      // The tile was another row's, so i is 0 for InputTile.
+      const T* x = InputTile(static_cast<const T*>(row.data) + i * row.stride,
+                             row.stride, 0, m, x_tile);
       Dot<kCount>(x, weight, m, sums[r]);
     }
   }

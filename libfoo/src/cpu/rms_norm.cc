@@ -1,3 +1,5 @@
+// rms_norm and add_rms_norm. A row is read for its sum of squares and, from a
+// cache, for its result, so each operator passes over memory once.
 #include "foo_core/rms_norm.h"
 
 #include <cstdint>
@@ -12,7 +14,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rms_norm.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/rms_norm-inl.h"
@@ -23,7 +25,7 @@
 namespace foo_core {
 namespace {
 
-/// One row of each tensor; residual and sum are null where there is none.
+/// One row of each tensor; rms_norm has a null residual and sum.
 struct ForwardRow {
   Row x, residual;
   MutableRow sum, out;
@@ -38,7 +40,8 @@ namespace foo_core {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// Elements [0, n) of what is normalised: x, or x + residual as stored to sum.
+/// Elements [0, n) of the normalized tensor: x, or x + residual, which is
+/// stored to sum and read back rounded.
 template <bool kAdd, bool kAll, class T>
 HWY_INLINE Pair<Compute<T>> Input(const T* x, const T* residual, T* sum,
                                   int64_t n) {
@@ -57,17 +60,17 @@ HWY_INLINE double SumSquares(Row x, Row residual, MutableRow sum, int64_t n) {
   HWY_ALIGN T x_tile[kTile], residual_tile[kTile], sum_tile[kTile];
   const int64_t step = Lanes<C>();
   double squares = 0;
-  // As many sums as additions are under way at a time.
+  // Four accumulators hide the latency of FMA.
   const auto zero = Pair<C>::Set(0);
   auto s0 = zero, s1 = zero, s2 = zero, s3 = zero;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* px = Gather(tx, x.stride, begin, m, x_tile);
+    const T* px = InputTile(tx, x.stride, begin, m, x_tile);
     const T* pr = px;
     T* ps = sum_tile;
     if constexpr (kAdd) {
-      pr = Gather(tresidual, residual.stride, begin, m, residual_tile);
-      ps = Target(tsum, sum.stride, begin, sum_tile);
+      pr = InputTile(tresidual, residual.stride, begin, m, residual_tile);
+      ps = OutputTile(tsum, sum.stride, begin, sum_tile);
     }
     const auto add = [&](int64_t i, Pair<C>& s) HWY_ATTR {
       const auto v = Input<kAdd, true>(px + i, pr + i, ps + i, step);
@@ -85,7 +88,7 @@ HWY_INLINE double SumSquares(Row x, Row residual, MutableRow sum, int64_t n) {
       const auto v = Input<kAdd, false>(px + i, pr + i, ps + i, m - i);
       s1 = MulAdd(v, v, s1);
     }
-    if constexpr (kAdd) Scatter(sum_tile, tsum, sum.stride, begin, m);
+    if constexpr (kAdd) FinishTile(sum_tile, tsum, sum.stride, begin, m);
     if ((begin + kTile) % kSumBlock == 0 || begin + kTile >= n) {
       squares += static_cast<double>(Sum((s0 + s1) + (s2 + s3)));
       s0 = s1 = s2 = s3 = zero;
@@ -94,9 +97,9 @@ HWY_INLINE double SumSquares(Row x, Row residual, MutableRow sum, int64_t n) {
   return squares;
 }
 
-/// out = x * r * weight. Where that goes past the caches, the row to come is
-/// not in them either, and is fetched while memory would be idle, because this
-/// row is (0.75 times as long for 4096 x 4096 float32, 0.8 for bfloat16).
+/// Computes out = x * r * weight. If out is streamed, the next row is not in
+/// the caches either. It is prefetched while this row is read from them and
+/// memory is idle: 1.33× faster for 4096 x 4096 float32, 1.25× for bfloat16.
 template <bool kAdd, bool kWeight, bool kStream, class T>
 void Scale(const T* x, Compute<T> r, const T* weight, T* out,
            const ForwardRow& next, int64_t n) {
@@ -143,10 +146,11 @@ void Forward(const ForwardRow& row, const ForwardRow& next, Row weight,
   const int64_t tile = contiguous ? n : kTile;
   for (int64_t i = 0; i < n; i += tile) {
     const int64_t m = HWY_MIN(tile, n - i);
-    const T* px = Gather(tx, x.stride, i, m, x_tile);
-    const T* pw = tw == nullptr ? px : Gather(tw, weight.stride, i, m, w_tile);
-    scale(px, r, pw, Target(tout, out.stride, i, out_tile), next, m);
-    Scatter(out_tile, tout, out.stride, i, m);
+    const T* px = InputTile(tx, x.stride, i, m, x_tile);
+    const T* pw =
+        tw == nullptr ? px : InputTile(tw, weight.stride, i, m, w_tile);
+    scale(px, r, pw, OutputTile(tout, out.stride, i, out_tile), next, m);
+    FinishTile(out_tile, tout, out.stride, i, m);
   }
 }
 

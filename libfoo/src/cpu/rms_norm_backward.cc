@@ -1,3 +1,7 @@
+// The gradients of rms_norm and add_rms_norm, in one pass over memory. Two rows
+// at a time share the reads of weight and of the sums that become grad_weight.
+// These are running sums over few rows, added pairwise, so that the error does
+// not grow with the number of rows. Their order depends on the shape alone.
 #include <algorithm>
 #include <cstdint>
 #include <string>
@@ -12,7 +16,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rms_norm_backward.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/rms_norm-inl.h"
@@ -23,11 +27,11 @@
 namespace foo_core {
 namespace {
 
-/// Rows that are worked on together, so that sums over rows and the weight are
+/// Rows that are computed together, so that weight and the sums over rows are
 /// read and written once for all of them.
 constexpr int kRows = 2;
 
-/// Up to kRows rows of each tensor; data null where there is none.
+/// Up to kRows rows of each tensor; null for a tensor that is not given.
 struct BackwardRows {
   int count = 0;
   const void* grad[kRows];
@@ -35,24 +39,24 @@ struct BackwardRows {
   const void* addend[kRows];
   void* grad_x[kRows];
   std::int64_t grad_stride, x_stride, addend_stride, grad_x_stride;
-  bool stream;  // grad_x
+  bool stream;  // whether grad_x is streamed
 };
 
-/// Sums over rows, which become grad_weight, are vectors in the type of
-/// computation, padded to whole groups of this many elements. Within a group
-/// they are in the order that Load leaves them in.
+/// The sums over rows that become grad_weight are vectors in the type of
+/// computation, padded to groups of this many elements. Within a group the
+/// order is that of Load.
 constexpr std::int64_t kGroup = 64;
 
-/// Elements of those sums that are combined at a time.
+/// The number of elements of these sums that are combined at a time.
 constexpr std::int64_t kColumns = 16 * kGroup;
 
 struct BackwardKernels {
-  /// Adds the rows' part to sum.
+  /// Computes grad_x of the rows and adds their part of grad_weight to sum.
   void (*rows)(const BackwardRows& rows, Row weight, double eps, void* sum,
                std::int64_t n);
-  /// sum += addend
+  /// Computes sum += addend.
   void (*accumulate)(void* sum, const void* addend, std::int64_t n);
-  /// out = sum, rounded; n <= kColumns
+  /// Computes out = sum, rounded, for n <= kColumns.
   void (*finish)(const void* sum, MutableRow out, std::int64_t n);
 };
 
@@ -65,7 +69,7 @@ namespace foo_core {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// What the gradient of one row needs to know of all of it.
+/// Statistics of a row that each element of its gradient needs.
 template <class C>
 struct RowStats {
   C r;      // 1 / sqrt(mean(x^2) + eps)
@@ -85,7 +89,7 @@ HWY_INLINE void AddProducts(const T* grad, const T* x, const T* weight,
   products = MulAdd(g, vx, products);
 }
 
-// Once for all of Rows, which would be slow to compile otherwise.
+// Not inlined, because every instance of Rows would compile it.
 template <bool kWeight, class T>
 HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
                                         int64_t n) {
@@ -100,9 +104,9 @@ HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
   auto s0 = zero, s1 = zero, p0 = zero, p1 = zero;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* pg = Gather(tgrad, grad.stride, begin, m, g_tile);
-    const T* px = Gather(tx, x.stride, begin, m, x_tile);
-    const T* pw = kWeight ? Gather(tw, weight.stride, begin, m, w_tile) : px;
+    const T* pg = InputTile(tgrad, grad.stride, begin, m, g_tile);
+    const T* px = InputTile(tx, x.stride, begin, m, x_tile);
+    const T* pw = kWeight ? InputTile(tw, weight.stride, begin, m, w_tile) : px;
     int64_t i = 0;
     for (; i + 2 * step <= m; i += 2 * step) {
       const int64_t j = i + step;
@@ -126,7 +130,7 @@ HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
   return {static_cast<C>(r), static_cast<C>(r * mean * r * r)};
 }
 
-/// What Gradients computes of one row.
+/// One row of Gradients.
 template <class T>
 struct GradientRow {
   const T* grad;
@@ -136,7 +140,7 @@ struct GradientRow {
   RowStats<Compute<T>> stats;
 };
 
-/// Elements [i, i + n) of one row of Gradients.
+/// Computes elements [i, i + n) of one row of Gradients.
 template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
           bool kAll, class T>
 HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
@@ -150,7 +154,7 @@ HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
   auto y = g;
   if constexpr (kAddend) {
     const auto addend = LoadSome<kAll>(row.addend + i, n);
-    // Not g + addend, which compilers round once or twice as they like.
+    // An explicit MulAdd, because compilers may fuse g + addend or not.
     y = kWeight ? MulAdd(g, weight, addend) : MulAdd(grad, r, addend);
   } else if constexpr (kWeight) {
     y = g * weight;
@@ -160,8 +164,8 @@ HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
   StoreSome<kAll>(y, row.grad_x + i, n);
 }
 
-/// For each of kCount rows:
-/// grad_x = r * grad * weight - x * slope + addend and sum += r * grad * x.
+/// Computes grad_x = r * grad * weight - x * slope + addend and
+/// sum += r * grad * x for each of kCount rows.
 template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
           int kCount, class T>
 HWY_INLINE void Gradients(const GradientRow<T>* rows, const T* weight,
@@ -192,7 +196,7 @@ HWY_INLINE void Gradients(const GradientRow<T>* rows, const T* weight,
   if (i < n) at(std::false_type(), i, n - i);
 }
 
-/// One row with any strides.
+/// Computes one row with any strides.
 template <bool kWeight, bool kGradX, bool kSum, bool kAddend, class T>
 HWY_INLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
                            const RowStats<Compute<T>>& stats, MutableRow grad_x,
@@ -206,15 +210,16 @@ HWY_INLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
   auto* out = static_cast<T*>(grad_x.data);
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    const T* pw = kWeight ? Gather(tw, weight.stride, i, m, w_tile) : nullptr;
+    const T* pw =
+        kWeight ? InputTile(tw, weight.stride, i, m, w_tile) : nullptr;
     const GradientRow<T> row{
-        Gather(tgrad, grad.stride, i, m, g_tile),
-        Gather(tx, x.stride, i, m, x_tile),
-        kAddend ? Gather(ta, addend.stride, i, m, a_tile) : nullptr,
-        kGradX ? Target(out, grad_x.stride, i, out_tile) : nullptr, stats};
+        InputTile(tgrad, grad.stride, i, m, g_tile),
+        InputTile(tx, x.stride, i, m, x_tile),
+        kAddend ? InputTile(ta, addend.stride, i, m, a_tile) : nullptr,
+        kGradX ? OutputTile(out, grad_x.stride, i, out_tile) : nullptr, stats};
     Gradients<kWeight, kGradX, kSum, kAddend, false, 1>(
         &row, pw, kSum ? sum + i : nullptr, m);
-    if constexpr (kGradX) Scatter(out_tile, out, grad_x.stride, i, m);
+    if constexpr (kGradX) FinishTile(out_tile, out, grad_x.stride, i, m);
   }
 }
 
@@ -286,11 +291,11 @@ void Finish(const void* sum, MutableRow out, int64_t n) {
   auto* tout = static_cast<T*>(out.data);
   const int64_t step = Lanes<Compute<T>>();
   HWY_ALIGN T tile[kColumns];
-  T* p = Target(tout, out.stride, 0, tile);
+  T* p = OutputTile(tout, out.stride, 0, tile);
   int64_t i = 0;
   for (; i + step <= n; i += step) Store(Load(s + i), p + i);
   if (i < n) StoreN(Load(s + i), p + i, n - i);
-  Scatter(tile, tout, out.stride, 0, n);
+  FinishTile(tile, tout, out.stride, 0, n);
 }
 
 struct KernelsOf {

@@ -1,4 +1,4 @@
-// What the library says of itself, and which devices and SIMD targets it takes.
+// The library's version, and the devices and SIMD targets that it accepts.
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
@@ -17,8 +17,8 @@ TEST(BuildInfo, VersionIsThatOfTheHeaders) {
   EXPECT_EQ(text.str(), FOO_CORE_VERSION);
 }
 
-// The library has one loop, which no executor enters unchecked (src/loop.h), so
-// one operator stands for all of them.
+// All operators run through the loops of src/loop.h, which take no unchecked
+// executor, so one operator stands for all.
 TEST(ExecutorTest, RefusesADeviceWithoutKernels) {
   EXPECT_FALSE(build_info().cuda);
   const Tensor x(DType::kFloat32, {2}), empty(DType::kFloat32, {0});
@@ -92,7 +92,7 @@ TEST(SimdTarget, RefusesOtherNames) {
   EXPECT_EQ(build_info().simd_target, before);
 }
 
-// Run by ctest with FOO_CORE_SIMD_TARGET set.
+// ctest runs these with FOO_CORE_SIMD_TARGET set.
 TEST(Environment, Forced) {
   const char* forced = std::getenv("FOO_CORE_SIMD_TARGET");
   if (forced == nullptr) GTEST_SKIP() << "FOO_CORE_SIMD_TARGET is not set";
@@ -103,7 +103,7 @@ TEST(Environment, Forced) {
 TEST(Environment, Unusable) {
   const std::string targets = build_info().simd_targets;
   const std::string target = build_info().simd_target;
-  EXPECT_EQ(targets.compare(0, target.size(), target), 0);  // the best
+  EXPECT_EQ(targets.compare(0, target.size(), target), 0);  // the first
 }
 
 TEST(DTypes, SizesAndNames) {

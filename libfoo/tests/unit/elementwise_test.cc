@@ -27,7 +27,7 @@ const Operator kOperators[] = {
      [](long double a, long double b) { return a * b + kC; }},
 };
 
-/// Index into x of element i of a broadcast shape.
+/// The index in x of element i of a broadcast shape.
 std::int64_t source(const Tensor& x, const Shape& sizes, std::int64_t i) {
   std::int64_t result = 0, scale = 1;
   for (std::size_t d = 0; d < sizes.size(); ++d) {
@@ -42,8 +42,8 @@ std::int64_t source(const Tensor& x, const Shape& sizes, std::int64_t i) {
   return result;
 }
 
-/// out within the numerics gate of kernels: 0.51 ulp for 16-bit types, 4 ulp
-/// of |a * b| + |c| for the others.
+/// Expects out to be within the numerics gate: 0.51 ulp for 16-bit types, else
+/// 4 ulp of |a * b| + |c|.
 void expect_close(const Operator& op, const std::vector<double>& a,
                   const Tensor& a_like, const std::vector<double>& b,
                   const Tensor& b_like, const Tensor& out) {

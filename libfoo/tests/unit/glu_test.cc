@@ -14,12 +14,12 @@ constexpr auto kNone = GeluApproximation::kNone;
 constexpr auto kTanh = GeluApproximation::kTanh;
 constexpr long double kPi = 3.14159265358979323846264338327950288L;
 
-/// An activation's value and derivative, in long double.
+/// The value and the derivative of an activation.
 struct Activated {
   long double value, slope;
 };
 
-/// x * sigmoid(z), z' = slope
+/// x * sigmoid(z) and its derivative, where z' = slope.
 Activated times_sigmoid(long double x, long double z, long double slope) {
   const long double sigmoid = 1 / (1 + std::exp(-z));
   const long double rest = 1 / (1 + std::exp(z));
@@ -73,7 +73,7 @@ const Operator kOperators[] = {
 
 class GluTest : public KernelTest {
  protected:
-  /// In ulp; 0 if both are infinite with one sign, or both NaN.
+  /// The error in ulp; 0 for the same infinity, or for NaN twice.
   double error(double got, long double exact) const {
     const double expected = round_to(dtype(), static_cast<double>(exact));
     if (std::isnan(exact) || std::isinf(exact)) {
@@ -106,7 +106,7 @@ class GluTest : public KernelTest {
     }
   }
 
-  // What rounding once, after a few operations, may cost.
+  // The relative error of a few operations and one rounding.
   double tolerance() const {
     const double unit = std::ldexp(1, -precision(dtype()));
     return item_size(dtype()) == 2 ? unit : 3 * unit;
@@ -179,7 +179,7 @@ TEST_P(GluTest, AnyShapeAndStrides) {
         make({2, 3, 4, 5}, {60, 20, 1, 4}));
 }
 
-// Where an exponential has few bits left, or none, results still have theirs.
+// Results keep their bits where the exponential has few left, or underflows.
 TEST_P(GluTest, GatesOfAllSizes) {
   Values gates;
   const double end = dtype() == DType::kFloat64 ? 800 : 120;
@@ -188,7 +188,7 @@ TEST_P(GluTest, GatesOfAllSizes) {
   for (double x = 1e300; x > 0; x /= 8) {
     gates.insert(gates.end(), {x, -x});
   }
-  if (dtype() == DType::kFloat32) {  // whose results are nearest to their gate
+  if (dtype() == DType::kFloat32) {  // where errors come closest to the gate
     for (double x = 16; x > 1e-4; x *= 0.99998) {
       gates.insert(gates.end(), {x, -x});
     }
@@ -199,7 +199,7 @@ TEST_P(GluTest, GatesOfAllSizes) {
     gate.set(static_cast<std::int64_t>(i), gates[i]);
     up.set(static_cast<std::int64_t>(i), 1);
   }
-  // A float64 gelu takes up all its gate before it is multiplied.
+  // The float64 gelu alone uses up its gate of 4 ulp.
   if (dtype() != DType::kFloat64) up.randomize(1);
   for (const Operator& op : kOperators) {
     op.forward(gate, up, out, {});
@@ -273,7 +273,7 @@ TEST_P(GluTest, BackwardAnyShapeAndStrides) {
                  make({2, 3, 40}, {40, 80, 1}));
 }
 
-// Gradients of results that are tiny: relative errors matter there too.
+// Gradients are accurate relative to tiny results, too.
 TEST_P(GluTest, BackwardOfTinyResults) {
   Tensor gate = make({3000}), ones = gate, grad_gate = gate, grad_up = gate;
   const double low = dtype() == DType::kFloat16 ? -8 : -12;
@@ -301,7 +301,7 @@ TEST_P(GluTest, BackwardOfTinyResults) {
   }
 }
 
-/// Two halves of one tensor, each row one after the other.
+/// A tensor whose rows hold two halves.
 struct Packed {
   Tensor whole;
   Shape sizes, strides;
@@ -346,7 +346,7 @@ TEST_P(GluTest, HalvesOfOneTensor) {
     op.backward(grad, half_gate, half_up, &half_gx, &half_gu, threads());
     expect_halves(grad_x);
   }
-  // The last one once more, over its own input.
+  // The gradients may also overwrite gate and up.
   kOperators[2].backward(grad, half_gate, half_up, &half_gate, &half_up, {});
   expect_halves(x);
 }

@@ -12,9 +12,8 @@ namespace {
 
 class LinearTest : public KernelTest {
  protected:
-  /// `got` against sums in double: off by the rounding of additions in the type
-  /// of computation, of which a number takes part in at most k / 4, and of the
-  /// result.
+  /// Expects sums as in long double, up to the rounding of the result and of
+  /// the additions in the type of computation, at most k / 4 per element.
   void expect_product(const Tensor& x, const Tensor& weight, const Tensor* bias,
                       const Tensor& got) {
     const std::int64_t k = x.sizes.back(), n = weight.sizes[0];
@@ -95,7 +94,7 @@ TEST_P(LinearTest, OneDimensionAndMany) {
   for (const Shape& sizes : {Shape{0, 40}, Shape{2, 0, 40}}) {
     check(make(sizes), weight, &bias);
   }
-  // Without products it is the bias, or zeros.
+  // Without products the result is the bias, or zeros.
   Tensor x = make({2, 0}), none = make({6, 0});
   TensorView x_view = x, none_view = none;
   x_view.data = none_view.data = nullptr;
@@ -142,7 +141,7 @@ TEST_P(LinearTest, NaNAndInfinityStayInTheirPlaces) {
   }
 }
 
-// The sum is rounded to the dtype after the bias was added, not before.
+// The bias is added before the sum is rounded to the dtype.
 TEST_P(LinearTest, RoundedOnce) {
   if (item_size(dtype()) != 2) GTEST_SKIP() << "for 16-bit types";
   const double tie = ulp(dtype(), 1) / 2;

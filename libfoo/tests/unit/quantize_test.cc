@@ -76,7 +76,7 @@ TEST_P(QuantizeTest, EverySizeAroundTheVectors) {
   }
 }
 
-// Wherever in the row the largest number is.
+// The largest number is found at any position of a row.
 TEST_P(QuantizeTest, TheLargestIsFound) {
   constexpr std::int64_t kN = 150;
   Tensor x = make({2 * kN, kN}).randomize(1, 0.01);
@@ -139,7 +139,7 @@ TEST_P(QuantizeTest, ZeroNaNAndInfinity) {
   }
 }
 
-// In the type of computation the largest float64 is infinity times 127.
+// scale leaves the range of float32 long before x leaves that of float64.
 TEST_P(QuantizeTest, LargeAndSmallFloat64) {
   if (dtype() != DType::kFloat64) GTEST_SKIP() << "for float64";
   Tensor x = make({4, 3}).randomize(1, 1);
@@ -154,7 +154,7 @@ TEST_P(QuantizeTest, LargeAndSmallFloat64) {
 
 TEST_P(QuantizeTest, EveryNumberOf16Bits) {
   if (item_size(dtype()) != 2) GTEST_SKIP() << "for 16-bit types";
-  // Those up to a largest one, for many of these.
+  // Each row holds all numbers up to a largest one.
   for (unsigned largest = 1; largest <= 0x8000; largest += 977) {
     const unsigned bits = std::min(largest, 0x7FFFu);
     Tensor x = make({2, bits + 1});
@@ -177,10 +177,10 @@ TEST_P(QuantizeTest, Ties) {
   check(x);
 }
 
-// A quotient is rounded twice: to a float, then to an integer. Where the first
-// step decides, x / scale is within 2^-44 of half-way between a tie and the
-// float next to it, which takes a scale whose last bits are nearly 0 or nearly
-// 2^k. All of these are tried: the kernel relies on it.
+// A quotient is rounded to a float and then to an integer. The first rounding
+// decides only if x / scale is within 2^-44 of the midpoint between a tie and
+// the next float, for which the last bits of scale must be nearly 0 or nearly
+// 2^k. The kernel relies on the result for all of these.
 TEST_P(QuantizeTest, QuotientsNextToATie) {
   if (dtype() != DType::kFloat32) GTEST_SKIP() << "for float32";
   std::int64_t tried = 0;

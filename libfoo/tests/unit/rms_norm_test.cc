@@ -32,7 +32,7 @@ Values reference(const Values& x, const Values& weight, std::int64_t n,
 
 struct Gradients {
   Values x, weight;
-  Values x_term;  // r * grad * weight, of which x is a difference
+  Values x_term;  // r * grad * weight, the minuend of x
 };
 
 Gradients reference_backward(const Values& grad, const Values& x,
@@ -114,14 +114,14 @@ class RmsNormTest : public KernelTest {
     return aligned_memory(rms_norm_backward_scratch_size(x));
   }
 
-  // Relative L2 error that rounding once, and a sum over `rows`, may have.
+  // The relative L2 error of one rounding and of a sum over `rows`.
   double tolerance(std::int64_t rows) const {
     const double unit = std::ldexp(1, -precision(dtype()));
     const double compute = dtype() == DType::kFloat64 ? unit : 0x1p-24;
     return unit + compute * (3 + std::log2(1 + static_cast<double>(rows)));
   }
 
-  // Of rms_norm, or of add_rms_norm if there is a grad_residual.
+  // Checks rms_norm's gradient, or add_rms_norm's if there is a grad_residual.
   void check_backward(Tensor grad, Tensor x, Tensor weight, Tensor grad_x,
                       Tensor grad_weight, Tensor* grad_residual = nullptr) {
     const std::int64_t n = x.sizes.back();
@@ -269,7 +269,7 @@ TEST_P(RmsNormTest, AddInPlaceAndThreads) {
   EXPECT_EQ(many.memory(), out.memory());
   EXPECT_EQ(many_sums.memory(), sum.memory());
   Tensor a = x, b = residual;
-  add_rms_norm(a, b, &w, kEps, a, b, threads());  // the decode step's form
+  add_rms_norm(a, b, &w, kEps, a, b, threads());  // as in decoding
   EXPECT_EQ(a.memory(), out.memory());
   EXPECT_EQ(b.memory(), sum.memory());
   a = x, b = residual;
@@ -365,7 +365,7 @@ TEST_P(RmsNormTest, AddBackwardIsRoundedOnce) {
     ASSERT_LE(std::fabs(grad_x.get(i) - exact),
               0.5 * ulp(dtype(), exact) + 8 * unit * terms);
   }
-  // Without grad_residual it is rms_norm_backward.
+  // Without grad_residual the result is that of rms_norm_backward.
   add_rms_norm_backward(grad, nullptr, x, &w, kEps, &gx, nullptr, nullptr);
   const auto without = grad_x.memory();
   rms_norm_backward(grad, x, &w, kEps, &gx, nullptr, nullptr);
@@ -396,8 +396,9 @@ TEST_P(RmsNormTest, AddBackwardInPlaceAndThreads) {
   EXPECT_EQ(addend.memory(), one.memory());
 }
 
-// Large results go past the caches where their rows are aligned.
-TEST_P(RmsNormTest, LargeResultsAreThoseOfSmallCalls) {
+// Large results, which are streamed if their rows are aligned, equal those of a
+// call for each row.
+TEST_P(RmsNormTest, LargeResultsEqualSmallOnes) {
   const std::int64_t n = 4096, item = item_size(dtype());
   const std::int64_t rows = (12 << 20) / (n * item) + 1;
   Tensor a = make({rows + n}).randomize(1), b = make({rows + n}).randomize(2);
@@ -496,8 +497,8 @@ TEST_P(RmsNormTest, BackwardInPlaceAndThreads) {
   }
 }
 
-// A running sum over all rows, as in the simplest kernel, has an error that
-// grows with the square root of their number.
+// The error of a running sum over all rows, as in the simplest kernel, grows
+// with the square root of their number.
 TEST_P(RmsNormTest, WeightGradientIsMoreAccurateThanARunningSum) {
   if (dtype() != DType::kFloat32) GTEST_SKIP() << "measured in float32";
   constexpr std::int64_t kRows = 20000, kN = 16;

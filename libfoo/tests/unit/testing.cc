@@ -1,5 +1,5 @@
-// What testing.h declares. 16-bit types are encoded and decoded by their
-// definition, without the conversions of a compiler or of Highway.
+// 16-bit types are encoded and decoded by their definition, independently of
+// the conversions of compilers and of Highway.
 #include "testing.h"
 
 #include <algorithm>

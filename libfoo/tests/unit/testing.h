@@ -1,5 +1,5 @@
-// Tensors, reference arithmetic in double, and fixtures for the unit tests. The
-// arithmetic is slow and plain, so that it can be seen to be right.
+// Tensors, reference arithmetic and fixtures of the unit tests. The arithmetic
+// is in double, slow and plainly right.
 #pragma once
 
 #include <foo_core/foo_core.h>
@@ -31,8 +31,8 @@ double round_to(DType dtype, double value);
 double decode(DType dtype, const void* p);
 void encode(DType dtype, double value, void* p);
 
-/// A tensor that owns more memory than it needs. The rest is filled with a
-/// pattern, by which stray writes are noticed.
+/// A tensor that owns more memory than it needs. A pattern in the rest reveals
+/// stray writes.
 class Tensor {
  public:
   /// Contiguous if no strides are given.
@@ -43,7 +43,7 @@ class Tensor {
   operator ConstTensorView() const { return view(); }
 
   std::int64_t numel() const;
-  /// Element number i in row-major order.
+  /// Element i in row-major order.
   double get(std::int64_t i) const { return decode(dtype, at(i)); }
   void set(std::int64_t i, double value) { encode(dtype, value, at(i)); }
   Values values() const;
@@ -90,7 +90,7 @@ Executor threads();
 std::vector<std::string> all_targets();
 bool has_target(const std::string& name);
 
-/// The dtypes that operators compute.
+/// The dtypes that all operators take.
 inline const DType kAllDTypes[] = {DType::kFloat32, DType::kFloat64,
                                    DType::kFloat16, DType::kBFloat16};
 

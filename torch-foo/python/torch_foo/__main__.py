@@ -1,8 +1,8 @@
 """What a bug report about torch_foo needs: `python -m torch_foo`.
 
-Prints versions, which libraries were loaded from where and how they were built,
-and tests each operator on small tensors against its definition in plain
-PyTorch. Exit status 1 if one of them fails.
+It prints the versions, paths and build options of the loaded libraries, and
+tests each operator on small tensors against its formula in plain PyTorch. The
+exit status is 1 if an operator fails.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch_foo.operators import OPERATORS, Operator
 
 
 def loaded_library(name: str) -> str:
-    """The path of a shared library of this process."""
+    """Return the path of a shared library of this process."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
@@ -33,7 +33,7 @@ def loaded_library(name: str) -> str:
 
 
 def autoload() -> str:
-    """Whether `import torch` alone registers the operators."""
+    """Return whether `import torch` alone registers the operators."""
     points = importlib.metadata.entry_points(group="torch.backends")
     if "torch_foo" not in points.names:
         return "no: the package's entry point is not installed"

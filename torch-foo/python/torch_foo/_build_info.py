@@ -1,4 +1,4 @@
-"""What is installed, and what it runs on."""
+"""Versions and capabilities of the loaded libraries."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 
 
 class BuildInfo(NamedTuple):
-    """Versions and capabilities, of the libraries that were really loaded."""
+    """Versions and capabilities of the libraries that were really loaded."""
 
     torch_foo: str
     """Version of this package."""
@@ -17,13 +17,13 @@ class BuildInfo(NamedTuple):
     cuda: bool
     """Whether the kernel library has CUDA kernels."""
     simd_target: str
-    """The instruction set that CPU kernels run with, such as AVX2."""
+    """The instruction set of the CPU kernels, such as AVX2."""
 
 
 def build_info() -> BuildInfo:
-    """Tell what is installed, and what it runs on.
+    """Return what is installed and what it runs on.
 
-    >>> torch_foo.build_info().foo_core >= "0.1"
+    >>> torch_foo.build_info().torch == torch.__version__
     True
     """
     native = torch.ops.torch_foo

@@ -1,8 +1,7 @@
-"""Loads the native library, or says what is wrong with the installation.
+"""Load the native library, or say what is wrong with the installation.
 
-A wrong torch or a missing foo_core shows as a linker's message about a file
-or a symbol, if anything. The errors here name the library, what was found and
-what to do.
+For a wrong torch or a missing foo_core, the dynamic linker names a file or a
+symbol at best. The errors here name the library, what was found and what to do.
 """
 
 import importlib
@@ -37,7 +36,7 @@ def _check_torch() -> None:
 
 
 def _foo_core_libraries(folder: Path) -> list[str]:
-    """The foo_core libraries where libtorch_foo.so looks for one."""
+    """Return the foo_core libraries where libtorch_foo.so looks for one."""
     site_packages = folder.parent
     places = [site_packages / "foo_core" / "lib", site_packages.parents[1]]
     return [str(file) for p in places for file in p.glob("libfoo_core.so.*")]
@@ -56,24 +55,24 @@ def _load_native() -> Path:
         importlib.import_module("torch_foo._C")
     except ImportError as error:
         missing = re.match(
-            r"(libfoo_core\.so\S*): cannot open shared object", str(error)
+            r"libfoo_core\.so\.([\d.]+): cannot open shared object", str(error)
         )
         if not missing:
             raise ImportError(
                 f"torch_foo's native library does not load: {error}. "
                 f"{_REINSTALL}"
             ) from error
-        found = _foo_core_libraries(folder)
+        version = missing[1]
+        found = ", ".join(_foo_core_libraries(folder))
         raise ImportError(
-            f"torch_foo needs the library {missing[1]}, and found "
-            + (f"only {', '.join(found)}" if found else "no foo_core")
-            + ". Install the version that fits: "
-            "`pip install 'libfoo-core>=0.1,<0.2'` or "
-            "`conda install 'libfoo-core>=0.1,<0.2'`."
+            f"torch_foo needs libfoo_core.so.{version}, but found "
+            f"{f'only {found}' if found else 'no foo_core'}. Install the "
+            f"matching version: `pip install 'libfoo-core=={version}.*'` or "
+            f"`conda install libfoo-core={version}`."
         ) from error
     return folder
 
 
 _check_torch()
-# That of this package, but for editable installations.
+# The folder of this package, except in editable installations.
 native_folder = _load_native()

@@ -11,6 +11,7 @@ where a gradient is needed.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from torch_foo import _torch_internals as internals
+from torch_foo._torch_internals import OpOverload, arguments
 from torch_foo.operators import OPERATORS, Operator
 
 _ops = torch.ops.torch_foo
@@ -29,9 +30,10 @@ _library = torch.library.Library("torch_foo", "IMPL")
 
 
 def register(operator: type[Operator]) -> None:
-    """Register an operator's rules, and set its `raw` and `apply`."""
+    """Register an operator's rules, and set what it is called by."""
     name = operator.__name__
     full = getattr(_ops, name).default
+    operator.documented = _call_by_position(full)
     has_raw = operator.is_public() and operator.backward is not None
     raw = getattr(_ops, f"_{name}").default if has_raw else full
     operator.raw = raw
@@ -54,6 +56,7 @@ def register(operator: type[Operator]) -> None:
     if "out" in operator.variants:
         out = getattr(_ops, name).out
         overloads += _register_mutating(operator, out, f"_{name}_out", ["out"])
+        operator.documented = _call_or_write(operator.documented, out)
     if operator.inplace:
         overload = getattr(_ops, f"{name}_").default
         written = list(operator.inplace.values())
@@ -72,22 +75,37 @@ def _all_arguments(
     overload: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> list[Any]:
     """Return the arguments of a call in the schema's order, with defaults."""
-    missing = overload._schema.arguments[len(args) :]
+    missing = arguments(overload)[len(args) :]
     return [*args, *(kwargs.get(a.name, a.default_value) for a in missing)]
 
 
 def _call_by_position(overload: OpOverload) -> Callable[..., Any]:
     """Return the operator as a function that takes no keywords."""
-    keywords = [a.name for a in overload._schema.arguments if a.kwarg_only]
+    keywords = [a.name for a in arguments(overload) if a.kwarg_only]
     if not keywords:
         return overload
-    positional = len(overload._schema.arguments) - len(keywords)
+    positional = len(arguments(overload)) - len(keywords)
 
     def call(*args: Any) -> Any:
         named = dict(zip(keywords, args[positional:], strict=True))
         return overload(*args[:positional], **named)
 
     return call
+
+
+def _call_or_write(
+    call: Callable[..., Any], overload: OpOverload
+) -> Callable[..., Any]:
+    """Return the operator as a function that also takes ``out``."""
+    write = _call_by_position(overload)
+
+    def call_or_write(*args: Any, out: Any) -> Any:
+        if out is None:
+            return call(*args)
+        write(*args, out)
+        return out
+
+    return call_or_write
 
 
 # --- fake kernels -----------------------------------------------------------
@@ -97,10 +115,10 @@ def _fake_of(operator: type[Operator], full: OpOverload) -> Callable[..., Any]:
     """Return the operator's fake kernel, with one message for all refusals."""
     name = operator.__name__.removeprefix("_")
 
-    def refuse(arguments: Sequence[Any], error: Exception | None) -> None:
+    def refuse(given: Sequence[Any], error: Exception | None) -> None:
         described = [
             f"{a.name} {_describe(value)}"
-            for a, value in zip(full._schema.arguments, arguments, strict=True)
+            for a, value in zip(arguments(full), given, strict=True)
             if value is not None
         ]
         raise RuntimeError(
@@ -109,18 +127,18 @@ def _fake_of(operator: type[Operator], full: OpOverload) -> Callable[..., Any]:
         ) from error
 
     def fake(*args: Any, **kwargs: Any) -> Any:
-        arguments = _all_arguments(full, args, kwargs)
-        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        given = _all_arguments(full, args, kwargs)
+        tensors = [a for a in given if isinstance(a, Tensor)]
         if any(t.layout != torch.strided for t in tensors) or any(
             t.device != tensors[0].device for t in tensors
         ):
-            refuse(arguments, None)
+            refuse(given, None)
         try:
-            return operator.fake(*arguments)
+            return operator.fake(*given)
         except (RuntimeError, IndexError, AttributeError) as error:
             # Its subclasses belong to symbolic shapes and the compiler.
             if type(error) in (RuntimeError, IndexError, AttributeError):
-                refuse(arguments, error)
+                refuse(given, error)
             raise
 
     return fake
@@ -142,9 +160,9 @@ def _vmap_of(
     call = _call_by_position(overload)
 
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
-        arguments = _all_arguments(overload, args, kwargs)
-        dims = (*in_dims, *[None] * (len(arguments) - len(in_dims)))
-        return operator.vmap(call, info, dims, *arguments)
+        given = _all_arguments(overload, args, kwargs)
+        dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
+        return operator.vmap(call, info, dims, *given)
 
     return vmap
 
@@ -160,8 +178,8 @@ def _register_autograd(
     setup_context, backward = operator.setup_context, operator.backward
     assert setup_context is not None
     assert backward is not None
-    count = len(full._schema.arguments)
-    positional = sum(not a.kwarg_only for a in full._schema.arguments)
+    count = len(arguments(full))
+    positional = sum(not a.kwarg_only for a in arguments(full))
 
     if positional == count:
         library_setup: Callable[..., None] = setup_context
@@ -277,15 +295,14 @@ def _register_mutating(
     form, instead = ("out=", "leave out= away")
     if written != ["out"]:
         form, instead = (f"{op}_", f"use torch_foo.{op}")
-    names = [a.name for a in overload._schema.arguments]
+    names = [a.name for a in arguments(overload)]
     full_fake = _fake_of(operator, getattr(_ops, op).default)
 
     def fake(*args: Any, **kwargs: Any) -> None:
-        arguments = dict(
-            zip(names, _all_arguments(overload, args, kwargs), strict=True)
-        )
-        out = arguments.pop("out", None)
-        result = full_fake(*arguments.values())
+        values = _all_arguments(overload, args, kwargs)
+        given = dict(zip(names, values, strict=True))
+        out = given.pop("out", None)
+        result = full_fake(*given.values())
         if out is None:
             return
         if (out.shape, out.dtype) != (result.shape, result.dtype) or (
@@ -297,7 +314,7 @@ def _register_mutating(
             )
 
     def autograd(
-        keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any
+        keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
     ) -> None:
         tensors = [
             a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)
@@ -335,6 +352,35 @@ def _register_mutating(
 
 def _resolve_neg(value: Any) -> Any:
     return value.resolve_neg() if isinstance(value, Tensor) else value
+
+
+# --- documentation ----------------------------------------------------------
+
+_RAISES = """Raises:
+    RuntimeError: for arguments that do not fit together. Nothing has been
+        written then.
+
+"""
+
+
+def document(functions: dict[str, Any]) -> None:
+    """Give the functions of torch_foo.ops their operators' docstrings."""
+    for name, operator in OPERATORS.items():
+        if not operator.is_public():
+            continue
+        text = inspect.cleandoc(operator.__doc__ or "")
+        head, source, rest = text.partition("Source:")
+        functions[name].__doc__ = head + _RAISES + source + rest
+        if operator.inplace:
+            takes = [
+                f"``{argument}`` takes the {result}"
+                for result, argument in operator.inplace.items()
+            ]
+            functions[f"{name}_"].__doc__ = (
+                f"Do what :func:`{name}` does, in place.\n\n"
+                f"{', '.join(takes)}. The arguments and errors are the same. "
+                "Not differentiable."
+            )
 
 
 for _operator in OPERATORS.values():

@@ -1,4 +1,4 @@
-"""Private interfaces of torch, all that this package uses, each with its reason.
+"""The private interfaces of torch that this package uses, with reasons.
 
 Public ones cost more than a small kernel, or do not exist. All names here are
 in torch 2.10 to 2.14; the tests ran with 2.13.
@@ -12,8 +12,14 @@ from typing import Any
 
 import torch
 from torch import compiler
-from torch._ops import OpOverload
 from torch.autograd import forward_ad
+
+#: The type of torch.ops.NAMESPACE.NAME.OVERLOAD.
+OpOverload = torch._ops.OpOverload
+
+#: Keys of the dispatcher, the type that kernels with a keyset take.
+DispatchKeySet = torch._C.DispatchKeySet
+
 
 #: Whether torch.func or torch.vmap transforms the call: no public function
 #: tells.
@@ -32,6 +38,11 @@ compiler_state = compiler
 forward_ad_state = forward_ad
 
 
+def arguments(overload: OpOverload) -> list[Any]:
+    """Return the arguments of a schema, which no public function gives."""
+    return list(overload._schema.arguments)
+
+
 def operation(overload: OpOverload) -> Callable[..., Any]:
     """Return what an overload calls; calling that directly saves 0.2 µs."""
     return overload._op
@@ -45,11 +56,13 @@ def apply_without_transforms(
     The question, which the caller has answered already, is a quarter of the
     time of a small call.
     """
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    inherited: Any = super(torch.autograd.Function, function)
+    apply: Callable[..., Any] = inherited.apply
+    return apply
 
 
-def dispatch_keys(name: str) -> torch._C.DispatchKeySet:
-    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+def dispatch_keys(name: str) -> DispatchKeySet:
+    return DispatchKeySet(getattr(torch._C.DispatchKey, name))
 
 
 #: A context in which the dispatcher leaves keys out, so that an autocast kernel

@@ -1,4 +1,4 @@
-"""Modules over the operators, drop-in for those of torch.nn."""
+"""Modules over the operators, with the interfaces of torch.nn."""
 
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
@@ -12,18 +12,22 @@ from torch_foo.ops import cross_entropy, gelu_mul, rms_norm, rope, silu_mul
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch.nn.RMSNorm over the last dimension, by :func:`torch_foo.rms_norm`.
+    """A drop-in for torch.nn.RMSNorm that uses :func:`torch_foo.rms_norm`.
+
+    It normalizes the last dimension only. The state_dict is that of
+    torch.nn.RMSNorm.
 
     Args:
-        normalized_shape: n, the size of the last dimension, or (n,).
-        eps: added to the mean square of a row. None means the machine epsilon
-            of the dtype that is computed in, as for torch.nn.RMSNorm.
-        elementwise_affine: whether there is a weight.
-        device: of the weight.
-        dtype: of the weight, and then of the input: no type promotion outside
-            of autocast regions.
+        normalized_shape: The size n of the last dimension, as n or (n,).
+        eps: The number added to the mean square of a row. None means the
+            machine epsilon of the accumulator's dtype, as in torch.nn.RMSNorm.
+        elementwise_affine: Whether the module has a weight.
+        device: The device of the weight.
+        dtype: The dtype of the weight. The input must have the same one, as
+            there is no type promotion outside of autocast regions.
 
-    Shape: (..., n) to (..., n). The state_dict is that of torch.nn.RMSNorm.
+    Shape:
+        (..., n) to (..., n).
 
     >>> torch_foo.nn.RMSNorm(2, eps=0.0)(torch.tensor([[3.0, 4.0]])).detach()
     tensor([[0.8485, 1.1314]])
@@ -49,7 +53,7 @@ class RMSNorm(torch.nn.RMSNorm):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the rows of x."""
+        """Normalize the rows of x."""
         (n,) = self.normalized_shape
         if x.dim() == 0 or x.shape[-1] != n:
             raise RuntimeError(
@@ -64,14 +68,15 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 class SwiGLU(torch.nn.Module):
-    """``silu(gate) * up``, by :func:`torch_foo.silu_mul`.
+    """The activation ``silu(gate) * up``, :func:`torch_foo.silu_mul`.
 
-    The activation between the two projections of a feed-forward block, without
-    weights of its own: ``down(act(gate_proj(x), up_proj(x)))``, or
-    ``down(act(gate_up_proj(x)))`` where one projection makes both.
+    It stands between the projections of a feed-forward block and has no
+    weights: ``down(act(gate_proj(x), up_proj(x)))``, or
+    ``down(act(gate_up_proj(x)))`` where one projection computes both.
 
-    Shape: two of (..., n), or one of (..., 2 n) that holds gate, then up; to
-    (..., n).
+    Shape:
+        Two tensors (..., n), or one (..., 2 n) that holds gate, then up;
+        to (..., n).
 
     >>> torch_foo.nn.SwiGLU()(torch.tensor([0.0, 1.0, 1.0, 2.0]))
     tensor([0.0000, 1.4621])
@@ -83,12 +88,13 @@ class SwiGLU(torch.nn.Module):
 
 
 class GeGLU(torch.nn.Module):
-    """``gelu(gate) * up``, by :func:`torch_foo.gelu_mul`.
+    """The activation ``gelu(gate) * up``, :func:`torch_foo.gelu_mul`.
 
     Args:
-        approximate: "none" or "tanh", as for torch.nn.GELU.
+        approximate: "none" or "tanh", as in torch.nn.GELU.
 
-    Shape: as for :class:`SwiGLU`.
+    Shape:
+        As for :class:`SwiGLU`.
 
     >>> torch_foo.nn.GeGLU()(torch.tensor([0.0, 1.0, 1.0, 2.0]))
     tensor([0.0000, 1.6827])
@@ -112,25 +118,26 @@ class GeGLU(torch.nn.Module):
 
 
 class RotaryEmbedding(torch.nn.Module):
-    """Rotary position embedding, by :func:`torch_foo.rope`.
+    """Rotary position embedding, :func:`torch_foo.rope` with its tables.
+
+    The tables `cos` and `sin` are buffers outside of the state_dict. They stay
+    float32 when the module is converted to another dtype, because the angles
+    of far positions need that accuracy.
 
     Args:
-        head_dim: the size of a head.
-        max_position: how many positions the tables are for.
-        base: of the angles' frequencies, ``base ** (-2 i / rotary_dim)``.
-        rotary_dim: how many elements of a head are rotated, an even number;
+        head_dim: The size of a head.
+        max_position: The number of positions in the tables.
+        base: The base of the frequencies, ``base ** (-2 i / rotary_dim)``.
+        rotary_dim: The even number of elements of a head that are rotated;
             None means all. The rest is copied.
-        interleaved: whether pair number i is (2i, 2i + 1), as in GPT-J, instead
-            of (i, i + rotary_dim / 2), as in Llama.
-        device: of the tables.
+        interleaved: Whether pair i is (2i, 2i + 1), as in GPT-J, instead of
+            (i, i + rotary_dim / 2), as in Llama.
+        device: The device of the tables.
 
-    The tables `cos` and `sin` are buffers, not in the state_dict. They stay
-    float32 when the module is brought to another dtype, as the angles of far
-    positions need it.
-
-    Shape: x (batch, seq, heads, head_dim), of any floating-point dtype;
-    positions int64, (seq,) or (batch, seq), None for 0, 1, ..., seq - 1. To x's
-    shape.
+    Shape:
+        x (batch, seq, heads, head_dim) of any floating-point dtype; positions
+        (seq,) or (batch, seq) of int64, None for 0, 1, ..., seq - 1; to the
+        shape of x.
 
     >>> rotary = torch_foo.nn.RotaryEmbedding(2, max_position=8)
     >>> x = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
@@ -170,7 +177,7 @@ class RotaryEmbedding(torch.nn.Module):
     def _tables(
         self, device: torch.device | str | None
     ) -> tuple[Tensor, Tensor]:
-        # In float64, as float32 angles of far positions are inexact.
+        # In float64: angles of far positions are inexact in float32.
         exponents = torch.arange(
             0, self.rotary_dim, 2, dtype=torch.float64, device=device
         )
@@ -184,7 +191,7 @@ class RotaryEmbedding(torch.nn.Module):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> "RotaryEmbedding":
-        """Keep the tables float32, and make them where they were on meta."""
+        """Keep the tables float32, and compute them when they leave meta."""
         cos, sin = self.cos, self.sin
         super()._apply(fn, recurse)
         device = self.cos.device
@@ -195,7 +202,7 @@ class RotaryEmbedding(torch.nn.Module):
         return self
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Rotate x's heads by the angles of their positions."""
+        """Rotate the heads of x by the angles of their positions."""
         if x.dim() != 4 or x.shape[-1] != self.head_dim:
             raise RuntimeError(
                 f"torch_foo.nn.RotaryEmbedding: x has shape {tuple(x.shape)}, "
@@ -214,16 +221,17 @@ class RotaryEmbedding(torch.nn.Module):
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
-    """torch.nn.CrossEntropyLoss, by :func:`torch_foo.cross_entropy`.
+    """torch.nn.CrossEntropyLoss computed by :func:`torch_foo.cross_entropy`.
 
-    The constructor is that of torch.nn.CrossEntropyLoss, but `weight` has to be
-    None. Two things differ: targets are class indices, not probabilities; and
-    classes are the LAST dimension of the input, however many there are, where
+    The constructor is that of torch.nn.CrossEntropyLoss, but `weight` must be
+    None. Two things differ. Targets are class indices, not probabilities.
+    Classes are always the LAST dimension of the input, where
     torch.nn.CrossEntropyLoss has them in the second. The loss of 16-bit logits
     is float32.
 
-    Shape: input (..., classes), target int64 (...); to (), or (...) if the
-    reduction is "none".
+    Shape:
+        Input (..., classes) and target (...) of int64; to (), or (...) if the
+        reduction is "none".
 
     >>> loss = torch_foo.nn.CrossEntropyLoss()
     >>> loss(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 0]))
@@ -249,7 +257,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of class indices."""
+        """Return the loss of class indices."""
         if target.is_floating_point():
             raise RuntimeError(
                 "torch_foo.nn.CrossEntropyLoss: target has dtype "

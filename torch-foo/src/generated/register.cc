@@ -2,9 +2,8 @@
 // edit.
 //
 // The operators' schemas and kernels. Their fake kernels, gradients, autocast
-// and vmap rules are registered from Python
-// (python/torch_foo/_registration.py): the stable ABI has no C++ interface for
-// them.
+// and vmap rules are registered from Python, by torch_foo/_registration.py: the
+// stable ABI has no C++ interface for them.
 #include <torch/csrc/stable/library.h>
 
 #include "boxed.h"

@@ -1,1 +1,1 @@
-"""torch_foo in other libraries' models; nothing here is imported by itself."""
+"""Support for the models of other libraries, imported only on demand."""

@@ -153,7 +153,7 @@ class Operator:
         raise NotImplementedError
 
     #: benchmark(rows, columns) returns a sample of that size.
-    benchmark: ClassVar[Callable[[int, int], Sample] | None] = None
+    benchmark: ClassVar[Callable[..., Sample] | None] = None
 
     @staticmethod
     def peer_arguments(*args: Any) -> tuple[Any, ...]:
@@ -168,6 +168,10 @@ class Operator:
     defined: ClassVar[list[type["Operator"]]] = []
     file: ClassVar[str]
     line: ClassVar[int]
+    #: Set by registration, and called with all arguments by position: the
+    #: documented operator, the one without derivatives, and the fastest that
+    #: has them.
+    documented: ClassVar[Callable[..., Any]]
     raw: ClassVar[Callable[..., Any]]
     apply: ClassVar[Callable[..., Any]]
 
@@ -175,7 +179,7 @@ class Operator:
         """Remember the operator, and where it is defined."""
         frame = sys._getframe(1)
         cls.file, cls.line = frame.f_code.co_filename, frame.f_lineno
-        # Registration replaces this by the kernel with its derivatives.
+        # Without the native library, the formula that autograd can derive.
         cls.apply = staticmethod(cls.reference)
         Operator.defined.append(cls)
 

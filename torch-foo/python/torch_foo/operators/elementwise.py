@@ -79,6 +79,9 @@ class add(Operator):
             dtype and device. It may be a or b; another overlap with them is an
             error. Not differentiable.
 
+    Returns:
+        ``out``, or a new contiguous tensor.
+
     Source: ``torch.add``, without type promotion.
 
     >>> torch_foo.add(torch.ones(2, 1), torch.tensor([1.0, 2.0]))
@@ -125,6 +128,9 @@ class mul(Operator):
             dtype and device. It may be a or b; another overlap with them is an
             error. Not differentiable.
 
+    Returns:
+        ``out``, or a new contiguous tensor.
+
     Source: ``torch.mul``, without type promotion.
 
     >>> torch_foo.mul(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
@@ -158,6 +164,9 @@ class muladd(Operator):
         out: where to put the result: a tensor of the broadcast shape and of a's
             dtype and device. It may be a or b; another overlap with them is an
             error. Not differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
 
     Source: ``torch.addcmul`` with the roles of its arguments changed.
 

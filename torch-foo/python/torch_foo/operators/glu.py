@@ -104,6 +104,9 @@ class silu_mul(Operator):
             gate's dtype and device. It may be gate or up; another overlap with
             them is an error. Not differentiable.
 
+    Returns:
+        ``out``, or a new contiguous tensor.
+
     Source: Shazeer, "GLU Variants Improve Transformer", 2020;
     ``torch.nn.functional.silu``.
 
@@ -174,6 +177,9 @@ class gelu_mul(Operator):
         out: where to put the result: a tensor of the result's shape and of
             gate's dtype and device. It may be gate or up; another overlap with
             them is an error. Not differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020;
     ``torch.nn.functional.gelu``.

@@ -33,6 +33,9 @@ class linear(Operator):
             and device. An overlap with x, weight or bias is an error. Not
             differentiable.
 
+    Returns:
+        ``out``, or a new contiguous tensor.
+
     Source: ``torch.nn.functional.linear``.
 
     >>> weight = torch.tensor([[1.0, 2.0], [0.0, 3.0]])

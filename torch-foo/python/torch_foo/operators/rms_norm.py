@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from torch_foo.operators.elementwise import add, mul
 from torch_foo.operators.base import (
     Operator,
     Sample,
@@ -18,6 +17,7 @@ from torch_foo.operators.base import (
     wanted,
     widen,
 )
+from torch_foo.operators.elementwise import add, mul
 
 
 def norm_fake(x, weight, *_):
@@ -90,6 +90,9 @@ class rms_norm(Operator):
         out: where to put the result: a tensor of x's shape, dtype and device.
             It may be x; another overlap with x or weight is an error. Not
             differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
 
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019;
     ``torch.nn.functional.rms_norm`` over the last dimension.

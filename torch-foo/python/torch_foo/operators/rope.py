@@ -97,6 +97,9 @@ class rope(Operator):
             It may be x; another overlap with an argument is an error. Not
             differentiable.
 
+    Returns:
+        ``out``, or a new contiguous tensor.
+
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position
     Embedding", 2021; halves as in GPT-NeoX and Llama, interleaved as in GPT-J.
 

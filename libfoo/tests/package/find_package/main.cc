@@ -1,4 +1,5 @@
-// Uses the headers, the library and its exceptions.
+// A consumer of the headers, the library and its exceptions. Its exit status
+// tells which of its checks failed.
 #include <foo_core/foo_core.h>
 
 #include <cmath>
@@ -35,7 +36,7 @@ int main() {
     foo_core::add({x, dtype, 2, sizes, strides}, {x, dtype, 1, sizes, strides},
                   {y, dtype, 2, sizes, strides});
   } catch (const foo_core::InvalidArgument& error) {
-    std::printf("as it should be: %s\n", error.what());
+    std::printf("refused: %s\n", error.what());
     return 0;
   }
   return 5;

@@ -1,9 +1,9 @@
-// A transformer's feed-forward block by torch-foo's operators, compared
-// with the same in plain ATen.
+// A transformer's feed-forward block of torch-foo's operators, compared with
+// the same block in plain ATen.
 //
-// Linking torch_foo::torch_foo has put the operators into libtorch's
-// dispatcher before main() starts. They are found there by name; the types
-// are those of their schemas, and a wrong one throws where typed() is called.
+// The program links torch_foo::torch_foo, which registers the operators with
+// libtorch's dispatcher before main() starts. It finds them by name; typed()
+// throws if the C++ types do not match the schema.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
@@ -72,14 +72,14 @@ int main() {
                    (y - expected).abs().max().item<double>());
       return 1;
     }
-    std::printf("%s: the same as ATen\n", c10::toString(dtype));
+    std::printf("%s: equal to ATen\n", c10::toString(dtype));
   }
 
   const at::Tensor x = at::ones({2, 4});
   try {
     rms_norm(x, at::ones({3}), 1e-6);
   } catch (const std::exception& error) {
-    std::printf("as it should be: %s\n", error.what());
+    std::printf("refused: %s\n", error.what());
     return 0;
   }
   return 2;

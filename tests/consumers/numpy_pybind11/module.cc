@@ -1,8 +1,8 @@
 // The Python module foo_numpy: each operator of foo_core, on NumPy arrays.
 //
-// pybind11 turns foo_core's exceptions into Python's by the standard ones that
-// they derive from: InvalidArgument into ValueError, Unavailable into
-// RuntimeError, each with its message.
+// foo_core's exceptions derive from standard ones, which pybind11 translates:
+// InvalidArgument becomes ValueError, Unavailable becomes RuntimeError, each
+// with its message.
 #include <string>
 #include <vector>
 
@@ -15,15 +15,15 @@ using foo_core::GeluApproximation;
 using foo_core::Reduction;
 using py::literals::operator""_a;
 
-using Object = const py::object&;  // an argument, not yet looked at
+using Object = const py::object&;  // an argument of any type
 
-/// `kernel` takes views of x, y and out, and foo_core's parallel loop.
+/// Runs `kernel` on views of x, y and out.
 template <class Kernel>
 py::array binary(const char* op, const Input& x, const Input& y,
                  Object out_object, const Kernel& kernel) {
   const Output out(op, out_object, x.array().dtype(),
                    broadcast(x.shape(), y.shape()));
-  without_gil([&] { kernel(x, y, out, foo_core::serial()); });
+  without_gil([&] { kernel(x, y, out, foo_core::Executor()); });
   return out.array();
 }
 
@@ -45,12 +45,12 @@ py::array mul(Object a, Object b, Object out) {
 py::array muladd(Object a, Object b, double c, Object out) {
   return elementwise(
       "muladd", a, b, out,
-      [c](const auto& x, const auto& y, const auto& to, const auto& loop) {
-        foo_core::muladd(x, y, c, to, loop);
+      [c](const auto& x, const auto& y, const auto& to, const auto& executor) {
+        foo_core::muladd(x, y, c, to, executor);
       });
 }
 
-/// Without `up`, gate holds both.
+/// The gate holds gate and up if `up` is None.
 template <class Kernel>
 py::array gated(const char* op, Object gate, Object up, Object out,
                 const Kernel& kernel) {
@@ -82,8 +82,8 @@ py::array gelu_mul(Object gate, Object up, const std::string& approximate,
   const GeluApproximation approximation = approximation_of(approximate);
   return gated("gelu_mul", gate, up, out,
                [approximation](const auto& x, const auto& y, const auto& to,
-                               const auto& loop) {
-                 foo_core::gelu_mul(x, y, approximation, to, loop);
+                               const auto& executor) {
+                 foo_core::gelu_mul(x, y, approximation, to, executor);
                });
 }
 
@@ -116,14 +116,12 @@ py::array linear(Object x_object, Object weight_object, Object bias_object,
   const Input x(op, "x", x_object), weight(op, "weight", weight_object);
   const OptionalInput bias(op, "bias", bias_object);
   Shape shape = x.shape();
-  // Where there is no such dimension, foo_core says so before it writes.
+  // Without such a dimension, foo_core refuses the call before it writes.
   if (!shape.empty() && !weight.shape().empty()) {
     shape.back() = weight.shape().front();
   }
   const Output out(op, out_object, x.array().dtype(), shape);
-  without_gil([&] {
-    foo_core::linear(x, weight, bias.get(), out, foo_core::serial());
-  });
+  without_gil([&] { foo_core::linear(x, weight, bias.get(), out); });
   return out.array();
 }
 
@@ -175,7 +173,7 @@ py::array cross_entropy(Object logits_object, Object target_object,
                         ? float64
                         : py::dtype::of<float>(),
                     reduced ? Shape() : target.shape());
-  // Only the gradient would need it, but foo_core wants a place to write it.
+  // Only the gradient needs lse, but foo_core always writes it.
   const Output lse(op, py::none(), float64, target.shape());
   struct alignas(64) Block {
     char bytes[64];
@@ -197,14 +195,14 @@ PYBIND11_MODULE(foo_numpy, m) {
 
   m.doc() = R"(foo_core's kernels for NumPy arrays.
 
-Arrays are float32, float64, float16 or bfloat16 (of ml_dtypes), of any strides,
-and used where they are: nothing is copied or converted. All arrays of a call
-have one dtype, unless it is said otherwise. `out` may be exactly an input, or
-else must not overlap any; it is also what is returned. Other threads run
-meanwhile, and must leave the arrays alone.
+Arrays are float32, float64, float16 or bfloat16 (of ml_dtypes), with any
+strides. They are used in place: nothing is copied or converted. All arrays of a
+call have the same dtype, unless stated otherwise. `out` is returned; it may be
+exactly an input, and must not overlap one otherwise. A call releases the GIL, so
+other threads must not write to its arrays meanwhile.
 
-Raises TypeError for what is no array and ValueError for an array that will not
-do. Then nothing has been written.)";
+Raises TypeError for an argument that is not an array and ValueError for an array
+that is refused. Nothing has been written then.)";
 
   m.def("add", add, "a"_a, "b"_a, py::kw_only(), "out"_a = py::none(),
         "add(a, b, *, out=None)\n--\n\nReturn a + b; the shapes broadcast.");
@@ -260,8 +258,8 @@ Return (rms_norm(x + residual, weight, eps), x + residual).)");
 
 Return x @ weight.T + bias, fast for few rows.
 
-x has shape (..., k), weight (n, k) and bias (n,); None means zeros. out may be
-none of them.)");
+x has shape (..., k), weight (n, k) and bias (n,); None means zeros. out must not
+overlap any of them.)");
 
   m.def("rope", rope, "x"_a, "cos"_a, "sin"_a, "positions"_a = py::none(),
         py::kw_only(), "interleaved"_a = false, "out"_a = py::none(),
@@ -271,9 +269,9 @@ none of them.)");
 Return x with its pairs of elements rotated by the angles of their positions.
 
 x has shape (batch, seq, heads, head_dim); cos and sin (max_position,
-rotary_dim / 2), of x's dtype or float32; positions (seq,) or (batch, seq),
-int64, rows of cos and sin, and None means 0, 1, ..., seq - 1. Pair number i is
-(i, i + rotary_dim / 2), or (2i, 2i + 1) if interleaved.)");
+rotary_dim / 2), of x's dtype or float32. positions are the rows of cos and sin,
+of shape (seq,) or (batch, seq) and dtype int64; None means 0, 1, ..., seq - 1.
+Pair i is (i, i + rotary_dim / 2), or (2i, 2i + 1) if interleaved.)");
 
   m.def("quantize_int8_rowwise", quantize_int8_rowwise, "x"_a,
         R"(quantize_int8_rowwise(x)

@@ -1,3 +1,5 @@
+// GatedMLP: two autograd functions over foo_core, whose kernels run on
+// PyTorch's threads, and linear layers of PyTorch's between them.
 #include "block.h"
 
 #include <ATen/Parallel.h>
@@ -8,8 +10,8 @@
 #include <sstream>
 #include <stdexcept>
 
-// at::parallel_for is a template of ATen's headers, and without this it is a
-// plain loop: no warning, one thread.
+// at::parallel_for is a template in ATen's headers. Without OpenMP it compiles
+// to a plain loop on one thread, with no warning.
 #ifndef INTRA_OP_PARALLEL
 #error "compile with OpenMP, as torch itself is"
 #endif
@@ -23,7 +25,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// "GatedMLP: " and the parts of a sentence.
+// Throws std::invalid_argument("GatedMLP: " and the parts).
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
@@ -46,7 +48,7 @@ std::optional<DType> dtype_of(const at::Tensor& tensor) {
   }
 }
 
-// What foo_core cannot see; shapes and dtypes that differ are its to check.
+// Checks what foo_core cannot see; foo_core itself checks shapes and dtypes.
 void check(const char* name, const at::Tensor& tensor) {
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided) {
     fail(name, " is a ", tensor.layout(), " tensor on ", tensor.device(),
@@ -58,7 +60,7 @@ void check(const char* name, const at::Tensor& tensor) {
   }
 }
 
-// Strides are elements in both libraries, and any are welcome.
+// Both libraries count strides in elements, and take any.
 
 ConstTensorView view(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), *dtype_of(tensor), tensor.dim(),
@@ -74,7 +76,7 @@ at::Tensor empty_for(const at::Tensor& like) {
   return at::empty(like.sizes(), like.options());
 }
 
-// The gradient of one argument, if it is wanted.
+// The gradient of one argument; null for foo_core if it is not wanted.
 struct Gradient {
   Gradient(bool wanted, const at::Tensor& argument) {
     if (!wanted) return;
@@ -87,20 +89,19 @@ struct Gradient {
   TensorView view;
 };
 
-// PyTorch's threads, lent to foo_core.
-foo_core::ParallelFor torch_threads() {
-  const auto run = [](void*, std::int64_t begin, std::int64_t end,
-                      std::int64_t grain, foo_core::RangeBody body,
-                      void* context) {
-    at::parallel_for(begin, end, grain, [&](std::int64_t b, std::int64_t e) {
-      body(context, b, e);
-    });
-  };
-  return {run, nullptr};
+// PyTorch's threads.
+foo_core::Executor torch_threads() {
+  return foo_core::Executor::threads(
+      [](void*, std::int64_t begin, std::int64_t end, std::int64_t grain,
+         foo_core::RangeBody body, void* context) {
+        at::parallel_for(
+            begin, end, grain,
+            [&](std::int64_t b, std::int64_t e) { body(context, b, e); });
+      });
 }
 
-// foo_core writes where autograd does not see it, so a second derivative would
-// be silently wrong. Autograd computes gradients of gradients in grad mode.
+// Autograd does not see what foo_core writes, so a second derivative would be
+// silently wrong. With create_graph=True, backward runs in grad mode.
 void refuse_create_graph() {
   if (!at::GradMode::is_enabled()) return;
   fail("backward with create_graph=True is not implemented");
@@ -182,15 +183,14 @@ GatedMLP::GatedMLP(std::int64_t dim, std::int64_t hidden, double eps)
       gate_(register_module("gate", linear(dim, positive("hidden", hidden)))),
       up_(register_module("up", linear(dim, hidden))),
       down_(register_module("down", linear(hidden, dim))) {
-  // NaN, too, is no eps.
+  // This refuses NaN, too.
   if (!(eps >= 0)) fail("eps is ", eps, ", expected at least 0");
 }
 
 at::Tensor GatedMLP::forward(const at::Tensor& x) {
   try {
-    // A tensor that is to be negated when it is read, as the imaginary part of
-    // a conjugate is: operators behind the dispatcher never see one, but this
-    // code is not behind it.
+    // The dispatcher resolves the negative bit for its operators, but this code
+    // runs before it. The imaginary part of a conjugate has the bit set.
     const at::Tensor normed = RMSNorm::apply(x.resolve_neg(), norm_, eps_);
     const at::Tensor hidden = SiluMul::apply(gate_(normed), up_(normed));
     return x + down_(hidden);

@@ -1,0 +1,42 @@
+"""Copy a function and bind one of its global names to another object."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any
+
+
+def with_global(
+    function: FunctionType, name: str, value: object
+) -> Callable[..., Any]:
+    """Return a copy of a function whose global `name` is `value`.
+
+    Decorators written with functools.wraps are copied too.
+    """
+    scope, closure = function.__globals__, function.__closure__
+    inner = getattr(function, "__wrapped__", None)
+    if inner is None:
+        scope = {**scope, name: value}
+        del scope["__name__"]  # else Dynamo looks names up in that module
+    else:  # a decorator's wrapper: the decorated function is in its closure
+        wrapped = with_global(inner, name, value)
+        closure = tuple(
+            CellType(wrapped) if cell.cell_contents is inner else cell
+            for cell in closure or ()
+        )
+    copy = FunctionType(
+        function.__code__,
+        scope,
+        function.__name__,
+        function.__defaults__,
+        closure,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    functools.update_wrapper(copy, function)
+    if inner is None:
+        del copy.__wrapped__  # type: ignore[attr-defined]
+    else:
+        copy.__wrapped__ = wrapped  # type: ignore[attr-defined]
+    return copy
