@@ -118,6 +118,8 @@ class Operator:
     sizes: ClassVar[tuple[tuple[int, int], ...]] = tuple(
         (rows, 4096) for rows in (1, 16, 512, 4096)
     )
+    #: Whether the benchmark also times the gradients.
+    times_gradients: ClassVar[bool] = True
 
     @staticmethod
     def reference(*args: Any, **named: Any) -> Any:
@@ -155,7 +157,10 @@ class Operator:
 
     @staticmethod
     def peer_arguments(*args: Any) -> tuple[Any, ...]:
-        """Return what peers take in place of the benchmark's arguments."""
+        """Return what peers take in place of the benchmark's arguments.
+
+        Gradients are asked for random tensors, so these stay as they are.
+        """
         return args
 
     # --- not for subclasses to change ---------------------------------------
