@@ -93,21 +93,33 @@ def site(copy: Path) -> Path:
     return site
 
 
+@pytest.fixture(scope="module")
+def preload(site: Path) -> dict[str, str]:
+    """The environment that loads the copy's foo_core.
+
+    Python and the linker's flags lead to the environment's library first.
+    """
+    (library,) = (site / "foo_core" / "lib").glob("libfoo_core.so.?.?")
+    return {"LD_PRELOAD": str(library), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+
+
 def test_few_files_change_by_hand() -> None:
     files = dict.fromkeys(name for name, _, _ in steps())
     print(f"\nThe guide changes {len(files)} files:", *files, sep="\n  ")
     assert 0 < len(files) <= MOST_FILES
 
 
-def test_kernel(copy: Path, site: Path) -> None:
+def test_kernel(copy: Path, preload: dict[str, str]) -> None:
     build = copy.parent / "build"
-    test = "foo_core_elementwise_test"
-    run("cmake", "--build", build, "--target", test, cwd=copy)
-    run("ctest", "--test-dir", build, "-R", "unit.elementwise", cwd=copy)
-    run("ctest", "--test-dir", build, "-R", "exports", cwd=copy)
+    target = ["--target", "foo_core_elementwise_test"]
+    run("cmake", "--build", build, *target, cwd=copy)
+    for test in ("unit.elementwise", "abi.exports"):
+        tests = ["--test-dir", build, "-R", f"^{test}$", "--output-on-failure"]
+        output = run("ctest", *tests, cwd=copy, **preload)
+        assert "100% tests passed" in output
 
 
-def test_operator(copy: Path, site: Path) -> None:
+def test_operator(copy: Path, site: Path, preload: dict[str, str]) -> None:
     """The tests that the samples of the new operator run through."""
     packages = sysconfig.get_path("purelib")
     # Without site's startup files, which find the tree's own torch_foo.
@@ -116,14 +128,13 @@ def test_operator(copy: Path, site: Path) -> None:
     tests = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     options = ["torch-foo/tests", "-q", "-k", "sub-", "-p", "no:cacheprovider"]
     python = [sys.executable, "-S", "-c"]
-    quiet = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    output = run(*python, start + tests, *options, cwd=copy, **quiet)
+    output = run(*python, start + tests, *options, cwd=copy, **preload)
     passed = re.search(r"(\d+) passed", output)
     assert passed, output[-2000:]
     assert int(passed[1]) > 100
     print(passed[0])
     module = "import runpy; runpy.run_module('torch_foo', run_name='__main__')"
-    output = run(*python, start + module, cwd=copy, **quiet)
+    output = run(*python, start + module, cwd=copy, **preload)
     assert re.search(r"^  sub +ok$", output, re.MULTILINE)
 
 
