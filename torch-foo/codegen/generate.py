@@ -211,22 +211,19 @@ def results_to_return(op: Operator) -> str:
     return "[0]" if kept == 1 else f"[:{kept}]"
 
 
-def is_special(op: Operator, *optional: str) -> str:
+def is_special(op: Operator, out: bool = False) -> str:
     """Whether PyTorch traces, transforms or differentiates a call.
 
     The tensors come before the mode, so that what is no tensor is noticed.
     """
     questions = ["_is_dynamo_compiling()", "_compiler_state._is_exporting_flag"]
+    optional = [a.name for a in op.tensors if isinstance(a.type, OptionalType)]
     if op.has_gradients or op.cls.inplace:
         requires_grad = [
-            f"({a.name} is not None and {a.name}.requires_grad)"
-            if isinstance(a.type, OptionalType)
-            else f"{a.name}.requires_grad"
-            for a in op.tensors
-        ]
-        requires_grad += [
-            f"({name} is not None and {name}.requires_grad)"
-            for name in optional
+            f"({a} is not None and {a}.requires_grad)"
+            if a in [*optional, "out"]
+            else f"{a}.requires_grad"
+            for a in [*(a.name for a in op.tensors), *["out"] * out]
         ]
         questions += [
             "_transforms_are_active()",
@@ -256,7 +253,7 @@ def function(op: Operator) -> str:
     text = f"""
 def {name}({python_parameters(op, op.has_out)}) -> {python_result(op)}:
     try:
-        is_special = {is_special(op, *["out"] * op.has_out)}
+        is_special = {is_special(op, op.has_out)}
     except AttributeError:  # not a tensor: the documented operator says so
         return _{name}_documented({with_out}){rest}
 """
@@ -438,31 +435,18 @@ def formatted(text: str, path: Path) -> str:
     return done.stdout
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, project: Path = PROJECT) -> None:
     parser = argparse.ArgumentParser(prog="generate", description=__doc__)
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; show what would change, and fail if so",
-    )
-    parser.add_argument(
-        "--project",
-        type=Path,
-        default=PROJECT,
-        metavar="DIR",
-        help="the folder with python/torch_foo/operators (default: torch-foo)",
-    )
+    about = "write nothing; show what would change, and fail if so"
+    parser.add_argument("--check", action="store_true", help=about)
     options = parser.parse_args(arguments)
-    package = options.project.resolve() / "python" / "torch_foo"
-    if not (package / "operators").is_dir():
-        parser.error(f"--project: there is no folder {package / 'operators'}")
     try:
-        operators = load(package)
+        operators = load(project / "python" / "torch_foo")
     except DescriptionError as error:
         sys.exit(str(error))
     changed = 0
     for name, write in OUTPUTS.items():
-        path = options.project / name
+        path = project / name
         new = formatted(write(operators), path)
         old = path.read_text() if path.exists() else ""
         changed += new != old

@@ -43,7 +43,7 @@ def run(project, capsys):
     def run(*options):
         status = 0
         try:
-            generate.main([f"--project={project}", *options])
+            generate.main(options, project)
         except SystemExit as error:  # of which a text is printed by Python
             status = error.code
             if isinstance(status, str):
@@ -102,12 +102,6 @@ def test_missing_file_is_written(project, run):
     assert "+++ src/generated/register.cc" in out
     assert run()[0] == 0
     assert run("--check")[0] == 0
-
-
-def test_not_a_project(run, tmp_path):
-    status, _, err = run(f"--project={tmp_path / 'nothing'}")
-    assert status == 1
-    assert "--project: there is no folder " in err
 
 
 def test_no_formatter(project, run, monkeypatch):
