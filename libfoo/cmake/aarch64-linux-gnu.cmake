@@ -1,4 +1,4 @@
-# For 64-bit Arm with Debian's cross compiler; qemu-user runs the result
+# Builds for 64-bit Arm with Debian's cross compiler and runs with qemu-user
 # (apt install g++-aarch64-linux-gnu qemu-user).
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
@@ -6,7 +6,7 @@ set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -L /usr/aarch64-linux-gnu)
 
-# Libraries of the machine that builds are for another processor.
+# The build machine's own libraries are for another processor.
 set(CMAKE_FIND_ROOT_PATH /usr/aarch64-linux-gnu)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)

@@ -1,7 +1,6 @@
-# Google Highway >= 1.1: older ones truncate when they convert to bfloat16.
-#
-# FOO_CORE_FETCH_HIGHWAY decides alone, whatever is installed, so that a build
-# with it never needs libhwy.so when it runs.
+# Links Google Highway >= 1.1; older versions truncate when they convert to
+# bfloat16. FOO_CORE_FETCH_HIGHWAY alone decides where it comes from, whatever is
+# installed, so that a library built with it never needs libhwy.so.
 function(foo_core_link_highway)
   if(NOT FOO_CORE_FETCH_HIGHWAY)
     find_package(hwy 1.1 CONFIG QUIET)
@@ -22,9 +21,10 @@ function(foo_core_link_highway)
     return()
   endif()
 
-  # Variables of this function only; the policies make Highway heed them.
+  # These are local to this function. The policies make Highway heed them.
   set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)
   set(CMAKE_POLICY_DEFAULT_CMP0126 NEW)
+  set(CMAKE_UNITY_BUILD OFF) # it compiles sources once per target, as we do
   set(BUILD_TESTING OFF)
   set(HWY_ENABLE_CONTRIB OFF)
   set(HWY_ENABLE_EXAMPLES OFF)
@@ -40,14 +40,14 @@ function(foo_core_link_highway)
   FetchContent_MakeAvailable(highway)
   set_target_properties(hwy PROPERTIES SYSTEM ON) # its warnings are not ours
   if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-    # Its messages name its sources, which are on this machine only.
+    # Its messages would name the path of its sources on this machine.
     target_compile_options(
       hwy PRIVATE -fmacro-prefix-map=${highway_SOURCE_DIR}/=)
   endif()
   message(STATUS "Highway: built from ${highway_SOURCE_DIR}")
   target_link_libraries(foo_core PRIVATE $<BUILD_LOCAL_INTERFACE:hwy>)
   if(NOT FOO_CORE_SHARED)
-    # An installed libfoo_core.a has it inside.
+    # An installed libfoo_core.a contains it.
     target_sources(foo_core PRIVATE $<TARGET_OBJECTS:hwy>)
   endif()
 endfunction()

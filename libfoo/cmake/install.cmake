@@ -1,4 +1,4 @@
-# Components: Runtime is the shared library, Development all else.
+# Rules for two components: Runtime is the shared library, Development the rest.
 include(CMakePackageConfigHelpers)
 set(foo_core_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/foo_core)
 
@@ -18,7 +18,7 @@ install(
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   COMPONENT Development)
 
-# A static library brings along what it needs.
+# Users of a static library link its dependencies.
 set(foo_core_find_dependencies "")
 set(foo_core_pc_cflags "")
 set(foo_core_pc_requires "")
@@ -48,10 +48,10 @@ install(
   NAMESPACE foo_core::
   DESTINATION ${foo_core_cmake_dir}
   COMPONENT Development)
-# For consumers of the build tree.
+# Consumers of the build tree find this file.
 export(EXPORT foo_core-targets NAMESPACE foo_core::)
 
-if(FOO_CORE_NAMELINK) # the linker's -lfoo_core needs the link
+if(FOO_CORE_NAMELINK) # without the link, -lfoo_core finds nothing
   if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}"
      OR IS_ABSOLUTE "${CMAKE_INSTALL_INCLUDEDIR}")
     message(FATAL_ERROR "CMAKE_INSTALL_LIBDIR and CMAKE_INSTALL_INCLUDEDIR "

@@ -1,3 +1,4 @@
+// The parts of build_info(), each from the one place that knows it.
 #include "foo_core/build_info.h"
 
 #include "cpu/simd.h"

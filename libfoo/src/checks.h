@@ -1,58 +1,81 @@
-// What the checked entry points have in common. Each check throws
-// InvalidArgument with a sentence that begins with the operator's name.
+// Checks of arguments. Each throws InvalidArgument with a sentence that begins
+// with the operator's name, and passes for an argument that was not given.
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "foo_core/tensor.h"
 
 namespace foo_core {
 
-constexpr int kMaxDims = 64;  // as NumPy's and PyTorch's
-
-/// Elements below which work is not worth sharing among threads.
-constexpr std::int64_t kGrain = 32768;
-
-/// A tensor with the name it goes by in messages.
+/// A tensor and its name in messages.
 struct Argument {
-  const char* name;
-  ConstTensorView view;
-};
+  Argument(const char* its_name, const ConstTensorView& its_view)
+      : name(its_name), view(its_view), given(true) {}
+  /// Null stands for an argument that was not given.
+  Argument(const char* its_name, const ConstTensorView* its_view)
+      : name(its_name), given(its_view != nullptr) {
+    if (given) view = *its_view;
+  }
+  Argument(const char* its_name, const TensorView* its_view)
+      : name(its_name), given(its_view != nullptr) {
+    if (given) view = *its_view;
+  }
 
-std::int64_t numel(const ConstTensorView& view) noexcept;
+  const char* name;
+  ConstTensorView view;  // unset if not given
+  bool given;
+};
+using Arguments = std::initializer_list<const Argument*>;
 
 /// "(2, 3)"
 std::string shape_text(std::int64_t ndim, const std::int64_t* sizes);
 
 [[noreturn]] void fail(const char* op, const std::string& sentence);
 
-/// A tensor that is sound in itself, of a floating-point dtype.
+/// x is a valid view of a floating-point dtype.
 void check_tensor(const char* op, const Argument& x);
 
-/// A tensor that is sound in itself, of this dtype.
+/// x is a valid view of this dtype.
 void check_tensor(const char* op, const Argument& x, DType dtype);
 
+/// y has x's dtype.
 void check_same_dtype(const char* op, const Argument& x, const Argument& y);
 
 /// x has the given shape.
 void check_shape(const char* op, const Argument& x, std::int64_t ndim,
                  const std::int64_t* sizes);
 
-/// x is sound in itself and has at least one dimension.
+/// x is a valid view of a floating-point dtype with at least one dimension.
 void check_has_rows(const char* op, const Argument& x);
 
-/// y is sound in itself and has x's dtype and shape.
+/// y is a valid view with x's dtype and shape.
 void check_like(const char* op, const Argument& y, const Argument& x);
 
-/// v is sound in itself, has x's dtype, and one dimension of x's last size.
+/// v is a valid view with x's dtype and one dimension, of x's last size.
 void check_last_size(const char* op, const Argument& v, const Argument& x);
 
-/// No two indices of `out` share memory.
-void check_no_self_overlap(const char* op, const Argument& out);
+/// No two indices of `out` share memory. It overlaps nothing in `apart`, and
+/// nothing in `may_be` unless it is exactly that argument.
+void check_output(const char* op, const Argument& out, Arguments may_be,
+                  Arguments apart);
 
-/// `out` shares no memory with x, or is exactly x if `may_alias`.
-void check_overlap(const char* op, const Argument& out, const Argument& x,
-                   bool may_alias);
+/// Scratch memory of an operator, as an argument for check_output.
+class Scratch {
+ public:
+  /// `data` is aligned and not null, unless `bytes` is 0.
+  Scratch(const char* op, void* data, std::int64_t bytes);
+  Scratch(const Scratch&) = delete;  // argument() points into it
+
+  /// Borrows from this. It is not given if it has no bytes.
+  const Argument& argument() const { return argument_; }
+
+ private:
+  std::int64_t bytes_, stride_ = 1;
+  ConstTensorView view_;
+  Argument argument_;
+};
 
 }  // namespace foo_core

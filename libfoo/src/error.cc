@@ -1,3 +1,5 @@
+// The exceptions' constructors and destructors. They are out of line, so that
+// the library holds the only copy of their vtables and type information.
 #include "foo_core/error.h"
 
 namespace foo_core {

@@ -1,4 +1,4 @@
-// What the sources of gated linear units have in common.
+// The activations of gated linear units, by which kernels are chosen.
 #pragma once
 
 #include <string>
@@ -10,7 +10,8 @@ namespace foo_core {
 
 enum class Activation { kSilu, kGelu, kGeluTanh };
 
-/// Throws InvalidArgument for a number that is no GeluApproximation.
+/// The activation for a GeluApproximation. Throws InvalidArgument for a number
+/// that is none.
 inline Activation gelu_activation(const char* op,
                                   GeluApproximation approximation) {
   switch (approximation) {

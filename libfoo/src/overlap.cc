@@ -1,27 +1,30 @@
+// Overlap of strided tensors. In general that is an integer program. Here it is
+// decided exactly for nested strides, dimension by dimension from the largest
+// stride on; for any others the answer is kMaybe.
 #include "overlap.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 
-#include "checks.h"
+#include "view.h"
 
 namespace foo_core {
 namespace {
 
-// The bytes that a tensor occupies: for each dimension, `size` copies at
-// distance `stride` > 0 of what the dimensions after it occupy.
+// The bytes that a tensor occupies. Each dimension repeats what the dimensions
+// after it occupy `size` times, at a distance of `stride` > 0 bytes.
 struct Layout {
   const char* begin;  // the lowest address
   std::int64_t item_size;
   int ndim = 0;
   std::int64_t sizes[kMaxDims];
   std::int64_t strides[kMaxDims];      // descending
-  std::int64_t extents[kMaxDims + 1];  // of dimensions d and on
+  std::int64_t extents[kMaxDims + 1];  // of the dimensions from d on
 
   explicit Layout(const ConstTensorView& x)
       : begin(static_cast<const char*>(x.data)),
-        item_size(foo_core::item_size(x.dtype)) {
+        item_size(item_bytes(x.dtype)) {
     for (std::int64_t d = 0; d < x.ndim; ++d) {
       const std::int64_t size = x.sizes[d];
       const std::int64_t stride = x.strides[d] * item_size;
@@ -42,14 +45,14 @@ struct Layout {
   }
 };
 
-// The bytes from the lowest to the highest that a tensor occupies.
+// The bytes from the lowest to the highest address of a tensor.
 struct Span {
   const char* begin;
   const char* end;
 
   explicit Span(const ConstTensorView& x)
       : begin(static_cast<const char*>(x.data)), end(begin) {
-    const std::int64_t item = foo_core::item_size(x.dtype);
+    const std::int64_t item = item_bytes(x.dtype);
     for (std::int64_t d = 0; d < x.ndim; ++d) {
       if (x.sizes[d] == 0) {
         end = begin;
@@ -64,8 +67,8 @@ struct Span {
   bool empty() const { return begin == end; }
 };
 
-// Dimensions x_d and on of x, against y_d and on of y that begin `delta` bytes
-// further.
+// Compares the dimensions of x from x_d on with those of y from y_d on, which
+// begin `delta` bytes later.
 Overlap overlap(const Layout& x, int x_d, const Layout& y, int y_d,
                 std::int64_t delta, int& steps) {
   if (delta >= x.extents[x_d] || delta + y.extents[y_d] <= 0) {
@@ -74,8 +77,8 @@ Overlap overlap(const Layout& x, int x_d, const Layout& y, int y_d,
   if (x_d == x.ndim && y_d == y.ndim) return Overlap::kYes;
   if (--steps < 0) return Overlap::kMaybe;
 
-  // Split off the dimension with the largest stride; a tensor without it has
-  // one row. Rows that do not reach into the next can meet at two distances.
+  // Split both tensors into rows at the largest stride; a tensor without that
+  // stride is one row. Rows shorter than the stride can meet at two distances.
   const std::int64_t stride = std::max(x_d < x.ndim ? x.strides[x_d] : 0,
                                        y_d < y.ndim ? y.strides[y_d] : 0);
   const bool in_x = x_d < x.ndim && x.strides[x_d] == stride;
@@ -116,7 +119,7 @@ Overlap self_overlap(const ConstTensorView& x) noexcept {
 }
 
 Overlap overlap(const ConstTensorView& x, const ConstTensorView& y) noexcept {
-  // Decides most calls, without what it takes to tell strides apart.
+  // Address ranges alone decide most calls, at a fraction of the cost.
   const Span x_span(x);
   const Span y_span(y);
   if (x_span.empty() || y_span.empty() || x_span.end <= y_span.begin ||

@@ -1,23 +1,12 @@
+// Properties of dtypes. The switches have no default, so that the compiler
+// reports an enumerator that is missing in one of them.
 #include "foo_core/tensor.h"
+
+#include "view.h"
 
 namespace foo_core {
 
-std::int64_t item_size(DType dtype) noexcept {
-  switch (dtype) {
-    case DType::kFloat32:
-      return 4;
-    case DType::kFloat64:
-      return 8;
-    case DType::kFloat16:
-    case DType::kBFloat16:
-      return 2;
-    case DType::kInt8:
-      return 1;
-    case DType::kInt64:
-      return 8;
-  }
-  return 0;
-}
+std::int64_t item_size(DType dtype) noexcept { return item_bytes(dtype); }
 
 const char* name(DType dtype) noexcept {
   switch (dtype) {

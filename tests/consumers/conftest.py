@@ -1,4 +1,4 @@
-"""What the tests of consumers share, and the table that their run ends with."""
+"""Fixtures of the consumers' tests, and the table of results and times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def readme(root: Path) -> Callable[[str], str]:
-    """The code below a heading of libfoo/README.md."""
+    """Return the code below a heading of libfoo/README.md."""
     text = (root / "libfoo/README.md").read_text()
 
     def code(heading: str) -> str:
@@ -28,7 +28,7 @@ def readme(root: Path) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def shell(run) -> Callable[..., str]:
-    """Runs lines of a shell, such as a README shows."""
+    """Run lines of a shell, such as those of a README."""
 
     def lines(script: str, cwd: Path, env: dict[str, str]) -> str:
         return run("bash", "-euxc", script, cwd=cwd, env=env)
@@ -39,7 +39,7 @@ def shell(run) -> Callable[..., str]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter,
 ) -> None:
-    """One line per way in test_consumers.py, and per file of the others."""
+    """Print a line per test of test_consumers.py, and per other file."""
     worst = ["passed", "skipped", "failed"]
     seconds: defaultdict[str, float] = defaultdict(float)
     results: defaultdict[str, str] = defaultdict(lambda: worst[0])

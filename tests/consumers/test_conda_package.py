@@ -37,7 +37,7 @@ def prefix(readme, tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = create_environment(
         prefix, specs, [DIST.as_uri(), channel_url()]
     )
-    assert any(p.startswith("libfoo-core-0.1.0") for p in installed)
+    assert any(p.startswith("libfoo-core-0.2.0") for p in installed)
     return prefix
 
 

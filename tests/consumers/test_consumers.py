@@ -1,7 +1,7 @@
-"""foo_core in every way that people use a C++ library: each built and run.
+"""Each way to use a C++ library, with foo_core: built and run.
 
-The program is that of libfoo/tests/package/find_package, the consumer that the
-conda recipe builds and runs, too. What libfoo/README.md shows is what runs.
+The program is that of libfoo/tests/package/find_package, which the conda recipe
+builds and runs, too. The commands are those of libfoo/README.md.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ import pytest
 CONSUMERS = Path(__file__).parent
 ROOT = CONSUMERS.parents[1]
 LIBFOO = ROOT / "libfoo"
+CMAKE_LISTS = (LIBFOO / "CMakeLists.txt").read_text()
+VERSION = re.findall(r"^  VERSION (\S+)$", CMAKE_LISTS, re.MULTILINE)[0]
+MINOR, PATCH = map(int, VERSION.split(".")[1:])
 FIND_PACKAGE = LIBFOO / "tests/package/find_package"
-PROJECTS = {  # by libfoo/README.md's headings
+PROJECTS = {  # by heading of libfoo/README.md
     "find_package": FIND_PACKAGE,
     "add_subdirectory": CONSUMERS / "add_subdirectory",
     "FetchContent": CONSUMERS / "fetch_content",
 }
 WARNINGS = "-Wall -Wextra -Wpedantic -Werror"
 ENVIRONMENT = Path(os.environ["CONDA_PREFIX"])  # has libhwy
-# The libraries are not optimised, which takes a quarter of the time: what the
-# compiler makes of the kernels is for other tests.
+# Without optimization a library builds in a quarter of the time. Other tests
+# check the optimized kernels.
 QUICK = {"CMAKE_CXX_FLAGS_RELEASE": "-O0"}
 HIGHWAY_INSIDE = {"FOO_CORE_FETCH_HIGHWAY": "ON"}
 if tree := os.environ.get("FETCHCONTENT_SOURCE_DIR_HIGHWAY"):
@@ -37,10 +40,10 @@ if tree := os.environ.get("FETCHCONTENT_SOURCE_DIR_HIGHWAY"):
 VARIABLES = {
     "CMAKE_BUILD_TYPE": "Release",
     "CMAKE_GENERATOR": "Ninja",
-    # One SIMD target, in a third of the time: the unit tests see to the rest.
+    # One SIMD target builds in a third of the time. The unit tests check all.
     "CXXFLAGS": os.environ.get("CXXFLAGS", "") + " -DHWY_COMPILE_ONLY_STATIC",
-    # The environment may have a foo_core, too, which its compilers' -rpath
-    # would make programs find first. LD_LIBRARY_PATH is searched last.
+    # The environment may have a foo_core, too, which programs would find first
+    # by its compilers' -rpath. LD_LIBRARY_PATH is searched last.
     "LDFLAGS": re.sub(r"-Wl,-rpath,\S+", "", os.environ.get("LDFLAGS", "")),
     "LD_LIBRARY_PATH": str(ENVIRONMENT / "lib"),
 }
@@ -48,7 +51,7 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class CMake:
-    """One version of CMake."""
+    """CMake of one version."""
 
     run: Callable[..., str]
     program: Path
@@ -76,14 +79,14 @@ class CMake:
     def check_finds(
         self, folder: Path, build: Path, **options: str | Path
     ) -> None:
-        """Build and run a consumer, which has to find `folder`'s foo_core."""
+        """Build and run a consumer, which must find the foo_core in `folder`."""
         self.build(FIND_PACKAGE, build, **options)
         self.test(build)
         check_found(self.run, folder, build)
 
 
 def check_found(run: Callable[..., str], folder: Path, build: Path) -> None:
-    """It is the foo_core of `folder` that a consumer found and loads."""
+    """Check that a consumer found, and loads, the foo_core in `folder`."""
     cache = (build / "CMakeCache.txt").read_text()
     found = re.search(r"^foo_core_DIR:.*=(.*)$", cache, re.MULTILINE)
     assert found
@@ -95,14 +98,14 @@ def check_found(run: Callable[..., str], folder: Path, build: Path) -> None:
 def libraries(
     run: Callable[..., str], program: Path, name: str = "foo_core"
 ) -> list[Path]:
-    """The shared libraries of that name that a program loads."""
+    """Return the shared libraries of that name that a program loads."""
     listed = run("ldd", program, env=VARIABLES)
     return [Path(p) for p in re.findall(rf"lib{name}\S* => (\S+)", listed)]
 
 
 @pytest.fixture(scope="session")
 def newest(run) -> CMake:
-    """The environment's."""
+    """Return the environment's CMake."""
     program = shutil.which("cmake")
     assert program
     return CMake(run, Path(program))
@@ -110,9 +113,10 @@ def newest(run) -> CMake:
 
 @pytest.fixture(scope="session")
 def minimum(run, tmp_path_factory: pytest.TempPathFactory) -> CMake:
-    """The oldest that libfoo allows, from PyPI."""
-    text = (LIBFOO / "CMakeLists.txt").read_text()
-    version = re.match(r"cmake_minimum_required\(VERSION (\d+\.\d+)", text)
+    """Return the oldest CMake that libfoo allows, from PyPI."""
+    version = re.match(
+        r"cmake_minimum_required\(VERSION (\d+\.\d+)", CMAKE_LISTS
+    )
     assert version
     folder = tmp_path_factory.mktemp("cmake")
     pip = [sys.executable, "-m", "pip", "install", "--target", folder]
@@ -129,32 +133,41 @@ def cmake(request: pytest.FixtureRequest) -> CMake:
 
 @dataclass(frozen=True)
 class Library:
-    """A build of foo_core and where it is installed."""
+    """A build of foo_core and its installation."""
 
     build: Path
     prefix: Path
     needs: tuple[Path, ...] = ()  # where its users find libhwy
 
 
-# Each library is built once, in the way of one of the consumers, for all tests.
+# Each library is built once for all tests, in the way of one of the consumers.
 
 
 def new_project(heading: str, folder: Path) -> Path:
-    """A copy of a project, with the program and libfoo in it."""
+    """Copy a project and add the program and libfoo to it."""
     source = shutil.copytree(PROJECTS[heading], folder / "source")
-    shutil.copy(FIND_PACKAGE / "main.cpp", source)
+    shutil.copy(FIND_PACKAGE / "main.cc", source)
     (source / "libfoo").symlink_to(LIBFOO)
     return source
 
 
 @pytest.fixture(scope="session")
 def shared(minimum: CMake, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Shared, Highway inside, from add_subdirectory with the oldest CMake."""
+    """Build a shared library by add_subdirectory, with the oldest CMake.
+
+    Highway is inside. The parent asks for a unity build, which must not merge
+    sources that Highway compiles once per SIMD target.
+    """
     folder = tmp_path_factory.mktemp("shared")
     source = new_project("add_subdirectory", folder)
     build = folder / "build"
     minimum.build(
-        source, build, FOO_CORE_INSTALL="ON", **HIGHWAY_INSIDE, **QUICK
+        source,
+        build,
+        CMAKE_UNITY_BUILD="ON",
+        FOO_CORE_INSTALL="ON",
+        **HIGHWAY_INSIDE,
+        **QUICK,
     )
     prefix = minimum.install(build, folder / "prefix")
     return Library(build / "libfoo", prefix)
@@ -162,7 +175,7 @@ def shared(minimum: CMake, tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 @pytest.fixture(scope="session")
 def static(shell, readme, tmp_path_factory) -> Library:
-    """Static, for users who have libhwy: from the README's lines."""
+    """Build a static library by the README's lines; its users need libhwy."""
     folder = tmp_path_factory.mktemp("static")
     (folder / "libfoo").symlink_to(LIBFOO)
     prefix = folder / "prefix"
@@ -178,7 +191,7 @@ def static(shell, readme, tmp_path_factory) -> Library:
 def standalone(
     newest: CMake, tmp_path_factory: pytest.TempPathFactory
 ) -> Library:
-    """Static, Highway inside, from FetchContent."""
+    """Build a static library by FetchContent, with Highway inside."""
     folder = tmp_path_factory.mktemp("standalone")
     source = new_project("FetchContent", folder)
     build = folder / "build"
@@ -262,11 +275,11 @@ def test_pkg_config(
         "CXX": f"{os.environ.get('CXX', 'c++')} {WARNINGS}",
         "LDFLAGS": "",
         "LD_LIBRARY_PATH": ":".join(folders),
-        # In place of pkg-config's own folders, which may have a libhwy.
+        # These replace pkg-config's own folders, which may have a libhwy.
         "PKG_CONFIG_LIBDIR": ":".join(f"{p}/pkgconfig" for p in folders),
         "PKG_CONFIG_PATH": "",
     }
-    shutil.copy(FIND_PACKAGE / "main.cpp", tmp_path)
+    shutil.copy(FIND_PACKAGE / "main.cc", tmp_path)
     shell(readme("pkg-config"), tmp_path, env)
     run(tmp_path / "app", env=env)
     listed = run("ldd", tmp_path / "app", env=env)
@@ -284,7 +297,7 @@ def test_wheel(newest: CMake, shell, readme, tmp_path: Path) -> None:
         "SKBUILD_CMAKE_DEFINE": defines,
     }
     consumer = shutil.copytree(FIND_PACKAGE, tmp_path / "consumer")
-    # From this checkout instead of PyPI, into a folder of the test.
+    # It comes from this checkout instead of PyPI, into a folder of the test.
     install = "pip install libfoo-core"
     here = f"pip install --no-deps --no-build-isolation -t {site} {LIBFOO}"
     lines = readme("pip")
@@ -304,18 +317,21 @@ def test_readme_shows_the_project(readme, heading: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
-        ("0.2", "version: 0.1.0"),
-        ("0.1.1", "version: 0.1.0"),
-        ("1.0", "version: 0.1.0"),
-        ("0.0.9", "version: 0.1.0"),
-        ("0.1 COMPONENTS cuda", "built without CUDA"),
-        ("0.1 COMPONENTS cpu gpu", "no component gpu, only cpu and cuda"),
+        (f"0.{MINOR + 1}", f"version: {VERSION}"),
+        (f"0.{MINOR}.{PATCH + 1}", f"version: {VERSION}"),
+        ("1.0", f"version: {VERSION}"),
+        (f"0.{MINOR - 1}.9", f"version: {VERSION}"),
+        (f"0.{MINOR} COMPONENTS cuda", "built without CUDA"),
+        (
+            f"0.{MINOR} COMPONENTS cpu gpu",
+            "no component gpu, only cpu and cuda",
+        ),
     ],
 )
 def test_refused(
     cmake: CMake, shared: Library, tmp_path: Path, wanted: str, reason: str
 ) -> None:
-    """FOUND is FALSE, and CMake says why."""
+    """Check that FOUND is FALSE and that CMake says why."""
     said = ask(cmake, shared, tmp_path, wanted)
     assert "foo_core_FOUND: 0" in said
     assert reason in said
@@ -324,7 +340,12 @@ def test_refused(
 
 @pytest.mark.parametrize(
     "wanted",
-    ["0.1", "0.1.0", "COMPONENTS cpu", "0.1 OPTIONAL_COMPONENTS cuda gpu"],
+    [
+        f"0.{MINOR}",
+        VERSION,
+        "COMPONENTS cpu",
+        f"0.{MINOR} OPTIONAL_COMPONENTS cuda gpu",
+    ],
 )
 def test_accepted(
     newest: CMake, shared: Library, tmp_path: Path, wanted: str
@@ -347,7 +368,7 @@ def test_static_library_without_libhwy(
     newest: CMake, static: Library, tmp_path: Path
 ) -> None:
     said = ask(
-        newest, static, tmp_path, "0.1", CMAKE_DISABLE_FIND_PACKAGE_hwy="ON"
+        newest, static, tmp_path, VERSION, CMAKE_DISABLE_FIND_PACKAGE_hwy="ON"
     )
     assert "foo_core_FOUND: 0" in said or "foo_core_FOUND: FALSE" in said
     assert "dependency hwy could not be found" in said
@@ -356,7 +377,7 @@ def test_static_library_without_libhwy(
 def ask(
     cmake: CMake, library: Library, build: Path, wanted: str, **options: str
 ) -> str:
-    """What CMake prints when it is to find that, its lines joined."""
+    """Return what find_package(foo_core {wanted}) prints, in one line."""
     said = cmake.configure(
         CONSUMERS / "request",
         build,

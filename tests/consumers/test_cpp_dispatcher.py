@@ -29,5 +29,5 @@ def test_cpp_dispatcher(run, tmp_path: Path) -> None:
     # Looks up every symbol at once, as linkers that are told `-z now` demand.
     said = run(program, env={"LD_BIND_NOW": "1"})
     for dtype in ("Float", "Double", "BFloat16"):
-        assert f"{dtype}: the same as ATen" in said
+        assert f"{dtype}: equal to ATen" in said
     assert "torch_foo.rms_norm: weight has 3 elements" in said

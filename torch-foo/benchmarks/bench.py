@@ -24,9 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import cases
 import report
 import torch
-from cases import DTYPES, OPERATORS, Call, Case, build, call_cases
+from cases import OPERATORS, Call, Case
 from measure import measure
 from roofline import probes
 
@@ -179,8 +180,8 @@ def groups(options: argparse.Namespace) -> Iterator[tuple]:
         sizes = [
             s for s in operator.sizes if not options.quick or s[0] in QUICK
         ]
-        for dtype in DTYPES:
-            for backward in (False, True)[: 1 + bool(operator.gradients)]:
+        for dtype in cases.DTYPES:
+            for backward in (False, True)[: 1 + cases.has_backward(operator)]:
                 yield name, dtype, backward, sizes
 
 
@@ -199,13 +200,16 @@ class Results(list):
 
 
 def run_calls(options: argparse.Namespace, results: Results) -> None:
-    for case in call_cases():
+    for case in cases.call_cases():
         with case.mode():
             times, skipped = measure(case.calls, options.seconds)
         results.add(report.results_of(case, times, skipped))
 
 
 def run_operators(options: argparse.Namespace, results: Results) -> None:
+    for name in cases.PUBLIC:
+        if name not in OPERATORS and re.search(options.only, name):
+            print(f"{name} is left out: its class has no benchmark()")
     chosen = list(groups(options))
     progress = Progress(sum(len(sizes) for *_, sizes in chosen))
     shown = ""
@@ -217,10 +221,10 @@ def run_operators(options: argparse.Namespace, results: Results) -> None:
         if not options.scaling:
             torch.compiler.reset()
             compiled = torch.compile(
-                OPERATORS[name].eager, fullgraph=True, dynamic=False
+                cases.eager(OPERATORS[name]), fullgraph=True, dynamic=False
             )
         for rows, columns in sizes:
-            case = build(name, rows, columns, dtype, backward, compiled)
+            case = cases.build(name, rows, columns, dtype, backward, compiled)
             progress.show(case.name)
             run = run_scaling if options.scaling else run_case
             lines = run(case, options)

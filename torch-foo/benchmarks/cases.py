@@ -1,25 +1,30 @@
-"""What is compared: each operator with other ways to the same result.
+"""Make the calls that are compared, from what the operators' classes describe.
 
-The eager composition is as models write it; a built-in is one function of
-torch, or two, where that differs; torch.compile gets the eager composition.
+``benchmark(rows, columns)`` of a class makes the arguments, and its ``peers``
+are other ways to the same result. torch.compile gets the eager composition.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 import torch_foo
 from torch import Tensor
+from torch_foo.operators import Operator
 
 Call = Callable[[], object]
 Function = Callable[..., object]
 Tensors = tuple[Tensor, ...]
 
-EPS = 1e-6
-HEADS, HEAD_DIM = 32, 128
 DTYPES = [torch.float32, torch.bfloat16]
+PUBLIC = {
+    n: o for n, o in torch_foo.operators.OPERATORS.items() if o.is_public()
+}
+OPERATORS = {n: o for n, o in PUBLIC.items() if o.benchmark is not None}
 
 
 @dataclass
@@ -39,227 +44,14 @@ class Case:
     in_place: bool = False
 
 
-@dataclass(frozen=True)
-class Operator:
-    """Functions of the same arguments, which `make` makes."""
-
-    make: Callable[[int, int, torch.dtype], Tensors]
-    ours: Function
-    eager: Function
-    built_in: Function | None = None
-    # These also take `out`; in place, they write to their arguments.
-    ours_out: Function | None = None
-    built_in_out: Function | None = None
-    in_place: bool = False
-    # So many arguments are read by torch_foo; others have more for eager.
-    inputs: int | None = None
-    # So many arguments have a gradient, and the backward pass has to read and
-    # to write at least as much as these tensors, the results' gradients
-    # included.
-    gradients: int = 0
-    backward: Callable[..., tuple[Tensors, Tensors]] | None = None
-    # (rows, columns)
-    sizes: tuple[tuple[int, int], ...] = tuple(
-        (rows, 4096) for rows in (1, 16, 512, 4096)
-    )
+def eager(operator: type[Operator]) -> Function:
+    """Return what models write instead."""
+    return operator.peers.get("eager", operator.reference)
 
 
-def eager_rms_norm(x: Tensor, w: Tensor) -> Tensor:
-    y = x.float()
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS)
-    return w * y.to(x.dtype)
-
-
-def eager_add_rms_norm(x: Tensor, residual: Tensor, w: Tensor) -> Tensors:
-    residual = residual + x
-    return eager_rms_norm(residual, w), residual
-
-
-def built_in_add_rms_norm(x: Tensor, residual: Tensor, w: Tensor) -> Tensors:
-    residual = residual + x
-    return F.rms_norm(residual, w.shape, w, EPS), residual
-
-
-def built_in_add_rms_norm_(x: Tensor, residual: Tensor, w: Tensor) -> Tensors:
-    residual.add_(x)
-    return F.rms_norm(residual, w.shape, w, EPS), residual
-
-
-def our_add_rms_norm_(x: Tensor, residual: Tensor, w: Tensor) -> Tensors:
-    torch_foo.add_rms_norm_(x, residual, w, EPS)
-    return x, residual
-
-
-def eager_rope(
-    x: Tensor, cos: Tensor, sin: Tensor, cos2: Tensor, sin2: Tensor
-) -> Tensor:
-    """As in transformers, whose tables hold each angle twice."""
-    half = x.shape[-1] // 2
-    rotated = torch.cat([-x[..., half:], x[..., :half]], -1)
-    return x * cos2.unsqueeze(-2) + rotated * sin2.unsqueeze(-2)
-
-
-def our_rope(x: Tensor, cos: Tensor, sin: Tensor, *_: Tensor) -> Tensor:
-    return torch_foo.rope(x, cos, sin)
-
-
-def our_rope_(x: Tensor, cos: Tensor, sin: Tensor, *_: Tensor) -> Tensor:
-    torch_foo.rope_(x, cos, sin)
-    return x
-
-
-def eager_quantize(x: Tensor) -> Tensors:
-    scale = x.abs().amax(-1, keepdim=True).float() / 127
-    return (x / scale).round().to(torch.int8), scale
-
-
-def two_matrices(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
-    return tuple(torch.randn(rows, columns).to(dtype) for _ in range(2))
-
-
-def one_matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
-    return (torch.randn(rows, columns).to(dtype),)
-
-
-def matrix_and_weight(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
-    return (
-        torch.randn(rows, columns).to(dtype),
-        torch.randn(columns).to(dtype),
-    )
-
-
-def residual_and_weight(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
-    (x,) = one_matrix(rows, columns, dtype)
-    return x, *matrix_and_weight(rows, columns, dtype)
-
-
-def layer(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
-    """Without its bias, as models mostly are."""
-    return (
-        torch.randn(rows, columns).to(dtype),
-        torch.randn(4096, columns).to(dtype),
-    )
-
-
-def tokens(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
-    half = HEAD_DIM // 2
-    frequency = 10000 ** (-torch.arange(half) / half)
-    angle = torch.outer(torch.arange(rows), frequency)
-    x = torch.randn(1, rows, columns // HEAD_DIM, HEAD_DIM)
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    return x.to(dtype), cos, sin, cos.repeat(1, 2), sin.repeat(1, 2)
-
-
-def logits_and_target(rows: int, columns: int, dtype: torch.dtype) -> Tensors:
-    (logits,) = one_matrix(rows, columns, dtype)
-    return logits, torch.randint(columns, (rows,))
-
-
-OPERATORS = {
-    "add": Operator(
-        two_matrices,
-        ours=torch_foo.add,
-        eager=torch.add,
-        ours_out=torch_foo.add,
-        built_in_out=torch.add,
-        gradients=2,
-        backward=lambda a, b: ((), ()),  # the gradient is the result's
-    ),
-    "mul": Operator(
-        two_matrices,
-        ours=torch_foo.mul,
-        eager=torch.mul,
-        ours_out=torch_foo.mul,
-        built_in_out=torch.mul,
-        gradients=2,
-        backward=lambda a, b: ((a, a, b), (a, b)),
-    ),
-    "muladd": Operator(
-        two_matrices,
-        ours=lambda a, b: torch_foo.muladd(a, b, 0.5),
-        eager=lambda a, b: a * b + 0.5,
-        built_in=lambda a, b: torch.addcmul(a.new_tensor(0.5), a, b),
-        ours_out=lambda a, b, out: torch_foo.muladd(a, b, 0.5, out=out),
-        built_in_out=lambda a, b, out: torch.addcmul(
-            a.new_tensor(0.5), a, b, out=out
-        ),
-        gradients=2,
-        backward=lambda a, b: ((a, a, b), (a, b)),
-    ),
-    "rms_norm": Operator(
-        matrix_and_weight,
-        ours=lambda x, w: torch_foo.rms_norm(x, w, EPS),
-        eager=eager_rms_norm,
-        built_in=lambda x, w: F.rms_norm(x, w.shape, w, EPS),
-        ours_out=lambda x, w, out: torch_foo.rms_norm(x, w, EPS, out=out),
-        gradients=2,
-        backward=lambda x, w: ((x, x, w), (x, w)),
-    ),
-    "add_rms_norm": Operator(
-        residual_and_weight,
-        ours=lambda x, r, w: torch_foo.add_rms_norm(x, r, w, EPS),
-        eager=eager_add_rms_norm,
-        built_in=built_in_add_rms_norm,
-        ours_out=our_add_rms_norm_,
-        built_in_out=built_in_add_rms_norm_,
-        in_place=True,
-        gradients=3,
-        backward=lambda x, r, w: ((x, x, x, w), (x, w)),
-    ),
-    # Forward only: its gradients are products of torch's.
-    "linear": Operator(
-        layer,
-        ours=torch_foo.linear,
-        eager=F.linear,
-        ours_out=torch_foo.linear,
-        built_in_out=lambda x, w, out: torch.mm(x, w.T, out=out),
-        sizes=((1, 4096), (4, 4096), (16, 4096)),
-    ),
-    "silu_mul": Operator(
-        two_matrices,
-        ours=torch_foo.silu_mul,
-        eager=lambda gate, up: F.silu(gate) * up,
-        ours_out=torch_foo.silu_mul,
-        built_in_out=lambda gate, up, out: torch.mul(
-            torch.ops.aten.silu.out(gate, out=out), up, out=out
-        ),
-        gradients=2,
-        backward=lambda gate, up: ((gate, gate, up), (gate, up)),
-    ),
-    "gelu_mul": Operator(
-        two_matrices,
-        ours=torch_foo.gelu_mul,
-        eager=lambda gate, up: F.gelu(gate) * up,
-        ours_out=torch_foo.gelu_mul,
-        built_in_out=lambda gate, up, out: torch.mul(
-            torch.ops.aten.gelu.out(gate, out=out), up, out=out
-        ),
-        gradients=2,
-        backward=lambda gate, up: ((gate, gate, up), (gate, up)),
-    ),
-    "rope": Operator(
-        tokens,
-        ours=our_rope,
-        eager=eager_rope,
-        ours_out=our_rope_,
-        in_place=True,
-        inputs=3,
-        gradients=1,
-        backward=lambda x, cos, sin, *_: ((x, cos, sin), (x,)),
-    ),
-    "cross_entropy": Operator(
-        logits_and_target,
-        ours=torch_foo.cross_entropy,
-        eager=lambda x, target: F.cross_entropy(x.float(), target),
-        built_in=F.cross_entropy,
-        gradients=1,
-        backward=lambda x, target: ((x, target), (x,)),
-        sizes=((1, 32000), (16, 32000), (512, 32000), (128, 128256)),
-    ),
-    "quantize_int8_rowwise": Operator(
-        one_matrix, ours=torch_foo.quantize_int8_rowwise, eager=eager_quantize
-    ),
-}
+def has_backward(operator: type[Operator]) -> bool:
+    """Return whether forward and backward together are timed."""
+    return operator.backward is not None and operator.times_gradients
 
 
 def build(
@@ -270,39 +62,32 @@ def build(
     backward: bool,
     compiled: Function | None = None,
 ) -> Case:
-    """One operator at one size, forward or forward and backward."""
-    op = OPERATORS[name]
-    args = op.make(rows, columns, dtype)
-    functions = {
-        "torch_foo": op.ours,
-        "eager": op.eager,
-        "built-in": op.built_in,
+    """Make the case of one operator, size, dtype and direction."""
+    operator = OPERATORS[name]
+    sample = operator.benchmark(rows, columns)
+    args = sample.args(dtype, requires_grad=backward)
+    peer_args = operator.peer_arguments(*args)
+    if compiled is not None and rows > 1:
+        mark_rows(operator, columns, peer_args)
+    peers = {
+        "eager": eager(operator),
+        "built-in": operator.peers.get("built-in"),
         "compile": compiled,
     }
-    functions = {n: f for n, f in functions.items() if f is not None}
-    if compiled is not None:
-        # One compilation for all numbers of rows, but for a single row.
-        for a in args if rows > 1 else ():
-            if rows in a.shape and a.shape != (columns,):  # no weight
-                torch._dynamo.mark_dynamic(a, a.shape.index(rows))
-    results = flat(op.ours(*args))
-    read = sum(a.nbytes for a in args[: op.inputs])
-    written = sum(r.nbytes for r in results)
+    calls = {"torch_foo": partial(getattr(torch_foo, name), *args)}
+    calls |= {n: partial(f, *peer_args) for n, f in peers.items() if f}
+    calls = {n: partial(call, **sample.named) for n, call in calls.items()}
+    results = flat(calls["torch_foo"]())
+    read = size([a for a in args if isinstance(a, Tensor)])
+    written = size(results)
     if backward:
-        reads, writes = op.backward(*args)
-        read += sum(t.nbytes for t in reads)
-        written += sum(t.nbytes for t in writes)
-        leaves = [a.requires_grad_() for a in args[: op.gradients]]
+        leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
         grads = [torch.randn_like(r) for r in results]
-        calls = {
-            n: forward_backward(f, args, leaves, grads)
-            for n, f in functions.items()
-        }
+        more = backward_bytes(calls["torch_foo"], leaves, grads)
+        read, written = read + more[0], written + more[1]
+        calls = {n: with_gradients(c, leaves, grads) for n, c in calls.items()}
     else:
-        calls = {n: bind(f, args) for n, f in functions.items()}
-        for n, f in [("torch_foo", op.ours_out), ("built-in", op.built_in_out)]:
-            if f is not None:
-                calls[f"{n} out"] = bind_out(f, args, results, op.in_place)
+        calls |= out_calls(operator, args, peer_args, sample.named, results)
     about = {
         "operator": name,
         "size": f"{rows}x{columns}",
@@ -316,31 +101,107 @@ def build(
         about,
         read,
         written,
-        op.in_place and not backward,
+        "torch_foo out" in calls and "out" not in operator.variants,
     )
+
+
+def mark_rows(
+    operator: type[Operator], columns: int, args: tuple[object, ...]
+) -> None:
+    """Let one compilation be for all numbers of rows, but for a single row."""
+    two, three = (
+        operator.peer_arguments(*operator.benchmark(rows, columns).args())
+        for rows in (2, 3)
+    )
+    for arg, a, b in zip(args, two, three, strict=True):
+        if isinstance(arg, Tensor):
+            sizes = enumerate(zip(a.shape, b.shape, strict=True))
+            torch._dynamo.mark_dynamic(
+                arg, [d for d, (m, n) in sizes if m != n]
+            )
 
 
 def flat(result: object) -> Tensors:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def bind(function: Function, args: Tensors) -> Call:
-    return lambda: function(*args)
+def size(tensors: list[Tensor] | Tensors) -> int:
+    """Return the number of bytes of different tensors."""
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
-def bind_out(
-    function: Function, args: Tensors, results: Tensors, in_place: bool
+def out_calls(
+    operator: type[Operator],
+    args: tuple[object, ...],
+    peer_args: tuple[object, ...],
+    named: dict[str, object],
+    results: Tensors,
+) -> dict[str, Call]:
+    """Return the calls by `out=`, or else those in place, on clones."""
+    has_out = "out" in operator.variants
+    if not has_out and not operator.inplace:
+        return {}
+    ours = getattr(torch_foo, operator.__name__)
+    functions = {
+        "torch_foo out": (ours if has_out else in_place(operator), args),
+        "built-in out": (operator.peers.get("built-in out"), peer_args),
+    }
+    calls = {}
+    for name, (function, given) in functions.items():
+        if function is None:
+            continue
+        if has_out:
+            more = {"out": torch.empty_like(results[0])}
+        else:
+            more = {}
+            given = [a.clone() if isinstance(a, Tensor) else a for a in given]
+        calls[name] = partial(function, *given, **named, **more)
+    return calls
+
+
+def in_place(operator: type[Operator]) -> Function:
+    """Return the form in place as a function that returns its results."""
+    function = getattr(torch_foo, f"{operator.__name__}_")
+    names = list(signature(function).parameters)
+    written = [names.index(argument) for argument in operator.inplace.values()]
+
+    def call(*args: object, **named: object) -> object:
+        function(*args, **named)
+        return tuple(args[i] for i in written)
+
+    return call
+
+
+def with_gradients(
+    call: Call, leaves: list[Tensor], grads: list[Tensor]
 ) -> Call:
-    if in_place:
-        return bind(function, tuple(a.clone() for a in args))
-    out = torch.empty_like(results[0])
-    return lambda: function(*args, out=out)
+    return lambda: torch.autograd.grad(flat(call()), leaves, grads)
 
 
-def forward_backward(
-    function: Function, args: Tensors, leaves: list[Tensor], grads: list[Tensor]
-) -> Call:
-    return lambda: torch.autograd.grad(flat(function(*args)), leaves, grads)
+def backward_bytes(
+    call: Call, leaves: list[Tensor], grads: list[Tensor]
+) -> tuple[int, int]:
+    """Return how many bytes a backward pass has to read and to write.
+
+    It reads the results' gradients and what was saved, and writes the leaves'
+    gradients. Gradients that are the results' own, as a sum has them, are
+    neither read nor written.
+    """
+    saved: list[Tensor] = []
+
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        results = flat(call())
+    given = {g.data_ptr() for g in grads}
+    written = [
+        g
+        for g in torch.autograd.grad(results, leaves, grads)
+        if g.data_ptr() not in given
+    ]
+    return size([*grads, *saved]) if written else 0, size(written)
 
 
 def call_cases() -> list[Case]:

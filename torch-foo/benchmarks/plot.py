@@ -10,6 +10,7 @@ from cases import OPERATORS
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
+from torch_foo.operators import Operator
 
 Result = dict[str, Any]
 
@@ -17,12 +18,6 @@ LABELS = {
     "speed-up": "speed-up over the fastest alternative",
     "distance": "time relative to the roofline",
 }
-SIZES = [
-    "1 row",
-    "16 rows (linear: 4)",
-    "512 rows (linear: 16)",
-    "4096 rows (cross_entropy: 128 of 128256)",
-]
 DIRECTIONS = {  # with the other directions in the same panel
     "forward": ("out=", "in place"),
     "forward+backward": (),
@@ -36,8 +31,22 @@ def value(kind: str, result: Result) -> float:
 
 
 def size(result: Result) -> int:
+    """Return which of its operator's sizes a result has."""
     sizes = OPERATORS[result["operator"]].sizes
     return [f"{r}x{c}" for r, c in sizes].index(result["size"])
+
+
+def label(index: int, results: list[Result]) -> str:
+    """Name the usual size, and in brackets those with other rows."""
+    rows = str(Operator.sizes[index][0])
+    others = {
+        r["operator"]: r["size"]
+        for r in results
+        if size(r) == index and r["size"].split("x")[0] != rows
+    }
+    unusual = ", ".join(f"{name}: {of}" for name, of in others.items())
+    text = "1 row" if rows == "1" else f"{rows} rows"
+    return f"{text} ({unusual})" if unusual else text
 
 
 def write(file: str, environment: Result, results: list[Result]) -> None:
@@ -71,11 +80,11 @@ def write(file: str, environment: Result, results: list[Result]) -> None:
     )
     figure.legend(
         handles=[
-            plt.Rectangle((0, 0), 1, 1, color=f"C{i}", label=SIZES[i])
+            plt.Rectangle((0, 0), 1, 1, color=f"C{i}", label=label(i, results))
             for i in sorted({size(r) for r in results})
         ],
         loc="outside lower center",
-        ncols=len(SIZES),
+        ncols=len(Operator.sizes),
     )
     figure.savefig(file, dpi=100)
     plt.close(figure)

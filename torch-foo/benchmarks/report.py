@@ -17,6 +17,7 @@ Times = dict[str, list[float]]
 Result = dict[str, Any]
 PROBE = "probe: "
 OTHERS = ["eager", "built-in", "compile"]
+STATISTICS = [("median", "medians", statistics.median), ("min", "minima", min)]
 
 
 def results_of(case: Case, times: Times, skipped: dict[str, str]) -> list:
@@ -46,13 +47,12 @@ def result_of(case: Case, times: Times, skipped: dict[str, str]) -> Result:
     }
     if case.read:
         result |= {"bytes_read": case.read, "bytes_written": case.written}
-    for kind, statistic in [("median", statistics.median), ("min", min)]:
+    for kind, key, statistic in STATISTICS:
         value = {n: statistic(t) * 1e6 for n, t in times.items()}
         ours = value["torch_foo"]
         result[f"{kind}_us"] = value
         others = [n for n in value if n != "torch_foo"]
         roof = [value[n] for n in others if n.startswith(PROBE)]
-        key = {"median": "medians", "min": "minima"}[kind]
         result[f"ratio_of_{key}"] = {
             n: value[n] / ours for n in others if not n.startswith(PROBE)
         }
@@ -77,9 +77,8 @@ def scaling_of(case: Case, times: Times, threads: int) -> list[Result]:
             "threads": threads,
             "skipped": {},
         }
-        for kind, statistic in [("median", statistics.median), ("min", min)]:
+        for kind, key, statistic in STATISTICS:
             value = {n: statistic(t) * 1e6 for n, t in times.items()}
-            key = {"median": "medians", "min": "minima"}[kind]
             result[f"{kind}_us"] = {
                 n: value[f"{n} {call}"] for n in (1, threads)
             }

@@ -13,7 +13,6 @@ DIRECTIONS = {
     "forward+backward": "forward and backward",
 }
 GOAL = 1.5
-OWN_SIZES = ["linear", "cross_entropy"]
 
 
 def direction(result: Result) -> str:
@@ -37,8 +36,6 @@ def sizes(results: list[Result]) -> list[str]:
 def cells(results: list[Result], size: str) -> str:
     """Return the speed-up and the share of the probe's speed, by dtype."""
     chosen = [r for r in results if r["size"] == size]
-    if not chosen:
-        return "-"
     speed_up = " · ".join(f"{best(r)[0]:.1f}" for r in chosen)
     share = " · ".join(
         f"{100 / r['torch_foo_to_roofline_of_medians']:.0f}" for r in chosen
@@ -47,21 +44,21 @@ def cells(results: list[Result], size: str) -> str:
 
 
 def table(results: list[Result]) -> list[str]:
-    names = list(dict.fromkeys(r["operator"] for r in results))
+    """Return a table for each group of operators with the same sizes."""
+    operators: dict[str, list[Result]] = {}
+    for result in results:
+        operators.setdefault(result["operator"], []).append(result)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, chosen in operators.items():
+        groups.setdefault(tuple(sizes(chosen)), []).append(name)
     lines = []
-    shared = [n for n in names if n not in OWN_SIZES]
-    for group in (shared, *([n] for n in OWN_SIZES)):
-        chosen = [r for r in results if r["operator"] in group]
-        columns = sizes(chosen)
-        if not columns:
-            continue
+    for columns, names in sorted(groups.items(), key=lambda g: -len(g[1])):
         lines += [
             f"| | {' | '.join(c.replace('x', ' x ') for c in columns)} |",
             f"|---|{'---|' * len(columns)}",
         ]
-        for name in group:
-            of_name = [r for r in chosen if r["operator"] == name]
-            row = " | ".join(cells(of_name, size) for size in columns)
+        for name in names:
+            row = " | ".join(cells(operators[name], size) for size in columns)
             lines.append(f"| `{name}` | {row} |")
         lines.append("")
     return lines

@@ -1,180 +1,52 @@
-"""ops.yaml as Python objects, and what can be wrong with it.
+"""Reads the classes of torch_foo/operators, and says what is wrong in them.
 
-Schemas are parsed by torchgen, which comes with PyTorch. Nothing here imports
-torch or torch_foo: functions that ops.yaml names are looked up in the source.
+Schemas are parsed by torchgen, which comes with PyTorch. Native code is neither
+needed nor loaded: the classes are tried with their reference formulas.
 """
 
 import ast
+import importlib
+import inspect
+import keyword
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import util
-from keyword import iskeyword
+from functools import cached_property
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
+from typing import Any, NoReturn
 
-import yaml
-from mapping import EntryError, Mapping, entries
-from torchgen.model import (
-    Argument,
-    FunctionSchema,
-    OptionalType,
-    Return,
-    Type,
-)
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # it may be half-built
+import torch
+from torchgen.model import Argument, FunctionSchema, OptionalType, Type
 
-# The types in use that LibTorch's stable ABI has from torch 2.10 on, with what
-# their defaults may be.
-TYPES: dict[str, tuple[type, ...]] = {
-    "Tensor": (),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
+# The types that LibTorch's stable ABI has from torch 2.10 on, as C++ sees them.
+TYPES = {
+    "Tensor": "Tensor",
+    "int": "std::int64_t",
+    "float": "double",
+    "bool": "bool",
+    "str": "std::string",
 }
+STANDARD_FINDERS = [BuiltinImporter, FrozenImporter, PathFinder]
 # What the generated functions call something else.
-RESERVED = ("ctx", "inputs", "is_special", "out", "output", "result")
-DEVICES = ("CPU", "CUDA")
-KEYS = (
-    "func",
-    "dispatch",
-    "variants",
-    "inplace",
-    "tags",
-    "fake",
-    "derivatives",
-    "output_differentiability",
-    "internal_results",
-    "vmap",
-    "autocast",
-    "doc",
-)
+RESERVED = ("is_special", "out")
 
 
 class DescriptionError(Exception):
-    """All that is wrong with ops.yaml, a line each, with what to do."""
+    """Everything that is wrong with the operators, one line each."""
 
 
-@dataclass(frozen=True)
-class Derivative:
-    """The gradients of some arguments, computed by one expression."""
-
-    arguments: tuple[str, ...]
-    formula: str
-    """The expression, as a backward function has it."""
-    tensors: tuple[str, ...]
-    """The arguments and results whose elements it needs."""
-    shapes: tuple[str, ...]
-    """The tensors of which it needs the shape."""
-    values: tuple[str, ...]
-    """The other arguments that it needs."""
+class AttributeMistakeError(Exception):
+    """One thing that is wrong, and the attribute of the class where."""
 
 
-@dataclass(frozen=True)
-class Doc:
-    """What users read about an operator. Empty where nothing is to be said."""
-
-    summary: str
-    args: dict[str, str]
-    out: str
-    returns: str
-    source: str
-    example: str
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One entry of ops.yaml."""
-
-    line: int
-    schema: FunctionSchema
-    dispatch: dict[str, str]
-    """For each dispatch key the kernel, a C++ function."""
-    has_out: bool
-    inplace: dict[str, str]
-    """For each argument that NAME_ writes to the result that goes there."""
-    tags: tuple[str, ...]
-    fake: str
-    """A call of a function in _fake.py."""
-    derivatives: tuple[Derivative, ...]
-    differentiable: tuple[bool, ...]
-    """For each result whether it has a gradient."""
-    internal_results: tuple[str, ...]
-    """The results that the Python function keeps to itself."""
-    vmap: str
-    autocast: str
-    doc: Doc | None
-
-    @property
-    def name(self) -> str:
-        return str(self.schema.name)
-
-    @property
-    def public(self) -> bool:
-        return not self.name.startswith("_")
-
-    @property
-    def arguments(self) -> tuple[Argument, ...]:
-        return self.schema.arguments.flat_non_out
-
-    @property
-    def tensors(self) -> tuple[Argument, ...]:
-        return tuple(a for a in self.arguments if a.type.is_tensor_like())
-
-    @property
-    def results(self) -> tuple[Return, ...]:
-        return self.schema.returns
-
-    def names(self) -> Iterator[str]:
-        """All names that it takes in the dispatcher."""
-        yield self.name
-        if self.derivatives:
-            yield f"_{self.name}"
-        if self.has_out:
-            yield f"_{self.name}_out"
-        if self.inplace:
-            yield f"{self.name}_"
-            yield f"_{self.name}_"
-
-
-def load(path: Path, package: Path) -> list[Operator]:
-    """Read ops.yaml; `package` has the Python modules that it refers to."""
-    modules = {
-        name: _functions(package / f"{name}.py")
-        for name in ("_fake", "_derivatives", "_vmap")
-    }
-    operators: list[Operator] = []
-    wrong: list[EntryError] = []
-    lines: dict[str, int] = {}
-    try:
-        for node in entries(path.read_text()):
-            try:
-                line = node.start_mark.line + 1
-                entry = Mapping(node, "an operator", line)
-                operator = _operator(entry, modules)
-                for name in operator.names():
-                    first = lines.setdefault(name, operator.line)
-                    if first != operator.line:
-                        raise EntryError(
-                            operator.line,
-                            f"func: {operator.name} needs the name {name}, "
-                            f"which is taken in line {first}; rename or remove "
-                            "one of them",
-                        )
-                operators.append(operator)
-            except EntryError as error:
-                wrong.append(error)
-    except EntryError as error:
-        wrong.append(error)
-    if wrong:
-        messages = [" ".join(str(error).split()) for error in wrong]
-        raise DescriptionError(
-            "\n".join(
-                f"{path.name}:{error.line}: {message}"
-                for error, message in zip(wrong, messages, strict=True)
-            )
-        )
-    return operators
+def refuse(attribute: str, message: str) -> NoReturn:
+    raise AttributeMistakeError(attribute, " ".join(message.split()))
 
 
 def base_type(type_: Type) -> str:
@@ -182,395 +54,368 @@ def base_type(type_: Type) -> str:
     return str(type_.elem if isinstance(type_, OptionalType) else type_)
 
 
+@dataclass(frozen=True)
+class Operator:
+    """An operator's class and what follows from it."""
+
+    cls: Any
+    schema: FunctionSchema
+
+    @property
+    def name(self) -> str:
+        return str(self.schema.name)
+
+    @property
+    def kernel(self) -> str:
+        """The name of the C++ function."""
+        return self.name.removeprefix("_")
+
+    @property
+    def has_out(self) -> bool:
+        return "out" in self.cls.variants
+
+    @property
+    def has_gradients(self) -> bool:
+        return self.cls.backward is not None
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        return self.schema.arguments.flat_non_out
+
+    @property
+    def keywords(self) -> set[str]:
+        return {a.name for a in self.schema.arguments.flat_kwarg_only}
+
+    @property
+    def tensors(self) -> list[Argument]:
+        return [a for a in self.arguments if a.type.is_tensor_like()]
+
+    @property
+    def results(self) -> list[str]:
+        return [r.name or "result" for r in self.schema.returns]
+
+    @cached_property
+    def doc(self) -> dict[str, str]:
+        """The docstring's sections; "" is the summary with what follows it."""
+        text = inspect.cleandoc(self.cls.__doc__ or "")
+        text, arrow, example = text.partition(">>> ")
+        heading = r"^(Args|Returns|Source):\s"
+        first, *others = re.split(heading, text, flags=re.MULTILINE)
+        sections = dict(zip(others[::2], others[1::2], strict=True))
+        sections |= {"": first, "Example": arrow + example}
+        return {name: part.strip("\n") for name, part in sections.items()}
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The docstring's text about each parameter."""
+        entry = r"^    (\w+): (.*(?:\n {8}.*)*)"
+        text = self.doc.get("Args", "")
+        found = re.findall(entry, text, flags=re.MULTILINE)
+        return {name: " ".join(part.split()) for name, part in found}
+
+    def names(self) -> Iterator[str]:
+        """All names that it takes in the dispatcher."""
+        yield self.name
+        if self.has_gradients:
+            yield f"_{self.name}"
+        if self.has_out:
+            yield f"_{self.name}_out"
+        if self.cls.inplace:
+            yield f"{self.name}_"
+            yield f"_{self.name}_"
+
+
+def load(package: Path) -> list[Operator]:
+    """Read the operators of a folder torch_foo."""
+    base, classes = _import(package)
+    operators, wrong = [], []
+    taken: dict[str, str] = {}
+    for cls in classes:
+        file = Path(cls.file).relative_to(package)
+        try:
+            operator = _operator(cls, base)
+            for name in operator.names():
+                place = taken.setdefault(name, f"{file}:{_line(cls)}")
+                if place != f"{file}:{_line(cls)}":
+                    refuse("", f"the name {name} is taken in {place}")
+            _try_samples(operator)
+            operators.append(operator)
+        except AttributeMistakeError as error:
+            attribute, message = error.args
+            line = _line(cls, attribute)
+            wrong.append(f"{file}:{line}: {cls.__name__}: {message}")
+    if wrong:
+        raise DescriptionError("\n".join(wrong))
+    return operators
+
+
+def _import(package: Path) -> tuple[Any, list[Any]]:
+    """Import torch_foo.operators without torch_foo, which loads native code."""
+
+    def ours() -> list[str]:
+        return [n for n in sys.modules if n.partition(".")[0] == "torch_foo"]
+
+    before = {name: sys.modules.pop(name) for name in ours()}
+    stub = types.ModuleType("torch_foo")
+    stub.__path__ = [str(package)]
+    sys.modules["torch_foo"] = stub
+    importlib.invalidate_caches()
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    # An editable torch_foo has a finder of its own, which would come first.
+    finders, sys.meta_path[:] = sys.meta_path[:], STANDARD_FINDERS
+    try:
+        importlib.import_module("torch_foo.operators")
+        base = sys.modules["torch_foo.operators.base"].Operator
+        return base, sorted(base.defined, key=lambda o: (o.file, o.line))
+    except Exception as error:
+        places = [
+            (f.filename, f.lineno)
+            for f in traceback.extract_tb(error.__traceback__)
+        ]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "", error.lineno))
+        file, line = [p for p in places if p[0].startswith(str(package))][-1]
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DescriptionError(
+            f"{Path(file).relative_to(package)}:{line}: {message}"
+        ) from error
+    finally:
+        sys.dont_write_bytecode = writes
+        sys.meta_path[:] = finders
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _line(cls: Any, attribute: str = "") -> int:
+    """The line of a class, or of an attribute that it has."""
+    for node in ast.walk(ast.parse(Path(cls.file).read_text())):
+        # What Python calls the line of a class depends on its version.
+        if not isinstance(node, ast.ClassDef) or not (
+            node.lineno <= cls.line <= (node.end_lineno or 0)
+        ):
+            continue
+        for item in node.body:
+            for target in getattr(item, "targets", [item]):
+                if attribute == getattr(
+                    target, "id", getattr(target, "name", 0)
+                ):
+                    return item.lineno
+        return node.lineno
+    return int(cls.line)
+
+
 # --- one operator -----------------------------------------------------------
 
 
-def _operator(entry: Mapping, modules: dict[str, tuple[str, ...]]) -> Operator:
-    entry.only(KEYS)
-    schema = _schema(entry.text("func"), entry.line_of("func"))
-    name, results = str(schema.name), schema.returns
-    arguments = {a.name: a for a in schema.arguments.flat_non_out}
-    has_tensors = any(a.type.is_tensor_like() for a in arguments.values())
-    has_out = bool(entry.choice("variants", ["out"]))
-    if has_out and [str(r.type) for r in results] != ["Tensor"]:
-        raise EntryError(
-            entry.line_of("variants"),
-            "variants: out is for one result, a Tensor, but "
-            f"{name} has {', '.join(str(r.type) for r in results)}; "
-            "remove it, or use `inplace`",
-        )
-    if has_out and not has_tensors:
-        raise EntryError(
-            entry.line_of("variants"),
-            f"variants: {name} takes no tensor to compare out with; remove it",
-        )
-
-    flags = entry.choices("output_differentiability", ["true", "false"])
-    if flags and len(flags) != len(results):
-        raise EntryError(
-            entry.line_of("output_differentiability"),
-            f"output_differentiability: {len(flags)} values, but {name} has "
-            f"{len(results)} results",
-        )
-    differentiable = tuple(f == "true" for f in flags) or (True,) * len(results)
-
-    fake = ""
-    if "fake" in entry:
-        line = entry.line_of("fake")
-        call = _call(entry.text("fake"), modules, "_fake", line)
-        for word in _names(call):
-            if word not in arguments:
-                raise EntryError(
-                    line,
-                    f"fake: {name} has no argument {word}; use "
-                    f"{', '.join(arguments)}",
-                )
-        fake = ast.unparse(call)
-    elif has_tensors:
-        raise EntryError(
-            entry.line,
-            f"{name} has no fake kernel, without which torch.compile cannot "
-            "trace it; add `fake: FUNCTION(...)`, a function of _fake.py",
-        )
-    if "derivatives" in entry and "vmap" not in entry:
-        raise EntryError(
-            entry.line_of("derivatives"),
-            f"derivatives: {name} has no vmap rule, which torch.func needs "
-            "for gradients too; add `vmap: FUNCTION`, of _vmap.py",
-        )
-    return Operator(
-        line=entry.line,
-        schema=schema,
-        dispatch=_dispatch(entry, name),
-        has_out=has_out,
-        inplace=_inplace(entry, arguments.values(), results),
-        internal_results=_internal_results(entry, results),
-        tags=entry.choices("tags", _all_tags()),
-        fake=fake,
-        derivatives=_derivatives(entry, schema, differentiable, modules),
-        differentiable=differentiable,
-        vmap=entry.choice("vmap", modules["_vmap"]),
-        autocast=entry.choice("autocast", ["promote"]),
-        doc=_doc(entry, name, arguments, has_out),
-    )
+def _operator(cls: Any, base: Any) -> Operator:
+    for name in vars(cls):
+        known = name in vars(base) or name in base.__annotations__
+        if not known and not name.startswith("_"):
+            refuse(name, f"unknown attribute {name}; see class Operator")
+    for name, why in [
+        ("schema", "write it as in native_functions.yaml"),
+        ("reference", "it defines the operator"),
+        ("fake", "without it torch.compile cannot trace the operator"),
+        ("vmap", "torch.func needs it for gradients, too"),
+        ("samples", "tests take their arguments from it"),
+    ]:
+        if name not in vars(cls):
+            refuse("", f"{name} is missing: {why}")
+    if (cls.backward is None) != (cls.setup_context is None):
+        refuse("backward", "setup_context and backward go together")
+    operator = Operator(cls, _schema(cls))
+    _check_choices(operator)
+    _check_doc(operator)
+    return operator
 
 
-def _schema(text: str, line: int) -> FunctionSchema:
-    name = text.partition("(")[0]
-    if "." in name or name.endswith("_") or re.search(r"Tensor\([a-z]", text):
-        raise EntryError(
-            line,
-            f"func: {name} is a variant; describe the operator that "
-            "returns new tensors, and add `variants: out` or `inplace: ...`",
+def _schema(cls: Any) -> FunctionSchema:
+    name = cls.schema.partition("(")[0]
+    if name != cls.__name__:
+        refuse("schema", f"the schema is of {name}, not {cls.__name__}")
+    if name.endswith("_") or re.search(r"Tensor\([a-z]", cls.schema):
+        refuse(
+            "schema",
+            f"{name} is a variant; describe the operator that returns new "
+            'tensors, and add variants = ("out",) or inplace = {...}',
         )
     try:
-        schema = FunctionSchema.parse(text)
+        schema = FunctionSchema.parse(cls.schema)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise EntryError(
-            line,
-            f"func: torchgen cannot parse {text!r}"
-            + (f" ({reason})" if reason else "")
-            + "; write it as in native_functions.yaml, "
+        refuse(
+            "schema",
+            f"torchgen cannot parse {cls.schema!r} ({error}); an example is "
             "`name(Tensor x, float eps=1e-6) -> Tensor`",
-        ) from error
+        )
     values = (*schema.arguments.flat_non_out, *schema.returns)
     for value in values:
         if base_type(value.type) not in TYPES:
-            raise EntryError(
-                line,
-                f"func: {value.name or 'the result'} is a {value.type}, which "
-                "cannot cross the stable ABI; use one of "
-                f"{', '.join(TYPES)}, or that with a question mark",
+            refuse(
+                "schema",
+                f"{value.name or 'the result'} is a {value.type}, which cannot "
+                f"cross the stable ABI; use one of {', '.join(TYPES)}, or that "
+                "with a question mark",
             )
     if not schema.returns:
-        raise EntryError(
-            line, f"func: {name} returns nothing; let it return a new tensor"
-        )
-    if len(schema.returns) > 1 and not all(r.name for r in schema.returns):
-        raise EntryError(
-            line,
-            "func: give the results names, as in "
-            "`-> (Tensor first, Tensor second)`",
-        )
+        refuse("schema", "it returns nothing; let it return a new tensor")
     names = [v.name for v in values if v.name]
-    for word in (name, *names):
-        if (
-            not re.fullmatch(r"[A-Za-z_]\w*", word)
-            or iskeyword(word)
-            or word in RESERVED
-            or names.count(word) > 1
-        ):
-            raise EntryError(
-                line,
-                f"func: {word!r} is no name, is there twice or has another "
-                "meaning in the generated Python; choose another",
+    if len(schema.returns) > 1 and not all(r.name for r in schema.returns):
+        refuse(
+            "schema", "several results need names: `-> (Tensor a, Tensor b)`"
+        )
+    for word in names:
+        if keyword.iskeyword(word):
+            refuse("schema", f"{word!r} is a keyword of Python")
+        if word in RESERVED:
+            refuse("schema", f"{word!r} has a meaning in generated code")
+        if names.count(word) > 1:
+            refuse("schema", f"{word!r} occurs twice")
+    for argument in schema.arguments.flat_non_out:
+        try:
+            ast.literal_eval(argument.default or "None")
+        except (SyntaxError, ValueError):
+            refuse(
+                "schema",
+                f"the default of {argument.name}, {argument.default}, is not a "
+                "literal of Python",
             )
-    _check_defaults(schema, line)
     return schema
 
 
-def _check_defaults(schema: FunctionSchema, line: int) -> None:
-    """Check that they mean the same in Python, where nobody else looks."""
-    previous = ""
-    for argument in schema.arguments.flat_non_out:
-        if argument in schema.arguments.flat_kwarg_only:
-            previous = ""
-        if argument.default is None:
-            if previous:
-                raise EntryError(
-                    line,
-                    f"func: {argument.name} comes after {previous}, which has "
-                    "a default; give it one too, or put it first",
-                )
-            continue
-        previous = argument.name
-        try:
-            value = ast.literal_eval(argument.default)
-        except (SyntaxError, ValueError):
-            value = ...
-        types = TYPES[base_type(argument.type)]
-        if isinstance(argument.type, OptionalType):
-            types = (*types, type(None))
-        if type(value) not in types:
-            raise EntryError(
-                line,
-                f"func: {argument.default} is no default for "
-                f"{argument.type} {argument.name}; write one as in Python",
-            )
+def _check_choices(operator: Operator) -> None:
+    cls, results = operator.cls, operator.results
+    for attribute, given, allowed in [
+        ("variants", cls.variants, ["out"]),
+        ("autocast", [cls.autocast], ["", "promote"]),
+        ("tags", cls.tags, [t for t in dir(torch.Tag) if t.islower()]),
+        ("internal_results", cls.internal_results, results[1:]),
+        ("inplace", cls.inplace, results),
+        ("inplace", cls.inplace.values(), [a.name for a in operator.tensors]),
+        ("peers", cls.peers, ["eager", "built-in", "built-in out"]),
+    ]:
+        for word in given:
+            if word not in allowed:
+                choices = ", ".join(map(repr, allowed))
+                refuse(attribute, f"{word!r} is none of {choices}")
+    if cls.variants and [str(r.type) for r in operator.schema.returns] != [
+        "Tensor"
+    ]:
+        refuse("variants", "out is for operators with one result, a Tensor")
+    if cls.inplace and set(cls.inplace) != set(results):
+        refuse("inplace", f"name an argument for each of {', '.join(results)}")
 
 
-def _dispatch(entry: Mapping, name: str) -> dict[str, str]:
-    if "dispatch" not in entry:
-        return dict.fromkeys(DEVICES, name)
-    mapping = entry.mapping("dispatch")
-    mapping.only((*DEVICES, "CompositeExplicitAutograd"), "dispatch key")
-    for key in mapping:
-        if not re.fullmatch(r"[A-Za-z]\w*", mapping.text(key)):
-            raise EntryError(
-                mapping.line_of(key),
-                f"dispatch: {mapping.text(key)!r} is no C++ function's name",
-            )
-    return {key: mapping.text(key) for key in mapping}
-
-
-def _inplace(
-    entry: Mapping, arguments: Iterable[Argument], results: Iterable[Return]
-) -> dict[str, str]:
-    if "inplace" not in entry:
-        return {}
-    mapping = entry.mapping("inplace")
-    names = [r.name or "result" for r in results]
-    mapping.only(names, "result")
-    tensors = [a.name for a in arguments if str(a.type) == "Tensor"]
-    written: dict[str, str] = {}
-    for result in names:
-        argument = mapping.text(result)
-        if argument not in tensors or argument in written:
-            raise EntryError(
-                mapping.line_of(result),
-                f"inplace: {argument} is no Tensor argument, or is written "
-                f"twice; use each of {', '.join(tensors)} at most once",
-            )
-        written[argument] = result
-    return written
-
-
-def _internal_results(
-    entry: Mapping, results: Iterable[Return]
-) -> tuple[str, ...]:
-    names = [str(r.name) for r in results]
-    internal = entry.choices("internal_results", names)
-    if internal and list(internal) != names[1:][-len(internal) :]:
-        raise EntryError(
-            entry.line_of("internal_results"),
-            f"internal_results are to be the last of {', '.join(names)}, in "
-            "this order, and not all",
+def _check_doc(operator: Operator) -> None:
+    if not operator.doc[""]:
+        refuse("", "the docstring is missing")
+    if not operator.cls.is_public():
+        return
+    expected = [a.name for a in operator.arguments] + ["out"] * operator.has_out
+    if list(operator.parameters) != expected:
+        found = ", ".join(operator.parameters)
+        refuse(
+            "", f"the docstring's Args: {found}; expected {', '.join(expected)}"
         )
-    return internal
+    for section in ("Returns", "Source", "Example"):
+        if not operator.doc.get(section):
+            refuse("", f"the docstring has no {section}")
 
 
-def _doc(
-    entry: Mapping, name: str, arguments: Collection[str], has_out: bool
-) -> Doc | None:
-    if "doc" not in entry and name.startswith("_"):
-        return None
-    doc = entry.mapping("doc")
-    doc.only(["summary", "args", "out", "returns", "source", "example"])
-    args = doc.mapping("args")
-    args.only(arguments, "argument")
-    return Doc(
-        summary=doc.text("summary"),
-        args={a: args.text(a) for a in arguments},
-        out=doc.text("out", None if has_out else ""),
-        returns=doc.text("returns", "A new contiguous tensor."),
-        source=doc.text("source"),
-        example=doc.text("example"),
-    )
+# --- its samples ------------------------------------------------------------
 
 
-# --- expressions ------------------------------------------------------------
+class _Context:
+    """What setup_context and backward see in place of autograd's context."""
+
+    def __init__(self, args: list[Any]) -> None:
+        self.needs_input_grad = [isinstance(a, torch.Tensor) for a in args]
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    def mark_non_differentiable(self, *tensors: Any) -> None:
+        pass
 
 
-def _call(
-    text: str, modules: dict[str, tuple[str, ...]], module: str, line: int
-) -> ast.Call:
-    """Parse a call of a function of a module."""
-    key = module.removeprefix("_")
+def _try_samples(operator: Operator) -> None:
+    """Try the reference, the fake kernel and the gradients on each sample."""
+    samples = _call("samples", "", lambda: list(operator.cls.samples()))
+    if not samples:
+        refuse("samples", "there is no sample")
+    for sample in samples:
+        if not sample.is_large:
+            _try_sample(operator, sample)
+
+
+def _call(attribute: str, where: str, function: Callable[[], Any]) -> Any:
     try:
-        expression = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise EntryError(
-            line, f"{key}: {text!r} is not Python; write FUNCTION(...)"
-        ) from error
-    called = isinstance(expression, ast.Call) and ast.unparse(expression.func)
-    if called not in modules[module]:
-        raise EntryError(
-            line,
-            f"{key}: {text!r} does not call a function of {module}.py; use "
-            f"one of {', '.join(modules[module])}, or add one there",
+        return function()
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0]
+        refuse(
+            attribute,
+            f"{where}{attribute} raises {type(error).__name__}: {text}",
         )
-    assert isinstance(expression, ast.Call)
-    return expression
 
 
-def _names(call: ast.Call) -> Iterator[str]:
-    """The variables in the arguments of a call."""
-    for argument in (*call.args, *(k.value for k in call.keywords)):
-        for node in ast.walk(argument):
-            if isinstance(node, ast.Name):
-                yield node.id
-
-
-def _derivatives(
-    entry: Mapping,
-    schema: FunctionSchema,
-    differentiable: tuple[bool, ...],
-    modules: dict[str, tuple[str, ...]],
-) -> tuple[Derivative, ...]:
-    if "derivatives" not in entry:
-        return ()
-    mapping = entry.mapping("derivatives")
-    tensors = {
-        a.name: a
-        for a in schema.arguments.flat_non_out
-        if a.type.is_tensor_like()
+def _try_sample(operator: Operator, sample: Any) -> None:
+    cls, where = operator.cls, f"sample {sample.name!r}: "
+    args = [*_call("samples", where, lambda: sample.args(torch.float64))]
+    defaults = {
+        a.name: ast.literal_eval(a.default)
+        for a in operator.arguments
+        if a.default is not None
     }
-    groups = {key: [a.strip() for a in key.split(",")] for key in mapping}
-    given = {f"wants_{name}" for group in groups.values() for name in group}
-    if len(schema.returns) == 1:
-        given.add("grad")
-    else:
-        pairs = zip(schema.returns, differentiable, strict=True)
-        given |= {f"grad_{result.name}" for result, has in pairs if has}
-    derivatives: list[Derivative] = []
-    seen: set[str] = set()
-    for key, arguments in groups.items():
-        line = mapping.line_of(key)
-        for argument in arguments:
-            if argument not in tensors:
-                raise EntryError(
-                    line,
-                    f"derivatives: {schema.name} has no tensor {argument}; "
-                    f"use one of {', '.join(tensors)}",
-                )
-            if argument in seen:
-                raise EntryError(
-                    line, f"derivatives: {argument} is there twice"
-                )
-            if tensors[argument] in schema.arguments.flat_kwarg_only:
-                raise EntryError(
-                    line,
-                    f"derivatives: torch.library has none for {argument}, a "
-                    "keyword-only tensor; put it before the * in func",
-                )
-            seen.add(argument)
-        call = _call(mapping.text(key), modules, "_derivatives", line)
-        derivatives.append(
-            _derivative(tuple(arguments), call, schema, given, line)
-        )
-    return tuple(derivatives)
+    named = defaults | sample.named
+    rest = [a.name for a in operator.arguments[len(args) :]]
+    args += [named[name] for name in rest if name in named]
+    if len(args) != len(operator.arguments):
+        missing = ", ".join(name for name in rest if name not in named)
+        what = f"{missing} is missing" if missing else "too many arguments"
+        refuse("samples", where + what)
 
-
-def _derivative(
-    arguments: tuple[str, ...],
-    call: ast.Call,
-    schema: FunctionSchema,
-    given: set[str],
-    line: int,
-) -> Derivative:
-    inputs = {a.name: a.type for a in schema.arguments.flat_non_out}
-    results = [r.name or "result" for r in schema.returns]
-    if both := given & {*inputs, *results}:
-        raise EntryError(
-            line,
-            f"derivatives: an argument or result is called {min(both)}, as a "
-            "gradient is here; rename it",
-        )
-    tensors, shapes, values = [], [], []
-
-    class Saved(ast.NodeTransformer):
-        """Replaces what the forward function keeps in ctx."""
-
-        def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-            name = ast.unparse(node.value)
-            if node.attr != "shape" or name not in (*inputs, *results):
-                raise EntryError(
-                    line,
-                    f"derivatives: `{ast.unparse(node)}`; of a tensor only "
-                    "its .shape can be used, the rest in _derivatives.py",
-                )
-            shapes.append(name)
-            return ast.parse(f"ctx.{name}_shape", mode="eval").body
-
-        def visit_Name(self, node: ast.Name) -> ast.AST:
-            name = node.id
-            if name in given:
-                return node
-            if name in results or (
-                name in inputs and inputs[name].is_tensor_like()
-            ):
-                tensors.append(name)
-                return node
-            if name in inputs:
-                values.append(name)
-                return ast.parse(f"ctx.{name}", mode="eval").body
-            raise EntryError(
-                line,
-                f"derivatives: {name} is unknown; use "
-                f"{', '.join((*inputs, *results, *sorted(given)))}",
+    def check(
+        attribute: str, found: tuple[Any, ...], of: list[str], wanted: Any
+    ) -> None:
+        if len(found) != len(of):
+            refuse(
+                attribute,
+                f"{where}{attribute} returns {len(found)} values, expected "
+                f"{len(of)}: {', '.join(of)}",
             )
+        for name, value, want in zip(of, found, wanted, strict=False):
+            if value is not None and _describe(value) != _describe(want):
+                what = f"returns {_describe(value)} for {name}"
+                expected = f"expected {_describe(want)}"
+                refuse(attribute, f"{where}{attribute} {what}, {expected}")
 
-    saved = Saved()
-    call.args = [saved.visit(a) for a in call.args]
-    for keyword in call.keywords:
-        keyword.value = saved.visit(keyword.value)
-    return Derivative(
-        arguments,
-        ast.unparse(call),
-        tuple(dict.fromkeys(tensors)),
-        tuple(dict.fromkeys(shapes)),
-        tuple(dict.fromkeys(values)),
+    results = _tuple(_call("reference", where, lambda: cls.reference(*args)))
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+    fakes = _tuple(_call("fake", where, lambda: cls.fake(*meta)))
+    check("fake", fakes, operator.results, results)
+    if not operator.has_gradients:
+        return
+    internal = fakes[len(results) :]  # which the formula does not have
+    results += tuple(torch.zeros_like(f, device="cpu") for f in internal)
+    output = results if len(results) > 1 else results[0]
+    context = _Context(args)
+    _call(
+        "setup_context", where, lambda: cls.setup_context(context, args, output)
     )
-
-
-# --- what there is to refer to ----------------------------------------------
-
-
-def _functions(source: Path) -> tuple[str, ...]:
-    tree = ast.parse(source.read_text())
-    return tuple(
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    grads = [torch.ones_like(r) for r in results]
+    found = _tuple(
+        _call("backward", where, lambda: cls.backward(context, *grads))
     )
+    check("backward", found, [a.name for a in operator.arguments], args)
 
 
-@cache
-def _all_tags() -> tuple[str, ...]:
-    spec = util.find_spec("torchgen")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    root = Path(spec.submodule_search_locations[0])
-    text = (root / "packaged/ATen/native/tags.yaml").read_text()
-    return tuple(entry["tag"] for entry in yaml.safe_load(text))
+def _tuple(result: Any) -> tuple[Any, ...]:
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

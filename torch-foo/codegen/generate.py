@@ -1,133 +1,171 @@
-"""Write what follows from ops.yaml, or check that it is written.
+"""Write what follows from torch_foo/operators, or check that it is written.
 
-description.py reads ops.yaml, templates/ show what is made of it, this file
-has the spellings of types and arguments, formats the result and writes it.
+The classes there describe the operators. From them this writes the C++
+declarations and registrations, the Python functions and the reference page.
 """
 
 import argparse
 import difflib
+import json
 import os
 import subprocess
 import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
-import jinja2
-from description import (
-    DescriptionError,
-    Operator,
-    base_type,
-    load,
-)
+from description import TYPES, DescriptionError, Operator, base_type, load
 from torchgen.model import Argument, OptionalType, Type
 
 PROJECT = Path(__file__).resolve().parents[1]
-
-# Template to file.
-OUTPUTS = {
-    "operators.h": "src/generated/operators.h",
-    "register.cpp": "src/generated/register.cpp",
-    "_dispatch.py": "python/torch_foo/_dispatch.py",
-    "ops.py": "python/torch_foo/ops.py",
-    "ops.pyi": "python/torch_foo/ops.pyi",
-    "operators.md": "docs/operators.md",
-}
+LINE, BLOCK = "\n", "\n\n"
+HEAD = "Generated from python/torch_foo/operators by codegen/generate.py."
 FORMATTERS = {
-    ".h": ["clang-format"],
-    ".cpp": ["clang-format"],
-    ".py": ["ruff", "format", "-"],
-    ".pyi": ["ruff", "format", "-"],
-}
-
-CPP_TYPES = {
-    "Tensor": "Tensor",
-    "int": "std::int64_t",
-    "float": "double",
-    "bool": "bool",
-    "str": "std::string",
+    ".h": ["clang-format", "--assume-filename"],
+    ".cc": ["clang-format", "--assume-filename"],
+    ".py": ["ruff", "format", "-", "--stdin-filename"],
 }
 
 
-# --- spellings that the templates use ---------------------------------------
+# --- schemas ----------------------------------------------------------------
+
+
+def schemas(op: Operator) -> list[tuple[str, str]]:
+    """What to register: schemas, each with its kernel.
+
+    Those of the raw operators, `_NAME`, which have no derivatives, take all
+    arguments by position: the Python functions call them, and keywords take
+    time.
+    """
+    text = str(op.schema.arguments)
+    full = text.split(", ") if text else []
+    raw = [f"{a.type} {a.name}" for a in op.arguments]
+    result = [(str(op.schema), op.kernel)]
+
+    def add(name: str, arguments: list[str], ending: str, returns: str) -> None:
+        text = f"{name}({', '.join(arguments)}) -> {returns}"
+        result.append((text, op.kernel + ending))
+
+    if op.has_gradients:
+        add(f"_{op.name}", raw, "", str(op.schema).rpartition(" -> ")[2])
+    if op.has_out:
+        star = [] if "*" in full else ["*"]
+        add(f"{op.name}.out", [*full, *star, "Tensor(a!) out"], "_out", "()")
+        add(f"_{op.name}_out", [*raw, "Tensor(a!) out"], "_out", "()")
+    if op.cls.inplace:
+        written = dict.fromkeys(f"Tensor {a}" for a in op.cls.inplace.values())
+        marks = dict(zip(written, "abcdefgh", strict=False))
+        for name, arguments in [(f"{op.name}_", full), (f"_{op.name}_", raw)]:
+            marked = [
+                a.replace("Tensor", f"Tensor({marks[a]}!)") if a in marks else a
+                for a in arguments
+            ]
+            add(name, marked, "_", "()")
+    return result
+
+
+# --- C++ --------------------------------------------------------------------
 
 
 def cpp_type(type_: Type) -> str:
-    name = CPP_TYPES[base_type(type_)]
+    name = TYPES[base_type(type_)]
     return f"std::optional<{name}>" if isinstance(type_, OptionalType) else name
 
 
 def cpp_argument(argument: Argument) -> str:
     name = cpp_type(argument.type)
-    if name in ("std::int64_t", "double", "bool"):
-        return f"{name} {argument.name}"
-    return f"const {name}& {argument.name}"
+    by_value = name in ("std::int64_t", "double", "bool")
+    return f"{name if by_value else f'const {name}&'} {argument.name}"
 
 
-def cpp_result(op: Operator) -> str:
-    types = [cpp_type(r.type) for r in op.results]
-    return types[0] if len(types) == 1 else f"std::tuple<{', '.join(types)}>"
-
-
-def cpp_arguments(op: Operator, *more: str) -> str:
-    return ", ".join([*map(cpp_argument, op.arguments), *more])
-
-
-def schemas(op: Operator) -> list[tuple[str, str]]:
-    """What to register: schemas, each with the ending of its kernel's name."""
-    text = str(op.schema.arguments)
-    arguments = text.split(", ") if text else []
-    result = [(str(op.schema), "")]
+def declarations(op: Operator) -> str:
+    types = [cpp_type(r.type) for r in op.schema.returns]
+    result = types[0] if len(types) == 1 else f"std::tuple<{', '.join(types)}>"
+    arguments = ", ".join(map(cpp_argument, op.arguments))
+    kernels = [f"{result} {op.kernel}({arguments});"]
     if op.has_out:
-        star = [] if "*" in arguments else ["*"]
-        result.append(
-            (signature(f"{op.name}.out", [*arguments, *star, OUT]), "_out")
-        )
-    if op.inplace:
-        result.append((inplace(op, f"{op.name}_", arguments), "_"))
-    return result + raw_schemas(op)
+        kernels.append(f"void {op.kernel}_out({arguments}, const Tensor& out);")
+    if op.cls.inplace:
+        kernels.append(f"void {op.kernel}_({arguments});")
+    return LINE.join(kernels)
 
 
-def raw_schemas(op: Operator) -> list[tuple[str, str]]:
-    """The same for the operators that have no derivatives.
+def operators_h(ops: list[Operator]) -> str:
+    return f"""\
+// {HEAD} Do not edit.
+//
+// The operators' kernels, as register.cc gives them to the dispatcher.
+#pragma once
 
-    All their arguments are positional and have to be given: it is the Python
-    functions that call them, and keywords take time.
-    """
-    arguments = [f"{a.type} {a.name}" for a in op.arguments]
-    result = []
-    if op.derivatives:
-        returns = str(op.schema).rpartition(" -> ")[2]
-        result.append((signature(f"_{op.name}", arguments, returns), ""))
-    if op.has_out:
-        result.append((signature(f"_{op.name}_out", [*arguments, OUT]), "_out"))
-    if op.inplace:
-        result.append((inplace(op, f"_{op.name}_", arguments), "_"))
-    return result
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
 
+#include "tensor.h"
 
-OUT = "Tensor(a!) out"
+// So that a missing one shows when linking, not when loading.
+#pragma GCC visibility push(hidden)
 
+namespace torch_foo {{
 
-def signature(name: str, arguments: list[str], returns: str = "()") -> str:
-    return f"{name}({', '.join(arguments)}) -> {returns}"
+{BLOCK.join(map(declarations, ops))}
 
+}}  // namespace torch_foo
 
-def inplace(op: Operator, name: str, arguments: list[str]) -> str:
-    letters = iter("abcdefgh")
-    written = [f"Tensor {argument}" for argument in op.inplace]
-    return signature(
-        name,
-        [
-            a.replace("Tensor", f"Tensor({next(letters)}!)")
-            if a in written
-            else a
-            for a in arguments
-        ],
-    )
+#pragma GCC visibility pop
+"""
 
 
-def schema_name(schema: str) -> str:
-    return schema.partition("(")[0]
+def register_cc(ops: list[Operator]) -> str:
+    all_schemas = [pair for op in ops for pair in schemas(op)]
+    definitions = [
+        f"  m.def({json.dumps(schema)});" for schema, _ in all_schemas
+    ]
+    kernels = [
+        f"  m.impl({json.dumps(schema.partition('(')[0])}, "
+        f"boxed<&torch_foo::{kernel}>);"
+        for schema, kernel in all_schemas
+    ]
+    # Without the others, tensors of layouts that the adaptors refuse would give
+    # a page about backends in place of one sentence.
+    keys = ["CPU", "CUDA", "SparseCPU", "SparseCsrCPU", "MkldnnCPU"]
+    keys += ["QuantizedCPU", "SparseCUDA", "SparseCsrCUDA", "QuantizedCUDA"]
+    implementations = [
+        f"STABLE_TORCH_LIBRARY_IMPL(torch_foo, {key}, m) {{ implement(m); }}"
+        for key in keys
+    ]
+    return f"""\
+// {HEAD} Do not edit.
+//
+// The operators' schemas and kernels. Their fake kernels, gradients, autocast
+// and vmap rules are registered from Python, by torch_foo/_registration.py: the
+// stable ABI has no C++ interface for them.
+#include <torch/csrc/stable/library.h>
+
+#include "boxed.h"
+#include "generated/operators.h"
+
+STABLE_TORCH_LIBRARY(torch_foo, m) {{
+{LINE.join(definitions)}
+}}
+
+namespace {{
+
+using torch_foo::boxed;
+
+void implement(torch::stable::detail::StableLibrary& m) {{
+{LINE.join(kernels)}
+}}
+
+}}  // namespace
+
+// Adaptors refuse sparse and quantized tensors in one sentence; without kernels
+// for these the dispatcher would, with a page about backends.
+{LINE.join(implementations)}
+"""
+
+
+# --- Python -----------------------------------------------------------------
 
 
 def python_type(type_: Type) -> str:
@@ -135,16 +173,10 @@ def python_type(type_: Type) -> str:
     return base_type(type_) + optional
 
 
-def keyword_only(op: Operator) -> set[str]:
-    return {a.name for a in op.schema.arguments.flat_kwarg_only}
-
-
 def python_parameters(op: Operator, out: bool = False) -> str:
-    """The parameters of a Python function."""
-    keywords = keyword_only(op)
     parts = []
     for argument in op.arguments:
-        if argument.name in keywords and "*" not in parts:
+        if argument.name in op.keywords and "*" not in parts:
             parts.append("*")
         text = f"{argument.name}: {python_type(argument.type)}"
         if argument.default is not None:
@@ -156,49 +188,27 @@ def python_parameters(op: Operator, out: bool = False) -> str:
     return ", ".join(parts)
 
 
-def fake_parameters(op: Operator) -> str:
-    """The parameters of a fake kernel: the same, all of them positional."""
-    return ", ".join(
-        a.name if a.default is None else f"{a.name}={a.default}"
-        for a in op.arguments
-    )
-
-
-def cpp_string(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def public_names(ops: list[Operator]) -> list[str]:
-    names = [name for op in ops if op.public for name in op.names()]
-    return sorted(name for name in names if not name.startswith("_"))
-
-
-def results_to_return(op: Operator) -> str:
-    """What to write after a call to drop internal results."""
-    if not op.internal_results:
-        return ""
-    kept = [
-        i for i, r in enumerate(op.results) if r.name not in op.internal_results
-    ]
-    return f"[{kept[0]}]" if len(kept) == 1 else f"[: {len(kept)}]"
-
-
 def python_result(op: Operator) -> str:
-    types = [
-        python_type(r.type)
-        for r in op.results
-        if r.name not in op.internal_results
-    ]
+    types = [python_type(r.type) for r in op.schema.returns]
+    types = types[: len(types) - len(op.cls.internal_results)]
     return types[0] if len(types) == 1 else f"tuple[{', '.join(types)}]"
 
 
-def python_arguments(op: Operator, keywords: bool = True) -> str:
+def python_arguments(op: Operator, keywords: bool = False) -> str:
     """What a Python function passes on."""
-    named = keyword_only(op) if keywords else set()
+    named = op.keywords if keywords else set()
     return ", ".join(
         f"{a.name}={a.name}" if a.name in named else a.name
         for a in op.arguments
     )
+
+
+def results_to_return(op: Operator) -> str:
+    """What to write after a call to drop internal results."""
+    kept = len(op.results) - len(op.cls.internal_results)
+    if kept == len(op.results):
+        return ""
+    return "[0]" if kept == 1 else f"[:{kept}]"
 
 
 def is_special(op: Operator, *optional: str) -> str:
@@ -206,143 +216,221 @@ def is_special(op: Operator, *optional: str) -> str:
 
     The tensors come before the mode, so that what is no tensor is noticed.
     """
-    questions = ["_is_dynamo_compiling()", "_compiler._is_exporting_flag"]
-    if op.derivatives or op.inplace:
+    questions = ["_is_dynamo_compiling()", "_compiler_state._is_exporting_flag"]
+    if op.has_gradients or op.cls.inplace:
         requires_grad = [
             f"({a.name} is not None and {a.name}.requires_grad)"
             if isinstance(a.type, OptionalType)
             else f"{a.name}.requires_grad"
             for a in op.tensors
-        ] + [
+        ]
+        requires_grad += [
             f"({name} is not None and {name}.requires_grad)"
             for name in optional
         ]
         questions += [
             "_transforms_are_active()",
-            "_forward_ad._current_level >= 0",
+            "_forward_ad_state._current_level >= 0",
             f"(({' or '.join(requires_grad)}) and _is_grad_enabled())",
         ]
     return f"({' or '.join(questions)})"
 
 
-# Of backward functions: `wants_x` says whether the gradient of x is needed.
+def handles(op: Operator) -> str:
+    raw = f"_{op.name}" if op.has_gradients else op.name
+    names = [(f"_{op.name}", raw)]
+    if op.has_out:
+        names.append((f"_{op.name}_out", f"_{op.name}_out"))
+    if op.cls.inplace:
+        names.append((f"_{op.name}_", f"_{op.name}_"))
+    text = LINE.join(f"{n} = _operation(_ops.{of}.default)" for n, of in names)
+    for role in ["documented"] + ["apply"] * op.has_gradients:
+        text += f'\n_{op.name}_{role} = _OPERATORS["{op.name}"].{role}'
+    return text
 
 
-def differentiated(op: Operator) -> list[str]:
-    return [name for d in op.derivatives for name in d.arguments]
+def function(op: Operator) -> str:
+    name, given, rest = op.name, python_arguments(op), results_to_return(op)
+    with_out = f"{given}, out=out" if op.has_out else given
+    special = "apply" if op.has_gradients else "documented"
+    text = f"""
+def {name}({python_parameters(op, op.has_out)}) -> {python_result(op)}:
+    try:
+        is_special = {is_special(op, *["out"] * op.has_out)}
+    except AttributeError:  # not a tensor: the documented operator says so
+        return _{name}_documented({with_out}){rest}
+"""
+    if op.has_out:
+        text += f"""
+    if out is not None:
+        if is_special:
+            return _{name}_documented({with_out})
+        _{name}_out({given}, out)
+        _mark_written(out)
+        return out
+"""
+    text += f"""
+    if is_special:
+        return _{name}_{special}({given}){rest}
+    return _{name}({given}){rest}
+"""
+    if op.cls.inplace:
+        text += f"""
+
+def {name}_({python_parameters(op)}) -> None:
+    try:
+        is_special = {is_special(op)}
+    except AttributeError:
+        is_special = True
+    if is_special:
+        _ops.{name}_.default({python_arguments(op, True)})
+    else:
+        _{name}_({given})
+        _mark_written({", ".join(op.cls.inplace.values())})
+"""
+    return text
 
 
-def wanted(op: Operator) -> str:
-    """Assigns wants_x for each x."""
-    names = [a.name for a in op.arguments]
-    last = max(names.index(name) for name in differentiated(op))
-    targets = [
-        f"wants_{name}" if name in differentiated(op) else "_"
-        for name in names[: last + 1]
-    ]
-    # torch.library passes one more, and drops those that equal defaults.
-    needs = "ctx.needs_input_grad"
-    if any(a.default is not None for a in op.arguments):
-        needs = f"(*{needs}, {', '.join(['False'] * len(targets))})"
-    needs += f"[: {len(targets)}]"
-    return f"{', '.join(targets)}{',' * (len(targets) == 1)} = {needs}"
+def ops_py(ops: list[Operator]) -> str:
+    public = [op for op in ops if op.cls.is_public()]
+    names = [op.name for op in public]
+    names += [f"{op.name}_" for op in public if op.cls.inplace]
+    return f'''\
+# {HEAD} Do not edit.
+"""The operators as functions.
+
+A plain call goes to an operator that has no derivatives, because those of
+torch.library cost more than a small kernel even where nobody needs them. While
+PyTorch traces or transforms, and where a gradient is needed, it goes to
+Operator.apply, which knows about derivatives.
+"""
+# mypy: disable-error-code="no-any-return"
+# (the dispatcher's functions have no types)
+
+import torch
+from torch import Tensor
+
+from torch_foo._registration import document as _document
+from torch_foo._registration import mark_written as _mark_written
+from torch_foo._torch_internals import compiler_state as _compiler_state
+from torch_foo._torch_internals import forward_ad_state as _forward_ad_state
+from torch_foo._torch_internals import operation as _operation
+from torch_foo._torch_internals import (
+    transforms_are_active as _transforms_are_active,
+)
+from torch_foo.operators import OPERATORS as _OPERATORS
+
+__all__ = {sorted(names)}
+
+_ops = torch.ops.torch_foo
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_is_grad_enabled = torch.is_grad_enabled
+
+{LINE.join(map(handles, public))}
+
+{BLOCK.join(map(function, public))}
+
+_document(globals())
+'''
 
 
-def returned(op: Operator) -> str:
-    """What a backward function returns: an item for each argument."""
-    targets = differentiated(op)
-    items = [
-        f"grad_of_{a.name}" if a.name in targets else "None"
-        for a in op.arguments
-    ]
-    return "".join(f"{item}, " for item in items)
-
-
-def gradients(op: Operator) -> list[str]:
-    """The parameters of a backward function, one for each result."""
-    if len(op.results) == 1:
-        return ["grad"]
-    return [f"grad_{r.name}" for r in op.results]
-
-
-def saved(op: Operator, kind: str) -> list[str]:
-    """What the formulas need, kind by kind: tensors, shapes or values."""
-    names = [name for d in op.derivatives for name in getattr(d, kind)]
-    return list(dict.fromkeys(names))
-
-
-def saved_tensors(op: Operator) -> list[str]:
-    """The tensors to save, or None in place of those that nobody needs."""
-    result = []
-    for name in saved(op, "tensors"):
-        users = [d for d in op.derivatives if name in d.tensors]
-        if len(users) == len(op.derivatives):
-            result.append(name)
-        else:
-            tests = [f"wants_{a}" for d in users for a in d.arguments]
-            result.append(f"{name} if {' or '.join(tests)} else None")
-    return result
-
-
-def unpacked_results(op: Operator) -> str:
-    """The left side of an assignment of the results, if one is used."""
-    names = [r.name or "result" for r in op.results]
-    used = [*saved(op, "tensors"), *saved(op, "shapes"), *constants(op)]
-    return ", ".join(names) if set(names) & set(used) else ""
-
-
-def constants(op: Operator) -> list[str]:
-    """The results that have no gradient."""
-    pairs = zip(op.results, op.differentiable, strict=True)
-    return [r.name or "result" for r, has in pairs if not has]
-
-
-# Of text.
-
-
-def wrapped(text: str, indent: int, first: int = 0) -> str:
-    """Text in lines of at most 80 columns, the first indented differently."""
-    return textwrap.fill(
-        " ".join(text.split()),
-        80,
-        initial_indent=" " * first,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def inplace_summary(op: Operator) -> str:
-    takes = [
-        f"{argument} takes {'the result' if result == 'result' else result}"
-        for argument, result in op.inplace.items()
-    ]
-    return f"Do what :func:`{op.name}` does, in place: {', '.join(takes)}."
+# --- the reference page -----------------------------------------------------
 
 
 def markdown(text: str) -> str:
-    """A docstring's text as Markdown has it, in one line."""
+    """A docstring's text as Markdown has it."""
     return " ".join(text.split()).replace("``", "`")
+
+
+def section(op: Operator) -> str:
+    doc = op.doc
+    variants = [
+        f"torch_foo.{op.name}({python_parameters(op, op.has_out)}) "
+        f"-> {python_result(op)}"
+    ]
+    if op.cls.inplace:
+        variants.append(
+            f"torch_foo.{op.name}_({python_parameters(op)}) -> None"
+        )
+    about = "\n".join(
+        f"- `{name}`: {markdown(text)}" for name, text in op.parameters.items()
+    )
+    if "Returns" in doc:
+        about += f"\n\nReturns: {markdown(doc['Returns'])}"
+    autocast = "brings mixed floating-point arguments to the widest dtype"
+    return f"""\
+## {op.name}
+
+```python
+{LINE.join(variants)}
+```
+
+{markdown(doc[""])}
+
+{about}
+
+| | |
+|---|---|
+| gradients | {"yes" if op.has_gradients else "none"} |
+| autocast | {autocast if op.cls.autocast else "no rule"} |
+| schema | `{op.schema}` |
+
+Source: {markdown(doc["Source"])}
+
+```python
+{doc["Example"]}
+```
+"""
+
+
+def operators_md(ops: list[Operator]) -> str:
+    public = [op for op in ops if op.cls.is_public()]
+    rows = []
+    for op in public:
+        summary = markdown(op.doc[""].split("\n\n")[0])
+        rows.append(f"| [`{op.name}`](#{op.name}) | {summary} |")
+    return f"""\
+<!-- {HEAD} Do not edit. -->
+# Operators of torch_foo
+
+Each is a function of `torch_foo` and, under the same name, an operator of
+`torch.ops.torch_foo`, which takes the same arguments. All work with
+`torch.compile`, `torch.export` (static and dynamic shapes) and `torch.vmap`.
+Wrong input is a `RuntimeError` that names the operator, the argument, what was
+expected and what came. It is raised before anything is written.
+
+They run on CPUs. Tensors on a CUDA device go to foo_core's CUDA kernels, which
+no version of it has yet: an error says so.
+
+| operator | computes |
+|---|---|
+{LINE.join(rows)}
+
+{LINE.join(map(section, public))}"""
 
 
 # --- writing ----------------------------------------------------------------
 
+OUTPUTS: dict[str, Callable[[list[Operator]], str]] = {
+    "src/generated/operators.h": operators_h,
+    "src/generated/register.cc": register_cc,
+    "python/torch_foo/ops.py": ops_py,
+    "docs/operators.md": operators_md,
+}
+
 
 def formatted(text: str, path: Path) -> str:
-    command = FORMATTERS.get(path.suffix)
-    if command is None:
+    if path.suffix not in FORMATTERS:
         return text
-    option = {
-        "clang-format": f"--assume-filename={path}",
-        "ruff": f"--stdin-filename={path}",
-    }[command[0]]
+    *words, option = FORMATTERS[path.suffix]
+    command = [*words, f"{option}={path}"]
     try:
         done = subprocess.run(
-            [*command, option], input=text, capture_output=True, text=True
+            command, input=text, capture_output=True, text=True
         )
     except FileNotFoundError:
         sys.exit(
-            f"generate: {command[0]} is not installed; run this as "
+            f"generate: {words[0]} is not installed; run this as "
             "`pixi run generate`, which has it"
         )
     if done.returncode:
@@ -350,45 +438,7 @@ def formatted(text: str, path: Path) -> str:
     return done.stdout
 
 
-def render(operators: list[Operator], project: Path) -> dict[Path, str]:
-    """The content of each file."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    spellings = {
-        name: value
-        for name, value in globals().items()
-        if callable(value) and getattr(value, "__module__", "") == __name__
-    }
-    return {
-        project / output: formatted(
-            environment.get_template(f"{template}.jinja").render(
-                ops=operators, **spellings
-            ),
-            project / output,
-        )
-        for template, output in OUTPUTS.items()
-    }
-
-
-def difference(path: Path, text: str, project: Path) -> str:
-    name = path.relative_to(project)
-    old = path.read_text() if path.exists() else ""
-    return "".join(
-        difflib.unified_diff(
-            old.splitlines(keepends=True),
-            text.splitlines(keepends=True),
-            f"{name} (as it is)",
-            f"{name} (as ops.yaml has it)",
-        )
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="generate", description=__doc__)
     parser.add_argument(
         "--check",
@@ -400,46 +450,37 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         default=PROJECT,
         metavar="DIR",
-        help="the folder with ops.yaml (default: torch-foo)",
+        help="the folder with python/torch_foo/operators (default: torch-foo)",
     )
     options = parser.parse_args(arguments)
-    project = options.project.resolve()
+    package = options.project.resolve() / "python" / "torch_foo"
+    if not (package / "operators").is_dir():
+        parser.error(f"--project: there is no folder {package / 'operators'}")
     try:
-        operators = load(project / "ops.yaml", project / "python/torch_foo")
-    except OSError as error:
-        print(
-            f"generate: {error.filename}: {error.strerror}; "
-            "--project is the folder with ops.yaml",
-            file=sys.stderr,
-        )
-        return 1
+        operators = load(package)
     except DescriptionError as error:
-        print(error, file=sys.stderr)
-        return 1
-    changed = {
-        path: text
-        for path, text in render(operators, project).items()
-        if difference(path, text, project)
-    }
-    for path, text in changed.items():
+        sys.exit(str(error))
+    changed = 0
+    for name, write in OUTPUTS.items():
+        path = options.project / name
+        new = formatted(write(operators), path)
+        old = path.read_text() if path.exists() else ""
+        changed += new != old
         if options.check:
-            print(difference(path, text, project), end="")
-        else:
+            both = old.splitlines(True), new.splitlines(True)
+            names = f"{name} (as it is)", f"{name} (as generated)"
+            sys.stdout.writelines(difflib.unified_diff(*both, *names))
+        elif new != old:
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(f"{path.name}.new")
-            new.write_text(text)
-            os.replace(new, path)
-            print(f"generate: wrote {path.relative_to(project)}")
+            temporary = path.with_name(f"{path.name}.new")
+            temporary.write_text(new)
+            os.replace(temporary, path)
+            print(f"generate: wrote {name}")
     if not changed:
         print(f"generate: {len(OUTPUTS)} files are up to date")
     elif options.check:
-        print(
-            "generate: not what ops.yaml gives; run `pixi run generate`",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+        sys.exit("generate: files are out of date; run `pixi run generate`")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

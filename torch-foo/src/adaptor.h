@@ -110,28 +110,29 @@ class OptionalResult {
   foo_core::TensorView view_;
 };
 
-/// PyTorch's threads, lent to foo_core.
-foo_core::ParallelFor torch_threads();
-
 /// The cudaStream_t that PyTorch currently uses on a device.
 void* current_stream(std::int32_t device_index);
 
-/// Calls cpu(threads) or cuda(stream), as the device of `tensor` asks for.
-/// What foo_core throws leaves as an error of torch_foo's.
-template <class Cpu, class Cuda>
-void run(const Tensor& tensor, Cpu cpu, Cuda cuda) {
+/// PyTorch's threads, lent to foo_core.
+foo_core::Executor torch_threads();
+
+/// Throws what foo_core throws as an error of torch_foo's.
+[[noreturn]] void rethrow();
+
+/// Calls function(arguments..., executor), one of foo_core's, on the device of
+/// `tensor`: with PyTorch's threads or on its current stream.
+template <class F, class... Args>
+void launch(const Tensor& tensor, F function, const Args&... arguments) {
   try {
     if (tensor.is_cpu()) {
-      cpu(torch_threads());
+      function(arguments..., torch_threads());
     } else {
       const std::int32_t device = tensor.device_index();
       torch::stable::accelerator::DeviceGuard guard(device);
-      cuda(current_stream(device));
+      function(arguments..., foo_core::Executor::cuda(current_stream(device)));
     }
-  } catch (const foo_core::InvalidArgument& error) {
-    fail(error.what());
-  } catch (const foo_core::Unavailable& error) {
-    fail(error.what());
+  } catch (...) {
+    rethrow();
   }
 }
 

@@ -1,5 +1,5 @@
 /* The Python module torch_foo._C: empty. Importing it loads libtorch_foo.so,
- * whose static initialisers, in generated/register.cpp, register the operators.
+ * whose static initialisers, in generated/register.cc, register the operators.
  */
 #include <Python.h>
 

@@ -1,4 +1,4 @@
-"""What the benchmark compares has the same result, so that it is fair."""
+"""The benchmark compares calls that have the same result."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:
-    """Of all elements together, relative."""
+    """Return the relative error of all elements together."""
     actual, expected = actual.double(), expected.double()
     return float((actual - expected).norm() / expected.norm())
 
@@ -43,9 +43,9 @@ def test_all_ways_have_one_result(
     name: str, backward: bool, dtype: torch.dtype
 ) -> None:
     operator = cases.OPERATORS[name]
-    if backward and not operator.gradients:
+    if backward and not cases.has_backward(operator):
         pytest.skip(f"no gradients of {name} are timed")
-    # The second size: rope does nothing to the first token.
+    # The first size has one row, which may be special: position 0.
     case = cases.build(name, *operator.sizes[1], dtype, backward)
     with case.mode():
         results = {n: cases.flat(call()) for n, call in case.calls.items()}
@@ -59,11 +59,36 @@ def test_all_ways_have_one_result(
             assert _error(a, e) < TOLERANCE[dtype], call
 
 
+@pytest.mark.parametrize(
+    ("function", "read", "written"),
+    [(torch.add, 0, 0), (torch.mul, 3, 2), (torch.sigmoid, 2, 1)],
+    ids=["hands its gradient on", "saves arguments", "saves its result"],
+)
+def test_bytes_of_gradients(
+    function: Callable[..., Tensor], read: int, written: int
+) -> None:
+    """Count them in tensors of 4 float32."""
+    leaves = [torch.randn(4, requires_grad=True) for _ in range(2)]
+    leaves = leaves[: 1 if function is torch.sigmoid else 2]
+    got = cases.backward_bytes(
+        lambda: function(*leaves), leaves, [torch.randn(4)]
+    )
+    assert got == (16 * read, 16 * written)
+
+
+def test_operator_without_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, operator = next(iter(cases.OPERATORS.items()))
+    monkeypatch.setattr(operator, "benchmark", None)
+    loaded = _load("cases")
+    assert name in loaded.PUBLIC
+    assert name not in loaded.OPERATORS
+
+
 @pytest.fixture
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[object, str, str]]:
-    """Run a program of benchmarks/; what it exits with, and its output."""
+    """Run a program of benchmarks/; return its exit status and output."""
     monkeypatch.syspath_prepend(BENCHMARKS)
 
     def run(program: str, *arguments: str) -> tuple[object, str, str]:
@@ -125,7 +150,7 @@ def test_table(run, tmp_path: Path) -> None:
     assert status == 0
     assert "| `mul` | 2.0 · 1.2 (80 · 80 %) |" in output
     assert "| `mul` | 3.0 (80 %) |" in output
-    # Its sizes are its own.
+    # Operators of other sizes have a table of their own.
     assert "| | 4 x 4096 |\n|---|---|\n| `linear` | 4.0 (80 %) |" in output
     assert output.endswith(
         "Below 1.5:\n\n- mul 16x4096 bfloat16 forward: 1.25 x eager, 80 % of "
@@ -136,7 +161,7 @@ def test_table(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "nothing"], "--only: 'nothing' is in none of add, mul"),
+        (["--only", "nothing"], "--only: 'nothing' is in none of "),
         (["--only", "("], "--only: not a regular expression"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--scaling"], "--scaling needs --threads of at least 2"),

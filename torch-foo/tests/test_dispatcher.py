@@ -1,7 +1,6 @@
 """What PyTorch does around the kernels: autograd, compile, export, vmap."""
 
 import itertools
-import re
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch_foo.operators import OPERATORS
 
 _ops = torch.ops.torch_foo
 
@@ -39,12 +39,6 @@ def gradients(function, args):
     ]
 
 
-def split(sample, args):
-    """The tensors with gradients, and the other arguments."""
-    count = len(sample.shapes)
-    return args[:count], args[count:]
-
-
 def assert_equal(got, expected) -> None:
     """Fail unless all results are the same, bit for bit (or both nan)."""
     assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
@@ -53,15 +47,15 @@ def assert_equal(got, expected) -> None:
 # --- torch.library's own checks ---------------------------------------------
 
 
-def test_opcheck(sample, device):
-    args = sample.args(device=device, requires_grad=sample.has_gradient)
-    torch.library.opcheck(sample.packet.default, args, sample.named)
+def test_opcheck(case, device):
+    args = case.args(device=device, requires_grad=True)
+    torch.library.opcheck(case.packet.default, args, case.named)
 
 
 def test_opcheck_without_gradients(typical_differentiable, device):
-    sample = typical_differentiable
-    args = sample.args(device=device)
-    torch.library.opcheck(sample.packet.default, args, sample.named)
+    case = typical_differentiable
+    args = case.args(device=device)
+    torch.library.opcheck(case.packet.default, args, case.named)
 
 
 def test_opcheck_out(with_out, device):
@@ -78,56 +72,15 @@ def test_opcheck_inplace(with_inplace, device):
     torch.library.opcheck(overload, args, with_inplace.named)
 
 
-@pytest.mark.parametrize("wants_x", [False, True])
-@pytest.mark.parametrize("wants_weight", [False, True])
-@pytest.mark.parametrize("has_weight", [False, True])
-def test_opcheck_rms_norm_backward(device, wants_x, wants_weight, has_weight):
-    grad, x, other = torch.randn(3, 3, 5, device=device)
-    weight = torch.randn(5, device=device) if has_weight else None
-    wants = wants_x, wants_weight
-    torch.library.opcheck(
-        _ops._rms_norm_backward, (grad, x, weight, 1e-6, *wants)
-    )
-    for grad_residual in (None, other):
-        torch.library.opcheck(
-            _ops._add_rms_norm_backward,
-            (grad, grad_residual, x, weight, 1e-6, *wants),
-        )
+def test_opcheck_gradient_kernel(gradient_kernel, device):
+    args = gradient_kernel.args(device=device)
+    torch.library.opcheck(gradient_kernel.packet.default, args)
 
 
-@pytest.mark.parametrize("wants_gate", [False, True])
-@pytest.mark.parametrize("wants_up", [False, True])
-def test_opcheck_gated_backward(device, wants_gate, wants_up):
-    grad, gate, up = torch.randn(3, 3, 5, device=device)
-    packed = torch.cat([gate, up], -1)
-    wants = wants_gate, wants_up
-    for args in ((grad, gate, up), (grad, packed, None)):
-        torch.library.opcheck(_ops._silu_mul_backward, (*args, *wants))
-        for approximate in ("none", "tanh"):
-            torch.library.opcheck(
-                _ops._gelu_mul_backward, (*args, approximate, *wants)
-            )
-
-
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_opcheck_rope_backward(device, interleaved):
-    grad = torch.randn(2, 3, 2, 5, device=device)
-    cos, sin = torch.randn(2, 4, 2, device=device)
-    positions = torch.tensor([3, 1, 0], device=device)
-    for p in (None, positions):
-        torch.library.opcheck(
-            _ops._rope_backward, (grad, cos, sin, p, interleaved)
-        )
-
-
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_opcheck_cross_entropy_backward(device, reduction):
-    logits = torch.randn(3, 5, device=device)
-    target = torch.tensor([4, -100, 0], device=device)
-    result, lse = _ops.cross_entropy(logits, target, reduction=reduction)
-    torch.library.opcheck(
-        _ops._cross_entropy_backward,
-        (torch.ones_like(result), logits, target, lse, -100, reduction, 0.1),
+def test_gradient_kernel_is_its_reference(gradient_kernel, device):
+    args = gradient_kernel.args(torch.float64, device)
+    assert_close(
+        gradient_kernel.function(*args), gradient_kernel.reference(*args)
     )
 
 
@@ -146,11 +99,12 @@ def test_gradgradcheck(differentiable, device):
 
 def test_gradients_that_can_be_differentiated_again(differentiable):
     """They are formulas in place of kernels, and the same numbers."""
-    sample, count = differentiable, len(differentiable.shapes)
-    args = sample.args(torch.float64, requires_grad=True)
+    case = differentiable
+    args = case.args(torch.float64, requires_grad=True)
+    leaves = [args[i] for i in case.leaves]
     got, expected = (
         torch.autograd.grad(
-            loss(sample.function(*args)), args[:count], create_graph=again
+            loss(case.function(*args)), leaves, create_graph=again
         )
         for again in (True, False)
     )
@@ -159,24 +113,25 @@ def test_gradients_that_can_be_differentiated_again(differentiable):
 
 def test_only_wanted_gradients(differentiable):
     """Of each choice of arguments, and of each choice of results."""
-    sample, count = differentiable, len(differentiable.shapes)
-    full = sample.args(torch.float64, requires_grad=True)
-    results = tree_leaves(sample.reference(*full))
+    case = differentiable
+    full = case.args(torch.float64, requires_grad=True)
+    results = tree_leaves(case.reference(*full))
     for chosen in range(len(results)):
-        expected = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             loss(results[chosen]),
-            full[:count],
+            [full[i] for i in case.leaves],
             retain_graph=True,
             materialize_grads=True,
         )
-        for wants in itertools.product([False, True], repeat=count):
-            if not any(wants):
+        expected = dict(zip(case.leaves, gradients, strict=True))
+        for wants in itertools.product([False, True], repeat=len(expected)):
+            wanted = list(itertools.compress(case.leaves, wants))
+            if not wanted:
                 continue
             args = detached(full)
-            for arg, want in zip(args, wants, strict=False):
-                arg.requires_grad_(want)
-            result = tree_leaves(sample.function(*args))[chosen]
-            wanted = [i for i in range(count) if wants[i]]
+            for i in case.leaves:
+                args[i].requires_grad_(i in wanted)
+            result = tree_leaves(case.function(*args))[chosen]
             if not result.requires_grad:  # the sum, of the weight
                 assert not any(expected[i].any() for i in wanted)
                 continue
@@ -190,28 +145,28 @@ def test_only_wanted_gradients(differentiable):
 
 def test_gradient_of_expanded_gradient(typical_differentiable):
     """sum() hands backward a gradient whose strides are all 0."""
-    sample = typical_differentiable
-    args = sample.args(requires_grad=True)
-    leaves, _ = split(sample, args)
+    case = typical_differentiable
+    args = case.args(requires_grad=True)
+    leaves = [args[i] for i in case.leaves]
 
     def gradients_of_sum(function):
         results = tree_leaves(function(*args))
         return torch.autograd.grad(sum(r.sum() for r in results), leaves)
 
     assert_close(
-        gradients_of_sum(sample.function), gradients_of_sum(sample.reference)
+        gradients_of_sum(case.function), gradients_of_sum(case.reference)
     )
 
 
 def test_backward_uses_the_kernel(typical_differentiable):
-    sample = typical_differentiable
-    if sample.op in ("add", "mul", "muladd", "linear"):
-        return  # whose gradients are products and sums
-    args = sample.args(requires_grad=True)
+    case = typical_differentiable
+    if f"_{case.op}_backward" not in OPERATORS:
+        return  # its gradients are products and sums
+    args = case.args(requires_grad=True)
     with torch.profiler.profile() as profile:
-        loss(sample.function(*args)).backward()
+        loss(case.function(*args)).backward()
     names = {event.name for event in profile.events()}
-    assert f"torch_foo::_{sample.op}_backward" in names
+    assert f"torch_foo::_{case.op}_backward" in names
 
 
 def test_no_gradients_of_what_has_none(device):
@@ -229,14 +184,13 @@ def test_no_gradients_of_what_has_none(device):
 
 def test_batched_gradients(typical_differentiable):
     """torch.autograd.functional.jacobian(vectorize=True) runs vmap."""
-    sample = typical_differentiable
-    leaves, others = split(sample, sample.args(torch.float64))
+    case = typical_differentiable
+    args = case.args(torch.float64)
+    leaves = tuple(args[i] for i in case.leaves)
 
     def jacobian(vectorize):
         return torch.autograd.functional.jacobian(
-            lambda *t: sample.function(*t, *others),
-            leaves,
-            vectorize=vectorize,
+            case.of_leaves(args), leaves, vectorize=vectorize
         )
 
     assert_close(jacobian(True), jacobian(False))
@@ -245,12 +199,12 @@ def test_batched_gradients(typical_differentiable):
 @pytest.mark.parametrize("count", [None, 0], ids=["all", "none"])
 def test_vmap_over_gradients(typical_differentiable, count):
     """A Jacobian, row by row: the rules of the operators of gradients."""
-    sample = typical_differentiable
-    leaves, others = split(sample, sample.args(torch.float64))
-    leaves = [leaf.requires_grad_() for leaf in leaves]
+    case = typical_differentiable
+    args = case.args(torch.float64, requires_grad=True)
+    leaves = [args[i] for i in case.leaves]
 
     def jacobian(function, count=None):
-        output = function(*leaves, *others)
+        output = function(*args)
         output = output[0] if isinstance(output, tuple) else output
         rows = torch.eye(output.numel(), dtype=output.dtype)[:count]
         return torch.vmap(
@@ -259,23 +213,23 @@ def test_vmap_over_gradients(typical_differentiable, count):
             )
         )(rows)
 
-    expected = tuple(j[:count] for j in jacobian(sample.reference))
-    assert_close(jacobian(sample.function, count), expected)
+    expected = tuple(j[:count] for j in jacobian(case.reference))
+    assert_close(jacobian(case.function, count), expected)
 
 
 def test_out_counts_as_a_modification(typical_with_out):
-    sample = typical_with_out
-    args = sample.args()
-    out = torch.empty_like(sample.function(*args))
+    case = typical_with_out
+    args = case.args()
+    out = torch.empty_like(case.function(*args))
     leaf = torch.ones_like(out).requires_grad_()
     product = leaf * out  # saves out
-    sample.function(*args, out=out)
+    case.function(*args, out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 
 
 def test_inplace_counts_as_a_modification(with_inplace):
-    for i in range(2 if with_inplace.op == "add_rms_norm" else 1):
+    for i in with_inplace.written:
         args = with_inplace.args()
         leaf = torch.ones_like(args[i]).requires_grad_()
         product = leaf * args[i]
@@ -285,47 +239,49 @@ def test_inplace_counts_as_a_modification(with_inplace):
 
 
 def test_functorch_gradients(typical_differentiable):
-    sample = typical_differentiable
-    leaves, others = split(sample, sample.args(torch.float64))
+    case = typical_differentiable
+    args = case.args(torch.float64)
 
     def gradients_by(transform, function):
         return transform(
-            lambda *t: loss(function(*t, *others)), tuple(range(len(leaves)))
-        )(*leaves)
+            lambda *t: loss(function(*case.with_leaves(args, t))),
+            tuple(range(len(case.leaves))),
+        )(*(args[i] for i in case.leaves))
 
     for transform in (torch.func.grad, torch.func.jacrev):
         assert_close(
-            gradients_by(transform, sample.function),
-            gradients_by(transform, sample.reference),
+            gradients_by(transform, case.function),
+            gradients_by(transform, case.reference),
         )
 
 
 def test_functorch_hessian(typical_differentiable):
-    sample = typical_differentiable
-    x, *others = sample.args(torch.float64)
+    case = typical_differentiable
+    x, *others = case.args(torch.float64)
 
     def hessian(function):
         return torch.func.jacrev(
             torch.func.jacrev(lambda x: loss(function(x, *others)))
         )(x)
 
-    assert_close(hessian(sample.function), hessian(sample.reference))
+    assert_close(hessian(case.function), hessian(case.reference))
 
 
 def test_functorch_gradients_of_each_example(typical_differentiable):
-    sample = typical_differentiable
-    leaves, others = split(sample, sample.args(torch.float64))
-    examples = batched(leaves[0], 0)
+    case = typical_differentiable
+    args = case.args(torch.float64)
+    first, *rest = (args[i] for i in case.leaves)
+    examples = batched(first, 0)
 
     def gradients_of_each(function):
         grad = torch.func.grad(
-            lambda *t: loss(function(*t, *others)), len(leaves) - 1
+            lambda *t: loss(function(*case.with_leaves(args, t))), len(rest)
         )
-        in_dims = (0, *[None] * (len(leaves) - 1))
-        return torch.vmap(grad, in_dims)(examples, *leaves[1:])
+        in_dims = (0, *[None] * len(rest))
+        return torch.vmap(grad, in_dims)(examples, *rest)
 
     assert_close(
-        gradients_of_each(sample.function), gradients_of_each(sample.reference)
+        gradients_of_each(case.function), gradients_of_each(case.reference)
     )
 
 
@@ -333,25 +289,25 @@ def test_functorch_gradients_of_raw_operators_are_not_supported(
     typical_differentiable,
 ):
     """The limit of torch.library.register_autograd in torch 2.10 to 2.15."""
-    sample = typical_differentiable
-    x, *others = sample.args()
+    case = typical_differentiable
+    x, *others = case.args()
     with pytest.raises(RuntimeError, match="setup_context"):
         torch.func.grad(
-            lambda x: tree_leaves(sample.packet(x, *others, **sample.named))[
+            lambda x: tree_leaves(case.packet(x, *others, **case.named))[
                 0
             ].sum()
         )(x)
 
 
 def test_forward_mode_is_not_supported(typical_differentiable):
-    sample = typical_differentiable
-    x, *others = sample.args()
+    case = typical_differentiable
+    x, *others = case.args()
     with pytest.raises(NotImplementedError, match="forward mode AD"):
-        torch.func.jvp(lambda x: sample.function(x, *others), (x,), (x,))
+        torch.func.jvp(lambda x: case.function(x, *others), (x,), (x,))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, x)
         with pytest.raises(RuntimeError, match="forward mode AD"):
-            sample.function(dual, *others)
+            case.function(dual, *others)
 
 
 def test_inference_mode(typical):
@@ -365,21 +321,19 @@ def test_inference_mode(typical):
             assert_equal(out, expected)
         if typical.inplace:
             typical.inplace(*args)
-            written = args[: len(tree_leaves(expected))]
-            assert_equal(list(written), tree_leaves(expected))
+            written = [args[i] for i in typical.written]
+            assert_equal(written, tree_leaves(expected))
 
 
 def test_parameters_and_subclasses(typical):
     class Subclass(torch.Tensor):
         pass
 
-    leaves, others = split(typical, typical.args())
-    expected = typical.function(*leaves, *others)
-    parameters = [torch.nn.Parameter(leaf) for leaf in leaves]
-    assert_close(typical.function(*parameters, *others), expected)
-    result = typical.function(
-        leaves[0].as_subclass(Subclass), *leaves[1:], *others
-    )
+    args = typical.args()
+    expected = typical.function(*args)
+    parameters = [torch.nn.Parameter(args[i]) for i in typical.leaves]
+    assert_close(typical.of_leaves(args)(*parameters), expected)
+    result = typical.function(args[0].as_subclass(Subclass), *args[1:])
     assert all(type(r) is Subclass for r in tree_leaves(result))
     assert_close(tree_map(lambda r: r.as_subclass(Tensor), result), expected)
 
@@ -394,107 +348,113 @@ def _fresh_dynamo():
     torch._dynamo.reset()
 
 
-def model(a, b, w):
-    """All operators, between operations that inductor generates code for."""
-    y = torch_foo.muladd(a.sin(), b, 2.0)
-    y = torch_foo.rms_norm(torch_foo.mul(y, a), w)
-    y = torch_foo.rms_norm(torch_foo.add(y, b), None, 1e-3)
-    gate = torch_foo.silu_mul(y.cos(), a)
-    packed = torch.cat([gate, y], -1)
-    y = torch_foo.gelu_mul(packed, approximate="tanh")
-    y = torch_foo.linear(y, torch.outer(b, w), w)
-    y, residual = torch_foo.add_rms_norm(y, gate, w)
-    angles = torch.arange(16, dtype=a.dtype).view(8, 2) / 7
-    heads = y.view(-1, 2, 1, 4)
-    positions = torch.tensor([7, 1])
-    y = torch_foo.rope(heads, angles.cos(), angles.sin(), positions)
-    y = y.view(-1, 8) + residual
-    target = (a.detach()[:, 0] > 0).long()
-    loss = torch_foo.cross_entropy(y, target, reduction="none")
-    q, scale = torch_foo.quantize_int8_rowwise(w.detach())
-    return (y * (q * scale) + loss[:, None]).relu()
+class Model(torch.nn.Module):
+    """Operators, each between operations that inductor generates code for.
+
+    Every operator gets its typical arguments, scaled by an element of x.
+    """
+
+    def __init__(self, cases):
+        super().__init__()
+        # In float64, where another order of operations does not show.
+        self.calls = [(c, c.args(torch.float64)) for c in cases]
+
+    def forward(self, x):
+        total = x.sin().sum()
+        for case, args in self.calls:
+            leaves = [args[i] * x.mean().cos() for i in case.leaves]
+            for result in tree_leaves(case.of_leaves(args)(*leaves)):
+                total = total + result.to(x.dtype).square().mean()
+        return x.relu() + total
 
 
-def model_args(rows: int = 4, requires_grad: bool = True):
-    # In float64, where another order of operations does not show.
-    return [
-        torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad)
-        for shape in ((rows, 8), (8,), (8,))
-    ]
+def rows_of(count: int, requires_grad: bool = True) -> Tensor:
+    return torch.randn(
+        count, 4, dtype=torch.float64, requires_grad=requires_grad
+    )
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_compile(backend):
+def test_compile(all_typical, backend):
+    model = Model(all_typical)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    args = model_args()
-    assert_close(gradients(compiled, args), gradients(model, args))
+    x = [rows_of(4)]
+    assert_close(gradients(compiled, x), gradients(model, x))
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile_dynamic_shapes(backend):
+def test_compile_dynamic_shapes(typical, backend):
+    """One compilation serves all numbers of rows."""
+    function = getattr(torch_foo, typical.op)
     compiled = torch.compile(
-        model, fullgraph=True, dynamic=True, backend=backend
+        function, fullgraph=True, dynamic=True, backend=backend
     )
     with torch._dynamo.config.patch(error_on_recompile=True):
         for rows in (4, 5, 9):
-            args = model_args(rows)
-            assert_close(gradients(compiled, args), gradients(model, args))
+            sample = typical.operator.benchmark(rows, 256)
+            args = sample.args(torch.float64, "cpu", typical.has_gradient)
+            if typical.has_gradient:
+                got, expected = (
+                    gradients(compiled, args),
+                    gradients(function, args),
+                )
+            else:
+                got, expected = compiled(*args), function(*args)
+            assert_close(got, expected)
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_compile_out(backend):
-    def in_place(a, b, w):
-        y = torch.empty_like(a)
-        torch_foo.add(a, b, out=y)
-        torch_foo.mul(y, b, out=y)
-        torch_foo.muladd(y, b, 0.5, out=y)
-        torch_foo.rms_norm(y, w, out=a)  # an argument is written to
-        torch_foo.silu_mul(a, y, out=y)
-        torch_foo.gelu_mul(y, a, out=y)
-        torch_foo.linear(a + y, torch.outer(b, w), b, out=y)
-        torch_foo.add_rms_norm_(a, y, w)
-        heads = a.view(1, 4, 2, 4)
-        cos, sin = y.cos()[:, :2], y.sin()[:, :2]
-        torch_foo.rope_(heads, cos, sin)  # a view of it is
-        torch_foo.rope(heads, cos, sin, out=heads)
-        return a * 2, y
+def test_compile_out(all_typical, backend):
+    """Arguments, views and fresh tensors are written to in a graph."""
+    cases = [c for c in all_typical if c.has_out or c.inplace]
+    calls = [(c, c.args()) for c in cases]
 
-    args = model_args(requires_grad=False)
-    expected_args = [a.clone() for a in args]
-    expected = in_place(*expected_args)
-    compiled = torch.compile(in_place, fullgraph=True, backend=backend)
-    assert_close(compiled(*args), expected)
-    assert_close(args, expected_args)
+    def write(x, tensors):
+        results = []
+        for (case, args), leaves in zip(calls, tensors, strict=True):
+            given = case.with_leaves(args, [t[0] for t in leaves])
+            if case.has_out:
+                out = torch.empty_like(case.function(*given))
+                case.function(*given, out=out)
+                results.append(out * 2)
+            if case.inplace:
+                case.inplace(*given)
+                results.append(given[0] + x)
+        return results
+
+    def fresh():
+        return [[args[i][None].clone() for i in c.leaves] for c, args in calls]
+
+    x, expected_tensors, tensors = torch.ones(()), fresh(), fresh()
+    expected = write(x, expected_tensors)
+    compiled = torch.compile(write, fullgraph=True, backend=backend)
+    assert_close(compiled(x, tensors), expected)
+    assert_close(tensors, expected_tensors)
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 def test_compile_reports_wrong_input():
     compiled = torch.compile(torch_foo.add, fullgraph=True, backend="eager")
-    message = re.escape("a has shape (2,), b has shape (3,)")
+    message = "torch_foo.add: these arguments do not fit together: a float32"
     with pytest.raises(Exception, match=message):
         compiled(torch.ones(2), torch.ones(3))
 
 
-def test_export_dynamic_shapes():
-    class Model(torch.nn.Module):
-        def forward(self, a, b, w):
-            return model(a, b, w)
-
-    rows = torch.export.Dim("rows")
+def test_export_dynamic_shapes(all_typical):
+    model = Model(all_typical)
     program = torch.export.export(
-        Model(),
-        tuple(model_args(requires_grad=False)),
-        dynamic_shapes=({0: rows}, None, None),
+        model,
+        (rows_of(4, False),),
+        dynamic_shapes=({0: torch.export.Dim("rows")},),
     )
     targets = {str(node.target) for node in program.graph.nodes}
-    for op in torch_foo.ops.__all__:
-        if not op.endswith("_"):
-            assert f"torch_foo.{op}.default" in targets
-    args = model_args(11, requires_grad=False)
-    assert_close(program.module()(*args), model(*args))
+    for case in all_typical:
+        assert f"torch_foo.{case.op}.default" in targets
+    x = rows_of(11, False)
+    assert_close(program.module()(x), model(x))
 
 
 def test_export_data_dependent_shapes():
@@ -517,13 +477,13 @@ def test_export_data_dependent_shapes():
     assert_close(program.module()(*args), Model()(*args))
 
 
-def test_fake_and_meta_tensors(sample):
-    args = sample.args()
-    expected = tree_leaves(sample.function(*args))
+def test_fake_and_meta_tensors(case):
+    args = case.args()
+    expected = tree_leaves(case.function(*args))
     with FakeTensorMode() as mode:
         fakes = tree_map_only(Tensor, mode.from_tensor, args)
-        fake = sample.function(*fakes)
-    meta = sample.function(*tree_map_only(Tensor, lambda a: a.to("meta"), args))
+        fake = case.function(*fakes)
+    meta = case.function(*tree_map_only(Tensor, lambda a: a.to("meta"), args))
     for results in (fake, meta):
         for got, want in zip(tree_leaves(results), expected, strict=True):
             assert got.shape == want.shape
@@ -544,20 +504,20 @@ def batched(tensor: Tensor, dim: int | None, size: int = 3) -> Tensor:
     return torch.stack([tensor * f + f for f in factors], dim)
 
 
-def mappable(sample, args):
-    """All tensors but rope's tables as a list, and a function of them."""
-    count = len(sample.shapes)
+def mappable(case, args):
+    """The random and the integer tensors, and a function of them."""
     indices = [
         i
         for i, a in enumerate(args)
-        if isinstance(a, Tensor) and (i < count or not a.is_floating_point())
+        if i in case.leaves
+        or (isinstance(a, Tensor) and not a.is_floating_point())
     ]
 
     def function(*tensors):
         given = list(args)
         for i, tensor in zip(indices, tensors, strict=True):
             given[i] = tensor
-        return sample.function(*given)
+        return case.function(*given)
 
     return [args[i] for i in indices], function
 
@@ -579,8 +539,8 @@ def check_vmap(function, tensors, in_dims, out_dim=0):
     assert_close(got, expected, equal_nan=True)
 
 
-def test_vmap(sample):
-    tensors, function = mappable(sample, sample.args())
+def test_vmap(case):
+    tensors, function = mappable(case, case.args())
     for in_dims in itertools.product([None, 0, -1], repeat=len(tensors)):
         if any(dim is not None for dim in in_dims):
             check_vmap(function, tensors, in_dims)
@@ -588,10 +548,9 @@ def test_vmap(sample):
 
 def test_vmap_out_dims(typical):
     tensors, function = mappable(typical, typical.args())
-    if typical.op == "cross_entropy":  # whose result has no dimensions
-        check_vmap(function, tensors, (1, 0), 0)
-    else:
-        check_vmap(function, tensors, (1, 0, 0)[: len(tensors)], -1)
+    has_dims = all(r.dim() > 0 for r in tree_leaves(function(*tensors)))
+    dims = (1, 0, 0)[: len(tensors)]
+    check_vmap(function, tensors, dims, -1 if has_dims else 0)
 
 
 def test_vmap_nested(typical):
@@ -638,13 +597,11 @@ def test_vmap_rounds_once(op):
 
 
 def test_vmap_gradients(typical_differentiable):
-    sample = typical_differentiable
-    leaves, others = split(sample, sample.args(requires_grad=True))
-    a = batched(leaves[0], 0).detach().requires_grad_()
-    rest = leaves[1:]
-
-    def f(a, *rest):
-        return sample.function(a, *rest, *others)
+    case = typical_differentiable
+    args = case.args(requires_grad=True)
+    f = case.of_leaves(args)
+    first, *rest = (args[i] for i in case.leaves)
+    a = batched(first, 0).detach().requires_grad_()
 
     mapped = torch.vmap(f, (0, *[None] * len(rest)))(a, *rest)
     got = torch.autograd.grad(loss(mapped), (a, *rest))
@@ -680,7 +637,9 @@ def test_vmap_over_tables_is_not_supported(which):
     ids=str,
 )
 def test_autocast_promotes(mixable, device, dtypes):
-    tensors, others = split(mixable, mixable.args(device=device))
+    args = mixable.args(device=device)
+    tensors = [args[i] for i in mixable.leaves]
+    function = mixable.of_leaves(args)
     # All but the last of the first dtype, and all but the first of the second.
     for count in {1, len(tensors) - 1}:
         mixed = [
@@ -689,12 +648,11 @@ def test_autocast_promotes(mixable, device, dtypes):
         ]
         widest = torch.promote_types(*dtypes)
         with pytest.raises(RuntimeError, match="has dtype"):
-            mixable.function(*mixed, *others)
+            function(*mixed)
         with torch.autocast(device, dtype=torch.bfloat16):
-            got = mixable.function(*mixed, *others)
+            got = function(*mixed)
         assert all(r.dtype == widest for r in tree_leaves(got))
-        expected = mixable.function(*(t.to(widest) for t in mixed), *others)
-        assert_equal(got, expected)
+        assert_equal(got, function(*(t.to(widest) for t in mixed)))
 
 
 def test_autocast_leaves_equal_dtypes_alone(typical, dtype, device):
@@ -710,8 +668,8 @@ def test_autocast_gradients(mixable, device):
     with torch.autocast(device, dtype=torch.bfloat16):
         loss(mixable.function(a, *args[1:])).backward()
     assert a.grad.dtype == torch.bfloat16
-    for other in args[1 : len(mixable.shapes)]:
-        assert other.grad.dtype == torch.float32
+    for i in mixable.leaves[1:]:
+        assert args[i].grad.dtype == torch.float32
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")

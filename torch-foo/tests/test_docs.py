@@ -1,4 +1,4 @@
-"""The examples in docstrings and tutorials, and that there are docstrings."""
+"""The examples in docstrings and tutorials work, and functions have them."""
 
 import doctest
 import importlib
@@ -8,28 +8,21 @@ from pathlib import Path
 import pytest
 import torch_foo
 
-MODULES = [
-    "torch_foo._build_info",
-    "torch_foo.nn",
-    "torch_foo.ops",
-    "torch_foo.reference",
-]
 
-
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ["_build_info", "nn", "ops"])
 def test_examples(name):
     import torch
 
-    module = importlib.import_module(name)
+    module = importlib.import_module(f"torch_foo.{name}")
     globs = {"torch": torch, "torch_foo": torch_foo}
     results = doctest.testmod(module, extraglobs=globs)
     assert results.failed == 0
-    assert results.attempted > 0 or name == "torch_foo.reference"
+    assert results.attempted > 0
 
 
 @pytest.mark.parametrize("name", ["tutorial", "transformers"])
 def test_tutorials(name):
-    """All blocks of a file, in order, as one session."""
+    """Run all blocks of a file, in order, as one session."""
     if name == "transformers":
         pytest.importorskip("transformers")
     file = Path(__file__).parents[1] / "docs" / f"{name}.md"
@@ -52,9 +45,3 @@ def test_operators_are_documented(name):
         return
     for section in ("Args:", "Returns:", "Raises:", "Source:", ">>> "):
         assert section in doc
-    assert getattr(torch_foo.reference, name).__doc__
-
-
-def test_operators_have_samples(sampled_operators):
-    operators = {n for n in torch_foo.ops.__all__ if not n.endswith("_")}
-    assert operators <= sampled_operators, "add samples in tests/conftest.py"

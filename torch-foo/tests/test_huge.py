@@ -1,74 +1,53 @@
-"""Tensors of more than 2**31 elements, which 32 bits cannot count."""
+"""Tensors of more than 2**31 elements, which 32 bits cannot count.
 
+A row of the results follows from the same row of the arguments. So the rows at
+the edges have to be those of a call with these rows alone.
+"""
+
+import inspect
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch_foo
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
+from torch_foo.operators import OPERATORS, Operator
+
+Call = Callable[..., Any]
 
 ROWS, COLUMNS = 2**19 + 1, 4096  # the last row begins at element 2**31
+EDGES = torch.tensor([0, 1, ROWS - 2, ROWS - 1])
 NEEDED = 9  # GiB: x and one more of its size
+FEW = 100  # rows, for more of which an operator like linear takes too long
 
 _ops = torch.ops.torch_foo
 WEIGHT = torch.linspace(0.5, 2, COLUMNS).bfloat16()
-TABLES = torch.tensor([[[0.6]], [[0.8]]]).expand(2, 1, 64).bfloat16()
 
-
-def _heads(x):
-    """The arguments of rope: each row is a token."""
-    positions = torch.zeros(len(x), dtype=torch.int64)
-    return x.view(1, len(x), 32, 128), *TABLES, positions
-
-
-def _loss(x):
-    """The loss of each row, with what the backward pass needs."""
-    target = torch.full([len(x)], 7)
-    return x, target, *_ops.cross_entropy(x, target, reduction="none")
-
-
-def _loss_gradient(x):
-    x, target, loss, lse = _loss(x)
-    return _ops._cross_entropy_backward(
-        torch.ones_like(loss), x, target, lse, -100, "none", 0.0
-    )
-
-
-def _add_rms_norm(x):
-    residual = x.clone()
-    torch_foo.add_rms_norm_(x, residual, WEIGHT)
-    return x, residual
-
-
-# Each row of the results follows from the same row of x alone.
-CALLS = {
-    "add": lambda x: torch_foo.add(x, x, out=x),
+# The benchmark has no such arguments: they broadcast, are packed or have few
+# columns. Nor does memory suffice to get add_rms_norm's gradient by autograd.
+OTHERS: dict[str, Call] = {
     "mul by a row": lambda x: torch_foo.mul(x, WEIGHT, out=x),
-    "muladd": lambda x: torch_foo.muladd(x, WEIGHT, 0.5, out=x),
-    "rms_norm": lambda x: torch_foo.rms_norm(x, WEIGHT, out=x),
-    "rms_norm's gradient": lambda x: _ops._rms_norm_backward(
-        x, x, WEIGHT, 1e-6, True, False
-    )[0],
-    "add_rms_norm_": _add_rms_norm,
-    "linear": lambda x: torch_foo.linear(x, WEIGHT.repeat(5, 1)),
-    "linear by many weights": lambda x: torch_foo.linear(WEIGHT, x),
-    "silu_mul": lambda x: torch_foo.silu_mul(x, x, out=x),
     "packed silu_mul": torch_foo.silu_mul,
-    "silu_mul's gradient": lambda x: _ops._silu_mul_backward(
+    "packed silu_mul's gradient": lambda x: _ops._silu_mul_backward(
         x[:, ::2], x, None, True, True
     )[0],
-    "gelu_mul": lambda x: torch_foo.gelu_mul(x, x, approximate="tanh", out=x),
-    "rope": lambda x: torch_foo.rope_(*_heads(x)) or x,
-    "rope's gradient": lambda x: _ops._rope_backward(*_heads(x), False)[0],
-    "cross_entropy": lambda x: _loss(x)[2:],
-    "cross_entropy's gradient": _loss_gradient,
-    "quantize_int8_rowwise": torch_foo.quantize_int8_rowwise,
+    "linear": lambda x: torch_foo.linear(x, WEIGHT.repeat(5, 1)),
+    "linear by many weights": lambda x: torch_foo.linear(WEIGHT, x),
+    "add_rms_norm's gradient": lambda x: _ops._add_rms_norm_backward(
+        x, x, x, WEIGHT, 1e-6, True, False
+    )[0],
 }
 
 
 def available() -> float:
-    """GiB of memory that can be had without swapping."""
+    """Return the GiB of memory that can be had without swapping."""
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
@@ -76,15 +55,92 @@ def available() -> float:
     return int(re.search(r"MemAvailable: +(\d+)", text)[1]) / 2**20
 
 
-def test_rows_beyond_32_bits():
+def at_edges(values: Any) -> list[Any]:
+    """Return the rows at the edges of all tensors that have rows."""
+    return [
+        v.index_select(v.shape.index(ROWS), EDGES)
+        if isinstance(v, Tensor) and ROWS in v.shape
+        else v
+        for v in tree_leaves(values)
+    ]
+
+
+def arguments(operator: type[Operator], x: Tensor) -> list[Any]:
+    """Return the benchmark's arguments, with x in place of huge tensors."""
+
+    def smaller(argument: Any) -> Any:
+        if not isinstance(argument, tuple):
+            return argument
+        is_huge = torch.Size(argument).numel() > 2**31
+        return (lambda _: x.view(argument)) if is_huge else argument
+
+    sample = operator.benchmark(ROWS, COLUMNS)
+    sample.arguments = tuple(map(smaller, sample.arguments))
+    return list(sample.args(torch.bfloat16))
+
+
+def calls(
+    operator: type[Operator], args: list[Any]
+) -> Iterator[tuple[str, Call]]:
+    """Yield the operator by `out=` and in place if it can, and gradients."""
+    name = operator.__name__
+    function = getattr(torch_foo, name)
+    if "reduction" in inspect.signature(function).parameters:
+        function = partial(function, reduction="none")
+
+    def out(*args: Any) -> Tensor:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            like = function(*args)
+        out = torch.empty(like.shape, dtype=like.dtype)
+        return function(*args, out=out)
+
+    def in_place(*args: Any) -> list[Tensor]:
+        function = getattr(torch_foo, f"{name}_")
+        given = inspect.signature(function).bind(*args).arguments
+        first, *others = operator.inplace.values()
+        given |= {argument: given[argument].clone() for argument in others}
+        function(**given)
+        return [given[argument] for argument in (first, *others)]
+
+    def gradient(i: int, *args: Any) -> Tensor:
+        leaf = args[i].detach().requires_grad_()
+        result = function(*args[:i], leaf, *args[i + 1 :])
+        same = (result.shape, result.dtype) == (leaf.shape, leaf.dtype)
+        grad = args[i] if same else torch.ones_like(result)
+        edge = get_gradient_edge(result)
+        del result
+        return torch.autograd.grad(edge, leaf, grad)[0]
+
+    if "out" in operator.variants:
+        yield f"{name} out=", out
+    if operator.inplace:
+        yield f"{name}_", in_place
+    if "out" not in operator.variants and not operator.inplace:
+        yield name, function
+    has_one_result = isinstance(function(*at_edges(args)), Tensor)
+    if operator.backward is not None and has_one_result:
+        for i, arg in enumerate(args):
+            if isinstance(arg, Tensor) and arg.numel() > 2**31:
+                yield f"gradient {i} of {name}", partial(gradient, i)
+
+
+def test_rows_beyond_32_bits() -> None:
     if available() < NEEDED:
         pytest.skip(f"needs {NEEDED} GiB, and {available():.1f} are available")
     x = torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16)
-    edges = [0, 1, ROWS - 2, ROWS - 1]
-    rows = torch.randn(len(edges), COLUMNS).bfloat16()
-    for name, call in CALLS.items():
-        x[edges] = rows
-        expected = tree_leaves(call(rows.clone()))
-        for got, want in zip(tree_leaves(call(x)), expected, strict=True):
-            assert torch.equal(got[edges], want), name
-            del got
+    rows = torch.randn(len(EDGES), COLUMNS).bfloat16()
+
+    def check(name: str, call: Call, args: list[Any]) -> None:
+        x[EDGES] = rows
+        expected = tree_leaves(call(*at_edges(args)))
+        for got, want in zip(tree_leaves(call(*args)), expected, strict=True):
+            assert torch.equal(*at_edges(got), want), name
+
+    for name, call in OTHERS.items():
+        check(name, call, [x])
+    for operator in OPERATORS.values():
+        if operator.benchmark is None or max(operator.sizes)[0] < FEW:
+            continue
+        args = arguments(operator, x)
+        for name, call in calls(operator, args):
+            check(name, call, args)

@@ -5,6 +5,8 @@ installed package in a folder laid out like a Python environment. It runs with
 -S so that the rest of the real environment is not found.
 """
 
+import ast
+import graphlib
 import importlib.metadata
 import os
 import re
@@ -37,6 +39,51 @@ def run(code: str, *options: str, **env: str) -> str:
 
 def last_line(output: str) -> str:
     return output.rstrip().rsplit("\n", 1)[-1]
+
+
+# --- the modules ------------------------------------------------------------
+
+PACKAGE = Path(torch_foo.__file__).parent
+
+
+def imports(module: Path) -> set[str]:
+    """The modules of torch_foo that a module imports when it is imported."""
+    found = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module, *names}
+    return found
+
+
+def test_no_import_cycles():
+    modules = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        modules[name.removesuffix(".__init__")] = imports(path)
+    # A package's own file imports what it holds, which may not import back.
+    graph = {
+        name: sorted(
+            other
+            for other in wanted & modules.keys()
+            if not f"{name}.".startswith(f"{other}.")
+        )
+        for name, wanted in modules.items()
+    }
+    assert "torch_foo.operators" in graph["torch_foo._registration"]
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_private_interfaces_of_torch_stand_in_one_module():
+    private = re.compile(r"\btorch\.(?:\w+\.)*_(?!check\b|_)\w+|\._schema\b")
+    users = {
+        path.relative_to(PACKAGE).name
+        for path in PACKAGE.rglob("*.py")
+        if private.search(path.read_text())
+    }
+    assert users == {"_torch_internals.py"}
 
 
 # --- a sound installation ---------------------------------------------------

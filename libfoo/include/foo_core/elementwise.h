@@ -1,83 +1,31 @@
 /// @file
-/// Element-wise operators with broadcasting: add, mul, muladd.
+/// Element-wise operators with broadcasting: add, mul and muladd.
 ///
-/// Three forms each:
+/// a, b and out have the same dtype. float32, float16 and bfloat16 are computed
+/// in float32 and rounded once; float64 is computed in float64.
 ///
-///     foo_core::add        a whole tensor on the CPU, arguments checked
-///     foo_core::cpu::add   a range of it, arguments not checked
-///     foo_core::cuda::add  a whole tensor on a CUDA device, arguments checked
-///
-/// float32, float16 and bfloat16 are computed in float32 and rounded once;
-/// float64 in float64. a, b and out have the same dtype.
-///
-/// Shapes broadcast as NumPy's do, and out has the broadcast shape. Strides are
-/// arbitrary. out may be exactly one of the inputs (the same memory, sizes and
-/// strides); InvalidArgument if it may overlap one in any other way.
+/// Shapes broadcast as in NumPy, and out has the broadcast shape. Strides are
+/// arbitrary. out may be exactly an input (the same memory, sizes and strides);
+/// any other overlap throws InvalidArgument.
 #pragma once
 
-#include <cstdint>
-
+#include "foo_core/executor.h"
 #include "foo_core/export.h"
-#include "foo_core/parallel.h"
 #include "foo_core/tensor.h"
 
 namespace foo_core {
 
-/// out = a + b. Throws InvalidArgument.
+/// Computes out = a + b. Throws InvalidArgument.
 FOO_CORE_EXPORT void add(const ConstTensorView& a, const ConstTensorView& b,
-                         const TensorView& out,
-                         const ParallelFor& parallel_for = serial());
+                         const TensorView& out, const Executor& executor = {});
 
-/// out = a * b. Throws InvalidArgument.
+/// Computes out = a * b. Throws InvalidArgument.
 FOO_CORE_EXPORT void mul(const ConstTensorView& a, const ConstTensorView& b,
-                         const TensorView& out,
-                         const ParallelFor& parallel_for = serial());
+                         const TensorView& out, const Executor& executor = {});
 
-/// out = a * b + c. Throws InvalidArgument.
+/// Computes out = a * b + c. Throws InvalidArgument.
 FOO_CORE_EXPORT void muladd(const ConstTensorView& a, const ConstTensorView& b,
                             double c, const TensorView& out,
-                            const ParallelFor& parallel_for = serial());
+                            const Executor& executor = {});
 
-namespace cpu {
-
-/// Elements [begin, end) of out, counted in row-major order of its shape. a and
-/// b have out's shape: where one broadcasts, its stride is 0. Nothing is
-/// checked, nothing is thrown, no memory is allocated.
-/// @{
-
-FOO_CORE_EXPORT void add(const ConstTensorView& a, const ConstTensorView& b,
-                         const TensorView& out, std::int64_t begin,
-                         std::int64_t end) noexcept;
-
-FOO_CORE_EXPORT void mul(const ConstTensorView& a, const ConstTensorView& b,
-                         const TensorView& out, std::int64_t begin,
-                         std::int64_t end) noexcept;
-
-FOO_CORE_EXPORT void muladd(const ConstTensorView& a, const ConstTensorView& b,
-                            double c, const TensorView& out, std::int64_t begin,
-                            std::int64_t end) noexcept;
-
-/// @}
-
-}  // namespace cpu
-
-namespace cuda {
-
-/// As above, queued on `stream`, a cudaStream_t of the current device. Throws
-/// InvalidArgument, and Unavailable if this build has no CUDA kernels
-/// (build_info().cuda tells).
-/// @{
-
-FOO_CORE_EXPORT void add(const ConstTensorView& a, const ConstTensorView& b,
-                         const TensorView& out, void* stream);
-
-FOO_CORE_EXPORT void mul(const ConstTensorView& a, const ConstTensorView& b,
-                         const TensorView& out, void* stream);
-
-FOO_CORE_EXPORT void muladd(const ConstTensorView& a, const ConstTensorView& b,
-                            double c, const TensorView& out, void* stream);
-
-/// @}
-
-}  // namespace cuda
 }  // namespace foo_core

@@ -1,5 +1,5 @@
 /// @file
-/// What foo_core throws.
+/// The exceptions that foo_core throws.
 #pragma once
 
 #include <stdexcept>
@@ -8,8 +8,8 @@
 
 namespace foo_core {
 
-/// An argument is not what the function takes. what() is one sentence that
-/// names the operator, the argument, what was expected and what came, such as
+/// An argument was refused. what() is one sentence that names the operator, the
+/// argument, what was expected and what the caller passed, such as
 /// "rms_norm: weight has 4095 elements, but x's last dimension is 4096".
 /// Nothing has been written when it is thrown.
 class FOO_CORE_EXPORT InvalidArgument : public std::invalid_argument {
@@ -19,7 +19,7 @@ class FOO_CORE_EXPORT InvalidArgument : public std::invalid_argument {
   ~InvalidArgument() override;
 };
 
-/// This build cannot do what was asked, such as run on a CUDA device.
+/// This build lacks what the caller asked for, such as CUDA kernels.
 class FOO_CORE_EXPORT Unavailable : public std::runtime_error {
  public:
   /// Copies `message`.

@@ -1,12 +1,12 @@
 /// @file
-/// What the library exports; all else is hidden.
+/// The macro that marks what the library exports; all other symbols are hidden.
 ///
-/// foo_core_EXPORTS is defined while the shared library itself is compiled, and
-/// FOO_CORE_STATIC_DEFINE by the CMake target of a static one for its users.
+/// CMake defines foo_core_EXPORTS while it compiles the shared library. The
+/// target of a static library defines FOO_CORE_STATIC_DEFINE for its users.
 #pragma once
 
 /// @def FOO_CORE_EXPORT
-/// Before a declaration: the library exports it.
+/// Marks a declaration that the library exports.
 #if defined(FOO_CORE_STATIC_DEFINE)
 #define FOO_CORE_EXPORT
 #elif defined(_WIN32) && defined(foo_core_EXPORTS)

@@ -1,5 +1,5 @@
 /// @file
-/// How a caller describes its memory to foo_core.
+/// Views, by which a caller describes its memory to foo_core.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +18,18 @@ enum class DType : std::int32_t {
   kInt64 = 5,
 };
 
-/// Bytes per element; 0 for a value that is no DType.
+/// Bytes per element; 0 if `dtype` is not a DType.
 FOO_CORE_EXPORT std::int64_t item_size(DType dtype) noexcept;
 
-/// "float32", "bfloat16", "int64" and so on; "invalid" for a value that is no
-/// DType.
+/// The name, such as "float32", "bfloat16" or "int64"; "invalid" if `dtype` is
+/// not a DType.
 FOO_CORE_EXPORT const char* name(DType dtype) noexcept;
 
-/// Read-only memory of the caller's: up to 64 dimensions, any strides.
-/// A stride of 0 repeats an element, a negative one walks backwards.
+/// The most dimensions that a view may have, as in NumPy and PyTorch.
+inline constexpr std::int64_t kMaxDims = 64;
+
+/// Read-only memory of the caller's, of up to kMaxDims dimensions and with any
+/// strides. A stride of 0 repeats an element; a negative one walks backwards.
 struct ConstTensorView {
   const void* data;   ///< the element at index (0, ..., 0); unused if empty
   DType dtype;        ///< of each element

@@ -1,4 +1,4 @@
-// What softmax needs of vectors. Included once per SIMD target.
+// Vector functions of softmax. Included once per SIMD target.
 #if defined(FOO_CORE_CROSS_ENTROPY_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOO_CORE_CROSS_ENTROPY_INL_H_
 #undef FOO_CORE_CROSS_ENTROPY_INL_H_
@@ -13,7 +13,7 @@ HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
 
-/// The larger of each two; either if one is NaN.
+/// The larger of each two lanes; unspecified if one of them is NaN.
 template <class C>
 HWY_INLINE Pair<C> Larger(Pair<C> x, Pair<C> y) {
   return {hn::Max(x.a, y.a), hn::Max(x.b, y.b)};
@@ -24,12 +24,7 @@ HWY_INLINE C Largest(Pair<C> x) {
   return hn::GetLane(hn::MaxOfLanes(hn::ScalableTag<C>(), hn::Max(x.a, x.b)));
 }
 
-template <class C>
-HWY_INLINE Pair<C> Subtract(Pair<C> x, Pair<C> y) {
-  return {hn::Sub(x.a, y.a), hn::Sub(x.b, y.b)};
-}
-
-/// The first n <= Lanes() elements; the others are `fill`.
+/// Loads the first n <= Lanes() elements; the other lanes are `fill`.
 template <class T>
 HWY_INLINE Pair<Compute<T>> LoadFilled(const T* p, int64_t n, Compute<T> fill) {
   HWY_ALIGN T buffer[2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>())];
@@ -43,8 +38,8 @@ HWY_INLINE double LoadOne(const T* p) {
   return static_cast<double>(hn::GetLane(LoadN(p, 1).a));
 }
 
-/// Has the n elements that come 16 KiB after p fetched. The processor's own
-/// prefetching stops where a block is read for the second time.
+/// Prefetches the n elements 16 KiB after p. The hardware prefetcher stops
+/// while a block is read for the second time.
 template <class T>
 HWY_INLINE void FetchAhead(const T* p, int64_t n) {
   const char* begin = reinterpret_cast<const char*>(p) + 16384;
@@ -52,8 +47,8 @@ HWY_INLINE void FetchAhead(const T* p, int64_t n) {
   for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(begin + i);
 }
 
-/// 2^x for |x| <= 1/2, exact for 0: minimax polynomials with relative errors
-/// below 2^-18.4, 2^-23.4 and 2^-28.9.
+/// 2^x for |x| <= 1/2 by minimax polynomials, whose relative errors are below
+/// 2^-18.4, 2^-23.4 and 2^-28.9; exact for 0.
 template <int kDegree, class V>
 HWY_INLINE V Exp2Reduced(V x) {
   if constexpr (kDegree == 4) {
@@ -69,14 +64,15 @@ HWY_INLINE V Exp2Reduced(V x) {
   }
 }
 
-// ExpNegative with errors that are small where e^x is, in fewer instructions:
-// e^x = 2^(x / ln 2) = 2^f * 2^n, without a second constant for what 1 / ln 2
-// lacks, and with 2^n apart, as an FMA can multiply by it. That makes the loss
-// and its gradient 1.1 times as fast for float32. For 16-bit types lower
-// degrees do, 5 for the loss and 4 for a gradient that is rounded to so few
-// bits: 1.2 to 1.3 times as fast.
+// ExpNegative in fewer instructions: the relative error grows with |x|, but the
+// absolute error does not, because e^x shrinks. In e^x = 2^(x / ln 2) = 2^f *
+// 2^n, 1 / ln 2 is one constant without a correction, and 2^n stays a factor,
+// by which an FMA multiplies. That makes the loss and its gradient 1.1× faster
+// for float32. For 16-bit types the polynomials have a lower degree, 5 for the
+// loss and 4 for a gradient that is rounded to few bits: 1.2× to 1.3× faster.
 
-/// 2^f, and as `power` 2^n, for x <= 0 or hardly more (or NaN).
+/// Returns 2^f and sets `power` to 2^n, for x up to a rounding error above 0,
+/// or NaN.
 template <int kDegree, class V>
 HWY_INLINE V ExpFactors(V x, V& power) {
   using K = ExpConstants<float>;
@@ -97,7 +93,7 @@ HWY_INLINE Pair<float> ExpFactors(Pair<float> x, Pair<float>& power) {
   return {ExpFactors<kDegree>(x.a, power.a), ExpFactors<kDegree>(x.b, power.b)};
 }
 
-/// sum + e^x for x <= 0 (or NaN), where x is a difference of two T.
+/// sum + e^x for x <= 0 or NaN, where x is a difference of two T.
 template <class T>
 HWY_INLINE Pair<Compute<T>> AddExp(Pair<Compute<T>> sum, Pair<Compute<T>> x) {
   if constexpr (hwy::IsSame<T, double>()) {
@@ -109,7 +105,7 @@ HWY_INLINE Pair<Compute<T>> AddExp(Pair<Compute<T>> sum, Pair<Compute<T>> x) {
   }
 }
 
-/// e^x for x <= 0 or hardly more (or NaN), to be rounded to T.
+/// e^x, to be rounded to T, for x up to a rounding error above 0, or NaN.
 template <class T>
 HWY_INLINE Pair<Compute<T>> ExpFor(Pair<Compute<T>> x) {
   if constexpr (hwy::IsSame<T, double>()) {

@@ -1,39 +1,46 @@
+// add, mul and muladd, which are bound by memory. The host walks the tensors in
+// the order of out's memory and merges contiguous dimensions, so that the
+// kernel runs over long rows; rows with other strides are copied tile by tile.
 #include "foo_core/elementwise.h"
 
 #include <algorithm>
-#include <string>
+#include <cstdint>
 
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/elementwise.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
 #include "hwy/cache_control.h"
 
-#ifndef FOO_CORE_ELEMENTWISE_ROW_
-#define FOO_CORE_ELEMENTWISE_ROW_
+#ifndef FOO_CORE_ELEMENTWISE_
+#define FOO_CORE_ELEMENTWISE_
 namespace foo_core {
+namespace {
 
-enum class Op { kAdd, kMul, kMulAdd };
+/// Computes out[i] = f(a[i], b[i], c) for n elements at the given
+/// strides.
+using RowKernel = void (*)(const void* a, std::int64_t a_stride, const void* b,
+                           std::int64_t b_stride, double c, void* out,
+                           std::int64_t out_stride, bool stream,
+                           std::int64_t n);
 
-/// out[i] = op(a[i], b[i], c) for n elements at the given strides.
-using RowFunction = void (*)(const void* a, std::int64_t a_stride,
-                             const void* b, std::int64_t b_stride, double c,
-                             void* out, std::int64_t out_stride, bool stream,
-                             std::int64_t n);
-
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 struct Add {
   template <class V>
@@ -77,16 +84,16 @@ HWY_NOINLINE void Strided(const T* a, int64_t a_stride, const T* b,
   HWY_ALIGN T out_tile[kTile];
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    Contiguous<F>(Gather(a, a_stride, i, m, a_tile),
-                  Gather(b, b_stride, i, m, b_tile), c,
-                  Target(out, out_stride, i, out_tile), false, m);
-    Scatter(out_tile, out, out_stride, i, m);
+    Contiguous<F>(InputTile(a, a_stride, i, m, a_tile),
+                  InputTile(b, b_stride, i, m, b_tile), c,
+                  OutputTile(out, out_stride, i, out_tile), false, m);
+    FinishTile(out_tile, out, out_stride, i, m);
   }
 }
 
 template <class F, class T>
-void Row(const void* a, int64_t a_stride, const void* b, int64_t b_stride,
-         double c, void* out, int64_t out_stride, bool stream, int64_t n) {
+void AnyRow(const void* a, int64_t a_stride, const void* b, int64_t b_stride,
+            double c, void* out, int64_t out_stride, bool stream, int64_t n) {
   const auto* ta = static_cast<const T*>(a);
   const auto* tb = static_cast<const T*>(b);
   const auto tc = static_cast<Compute<T>>(c);
@@ -99,24 +106,22 @@ void Row(const void* a, int64_t a_stride, const void* b, int64_t b_stride,
 }
 
 template <class F>
-struct RowOf {
+struct KernelsOf {
   template <class T>
-  HWY_INLINE RowFunction operator()(T) const {
-    return Row<F, T>;
+  HWY_INLINE RowKernel operator()(T) const {
+    return AnyRow<F, T>;
   }
 };
 
-RowFunction ElementwiseRow(Op op, DType dtype) {
-  switch (op) {
-    case Op::kAdd:
-      return ForDType(dtype, RowOf<Add>());
-    case Op::kMul:
-      return ForDType(dtype, RowOf<Mul>());
-    default:
-      return ForDType(dtype, RowOf<MultiplyAdd>());
-  }
+RowKernel AddKernel(DType dtype) { return ForDType(dtype, KernelsOf<Add>()); }
+
+RowKernel MulKernel(DType dtype) { return ForDType(dtype, KernelsOf<Mul>()); }
+
+RowKernel MulAddKernel(DType dtype) {
+  return ForDType(dtype, KernelsOf<MultiplyAdd>());
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -125,56 +130,16 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core {
 namespace {
 
-/// Elements [begin, end) of the nest's iteration space.
-struct Loop {
-  RowFunction row;
-  double c;
-  std::int64_t item_size;
-  const char* a;
-  const char* b;
-  char* out;
-  bool stream;
-  Nest<3> nest;
-
-  void run(std::int64_t begin, std::int64_t end) const {
-    const std::int64_t* strides = nest.inner_strides();
-    for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
-      row(a + at[0] * item_size, strides[0], b + at[1] * item_size, strides[1],
-          c, out + at[2] * item_size, strides[2], stream, n);
-    });
-    if (stream) hwy::FlushStream();
-  }
-
-  static void body(void* self, std::int64_t begin, std::int64_t end) {
-    static_cast<const Loop*>(self)->run(begin, end);
-  }
-};
-
-Loop make_loop(Op op, const ConstTensorView& a, const ConstTensorView& b,
-               double c, const TensorView& out) {
-  Loop loop;
-  loop.row = FOO_CORE_DISPATCH(ElementwiseRow)(op, out.dtype);
-  loop.c = c;
-  loop.item_size = item_size(out.dtype);
-  loop.a = static_cast<const char*>(a.data);
-  loop.b = static_cast<const char*>(b.data);
-  loop.out = static_cast<char*>(out.data);
-  loop.stream = worth_streaming(out, {a.data, b.data});
-  return loop;
-}
-
-/// The dimensions in the given order, which out may be walked in because every
-/// element is computed on its own.
-void run_range(Op op, const ConstTensorView& a, const ConstTensorView& b,
-               double c, const TensorView& out, std::int64_t begin,
-               std::int64_t end) {
-  Loop loop = make_loop(op, a, b, c, out);
+/// x as if it had out's shape: its stride is 0 where it broadcasts. Borrows
+/// `strides`.
+ConstTensorView broadcast(const ConstTensorView& x, const TensorView& out,
+                          std::int64_t (&strides)[kMaxDims]) {
+  const std::int64_t added = out.ndim - x.ndim;
   for (std::int64_t d = 0; d < out.ndim; ++d) {
-    loop.nest.append(out.sizes[d],
-                     {a.strides[d], b.strides[d], out.strides[d]});
+    const bool repeats = d < added || x.sizes[d - added] == 1;
+    strides[d] = repeats ? 0 : x.strides[d - added];
   }
-  loop.nest.finish();
-  loop.run(begin, end);
+  return {x.data, x.dtype, out.ndim, out.sizes, strides};
 }
 
 /// Size of x in dimension d of a broadcast shape with ndim dimensions.
@@ -184,106 +149,74 @@ std::int64_t broadcast_size(const ConstTensorView& x, std::int64_t ndim,
   return d < 0 ? 1 : x.sizes[d];
 }
 
-std::int64_t broadcast_stride(const ConstTensorView& x, std::int64_t ndim,
-                              std::int64_t d) {
-  d -= ndim - x.ndim;
-  return d < 0 || x.sizes[d] == 1 ? 0 : x.strides[d];
-}
-
-void check(const char* op, const Argument& a, const Argument& b,
-           const Argument& out) {
-  check_tensor(op, a);
-  check_tensor(op, b);
-  check_tensor(op, out);
-  check_same_dtype(op, a, b);
-  check_same_dtype(op, a, out);
-
-  const std::int64_t ndim = std::max(a.view.ndim, b.view.ndim);
+/// out has the shape to which a and b broadcast.
+void check_broadcast(const char* op, const ConstTensorView& a,
+                     const ConstTensorView& b, const Argument& out) {
+  const std::int64_t ndim = std::max(a.ndim, b.ndim);
   std::int64_t sizes[kMaxDims];
   for (std::int64_t d = 0; d < ndim; ++d) {
-    const std::int64_t size_a = broadcast_size(a.view, ndim, d);
-    const std::int64_t size_b = broadcast_size(b.view, ndim, d);
+    const std::int64_t size_a = broadcast_size(a, ndim, d);
+    const std::int64_t size_b = broadcast_size(b, ndim, d);
     if (size_a != size_b && size_a != 1 && size_b != 1) {
-      fail(op, "a has shape " + shape_text(a.view.ndim, a.view.sizes) +
-                   ", b has shape " + shape_text(b.view.ndim, b.view.sizes) +
-                   ": they do not broadcast");
+      fail(op, "a has shape " + shape_text(a.ndim, a.sizes) + ", b has shape " +
+                   shape_text(b.ndim, b.sizes) + ": they do not broadcast");
     }
     sizes[d] = size_a == 1 ? size_b : size_a;
   }
   check_shape(op, out, ndim, sizes);
 }
 
-void run(const char* name, Op op, const ConstTensorView& a,
-         const ConstTensorView& b, double c, const TensorView& out,
-         const ParallelFor& parallel_for) {
-  check(name, {"a", a}, {"b", b}, {"out", out});
-  const std::int64_t count = numel(out);
-  if (count == 0) return;
+void elementwise(const char* op, RowKernel (*kernel_of)(DType),
+                 const ConstTensorView& a, const ConstTensorView& b, double c,
+                 const TensorView& out, const Executor& executor) {
+  const Argument arg_a{"a", a}, arg_b{"b", b}, arg_out{"out", out};
+  check_tensor(op, arg_a);
+  check_tensor(op, arg_b);
+  check_tensor(op, arg_out);
+  check_same_dtype(op, arg_a, arg_b);
+  check_same_dtype(op, arg_a, arg_out);
+  check_broadcast(op, a, b, arg_out);
+  std::int64_t a_strides[kMaxDims], b_strides[kMaxDims];
+  const Argument wide_a{"a", broadcast(a, out, a_strides)};
+  const Argument wide_b{"b", broadcast(b, out, b_strides)};
+  check_output(op, arg_out, {&wide_a, &wide_b}, {});
+  const CpuThreads threads(op, executor);
 
-  std::int64_t a_strides[kMaxDims];
-  std::int64_t b_strides[kMaxDims];
-  for (std::int64_t d = 0; d < out.ndim; ++d) {
-    a_strides[d] = broadcast_stride(a, out.ndim, d);
-    b_strides[d] = broadcast_stride(b, out.ndim, d);
-  }
-  const Argument wide_a{"a", {a.data, a.dtype, out.ndim, out.sizes, a_strides}};
-  const Argument wide_b{"b", {b.data, b.dtype, out.ndim, out.sizes, b_strides}};
-  check_no_self_overlap(name, {"out", out});
-  check_overlap(name, {"out", out}, wide_a, true);
-  check_overlap(name, {"out", out}, wide_b, true);
-
-  // In the order of out's memory, so that transposed tensors are contiguous.
-  int order[kMaxDims];
-  sort_dims(out, order);
-  Loop loop = make_loop(op, a, b, c, out);
-  for (int i = 0; i < out.ndim; ++i) {
-    const int d = order[i];
-    loop.nest.append(out.sizes[d],
-                     {a_strides[d], b_strides[d], out.strides[d]});
-  }
-  loop.nest.finish();
-  if (count < kGrain) {
-    loop.run(0, count);
-  } else {
-    parallel_for.run(parallel_for.self, 0, count, kGrain, Loop::body, &loop);
-  }
+  const RowKernel kernel = kernel_of(out.dtype);
+  const auto nest = nest_of_elements(out, wide_a.view, wide_b.view, out);
+  const std::int64_t* strides = nest.inner_strides();
+  const auto* a_data = static_cast<const char*>(a.data);
+  const auto* b_data = static_cast<const char*>(b.data);
+  auto* out_data = static_cast<char*>(out.data);
+  const std::int64_t item = item_bytes(out.dtype);
+  const bool stream = worth_streaming(out, {a.data, b.data});
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
+      kernel(a_data + at[0] * item, strides[0], b_data + at[1] * item,
+             strides[1], c, out_data + at[2] * item, strides[2], stream, n);
+    });
+    if (stream) hwy::FlushStream();
+  };
+  threads.for_elements(numel(out), run);
 }
 
 }  // namespace
 
 void add(const ConstTensorView& a, const ConstTensorView& b,
-         const TensorView& out, const ParallelFor& parallel_for) {
-  run("add", Op::kAdd, a, b, 0, out, parallel_for);
+         const TensorView& out, const Executor& executor) {
+  elementwise("add", FOO_CORE_DISPATCH(AddKernel), a, b, 0, out, executor);
 }
 
 void mul(const ConstTensorView& a, const ConstTensorView& b,
-         const TensorView& out, const ParallelFor& parallel_for) {
-  run("mul", Op::kMul, a, b, 0, out, parallel_for);
+         const TensorView& out, const Executor& executor) {
+  elementwise("mul", FOO_CORE_DISPATCH(MulKernel), a, b, 0, out, executor);
 }
 
 void muladd(const ConstTensorView& a, const ConstTensorView& b, double c,
-            const TensorView& out, const ParallelFor& parallel_for) {
-  run("muladd", Op::kMulAdd, a, b, c, out, parallel_for);
+            const TensorView& out, const Executor& executor) {
+  elementwise("muladd", FOO_CORE_DISPATCH(MulAddKernel), a, b, c, out,
+              executor);
 }
 
-namespace cpu {
-
-void add(const ConstTensorView& a, const ConstTensorView& b,
-         const TensorView& out, std::int64_t begin, std::int64_t end) noexcept {
-  run_range(Op::kAdd, a, b, 0, out, begin, end);
-}
-
-void mul(const ConstTensorView& a, const ConstTensorView& b,
-         const TensorView& out, std::int64_t begin, std::int64_t end) noexcept {
-  run_range(Op::kMul, a, b, 0, out, begin, end);
-}
-
-void muladd(const ConstTensorView& a, const ConstTensorView& b, double c,
-            const TensorView& out, std::int64_t begin,
-            std::int64_t end) noexcept {
-  run_range(Op::kMulAdd, a, b, c, out, begin, end);
-}
-
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

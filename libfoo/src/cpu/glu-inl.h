@@ -1,4 +1,5 @@
-// The activations of gated linear units. Included once per SIMD target.
+// The activations of gated linear units and their derivatives. Included once
+// per SIMD target.
 #if defined(FOO_CORE_GLU_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOO_CORE_GLU_INL_H_
 #undef FOO_CORE_GLU_INL_H_
@@ -14,17 +15,18 @@ HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
 
-// Each activation f has Value, f(x), and Derivative, which gives f(x) too. T is
-// the type that results are going to be rounded to.
+// Each activation f has Value, which returns f(x), and Derivative, which
+// returns f(x) and f'(x). T is the type to which results will be rounded.
 
-/// What a Derivative returns.
+/// The result of Derivative: f(x) and f'(x).
 template <class V>
 struct Activated {
   V value, slope;
 };
 
-/// From y = x * sigmoid(z): y' = sigmoid(z) + y * (1 - sigmoid(z)) * z'. The
-/// second division saves y a rounding, which 16-bit results do not need.
+/// Differentiates y = x * sigmoid(z): y' = sigmoid(z) + y * (1 - sigmoid(z)) *
+/// z'. A second division saves a rounding of y, which 16-bit results do not
+/// need.
 template <class T, class V, class... Slope>
 HWY_INLINE Activated<V> Derive(V x, SigmoidFraction<V> sigmoid, Slope... z) {
   const auto inverse =
@@ -57,10 +59,10 @@ struct Silu {
   }
 };
 
-/// x * Phi(x), Phi the normal distribution function. As
-/// max(x, 0) - |x| * Phi(-|x|), small results keep all their bits.
+/// x * Phi(x), where Phi is the normal distribution function. It is computed as
+/// max(x, 0) - |x| * Phi(-|x|), so that small results keep all their bits.
 struct Gelu {
-  /// |x|, limited to where Phi(-|x|) is 0.
+  /// |x|, clamped to where Phi(-|x|) becomes 0.
   template <class V>
   static HWY_INLINE V Size(V x) {
     return AtMost(kNormalTailEnd<hn::TFromV<V>>, hn::Abs(x));
@@ -72,7 +74,7 @@ struct Gelu {
     using C = hn::TFromV<V>;
     const auto square = hn::Mul(size, size);
     return ScaledExp<T>(square, C(-0.5), [&](V r) HWY_ATTR {
-      // Of a large square, even the rounding error matters.
+      // For a large square the rounding error matters.
       if constexpr (!kIsHalf<T>) {
         r = hn::Add(r, ProductError(size, size, square));
       }
@@ -80,7 +82,7 @@ struct Gelu {
     });
   }
 
-  /// max(x, 0), but NaN for -inf, as -inf * 0 is.
+  /// max(x, 0), but NaN for -inf, because -inf * 0 is NaN.
   template <class V>
   static HWY_INLINE V Positive(V x) {
     const hn::DFromV<V> d;
@@ -110,8 +112,8 @@ struct Gelu {
 
 /// x * (1 + tanh(z / 2)) / 2 = x * sigmoid(z), z = first * x + third * x^3
 struct GeluTanh {
-  // sqrt(8 / pi) and 0.044715 times it, and what is left of them when they have
-  // been rounded; z is SigmoidRange's for x = kLow and kHigh.
+  // sqrt(8 / pi) and 0.044715 times it, with their rounding errors. At x = kLow
+  // and kHigh, z reaches the ends of SigmoidRange.
   template <class C>
   struct Constants {
     static constexpr double kFirst = 0x1.9884533d43651p+0;
@@ -122,7 +124,7 @@ struct GeluTanh {
     static constexpr double kHigh = 21.66;
   };
 
-  /// sigmoid(z), and z' as a function of x.
+  /// Returns sigmoid(z) and sets `slope` to z'.
   template <class T, class V>
   static HWY_INLINE SigmoidFraction<V> Split(V x, V& slope) {
     using C = hn::TFromV<V>;
@@ -135,8 +137,8 @@ struct GeluTanh {
     if constexpr (kIsHalf<T>) {
       return Sigmoid<T>(hn::Mul(x, hn::MulAdd(square, third, first)));
     }
-    // exp(-z) needs more bits of a large z than a number has: carry the errors
-    // of all roundings along. Without, there are 100 ulp for small results.
+    // exp(-z) needs more bits of a large z than a number has, so z carries the
+    // errors of all roundings. Without them small results are off by 100 ulp.
     const auto cubic = hn::Mul(square, third);
     const auto sum = hn::Add(cubic, first);
     const auto z = hn::Mul(x, sum);
@@ -174,7 +176,7 @@ struct GeluTanh::Constants<float> {
   static constexpr float kHigh = 10.907f;
 };
 
-/// f(Activation()) for the one that is asked for.
+/// Returns f(Silu()), f(Gelu()) or f(GeluTanh()).
 template <class F>
 HWY_INLINE auto ForActivation(Activation activation, F f) {
   switch (activation) {

@@ -1,3 +1,6 @@
+// out = f(gate) * up. The exponentials take most of the time in the caches, and
+// memory does beyond them, so a row is computed in one pass while the next one
+// is prefetched.
 #include "foo_core/glu.h"
 
 #include <cstdint>
@@ -7,11 +10,12 @@
 #include "cpu/simd.h"
 #include "cpu/stream.h"
 #include "glu.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/glu.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/glu-inl.h"
@@ -20,18 +24,22 @@
 #ifndef FOO_CORE_GLU_FORWARD_
 #define FOO_CORE_GLU_FORWARD_
 namespace foo_core {
+namespace {
 
-/// n elements; the next rows begin `next` elements after these.
+/// Computes n elements. The next rows begin gate_next and up_next elements
+/// after these.
 using ForwardFunction = void (*)(Row gate, std::int64_t gate_next, Row up,
                                  std::int64_t up_next, MutableRow out,
                                  bool stream, std::int64_t n);
 
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 template <class F, bool kAll, class T>
 HWY_INLINE void ForwardAt(const T* gate, const T* up, T* out, bool stream,
@@ -54,16 +62,16 @@ void Forward(Row gate, int64_t gate_next, Row up, int64_t up_next,
   stream = stream && out.stride == 1;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* pgate = Gather(tgate, gate.stride, begin, m, gate_tile);
-    const T* pup = Gather(tup, up.stride, begin, m, up_tile);
-    T* pout = Target(tout, out.stride, begin, out_tile);
+    const T* pgate = InputTile(tgate, gate.stride, begin, m, gate_tile);
+    const T* pup = InputTile(tup, up.stride, begin, m, up_tile);
+    T* pout = OutputTile(tout, out.stride, begin, out_tile);
     ForPairs(pout, stream, m, [&](auto whole, int64_t i, int64_t k) HWY_ATTR {
       PrefetchLoad(pgate + i, gate_next);
       PrefetchLoad(pup + i, up_next);
       ForwardAt<F, decltype(whole)::value>(pgate + i, pup + i, pout + i, stream,
                                            k);
     });
-    Scatter(out_tile, tout, out.stride, begin, m);
+    FinishTile(out_tile, tout, out.stride, begin, m);
   }
 }
 
@@ -75,6 +83,7 @@ ForwardFunction GluForward(Activation activation, DType dtype) {
   });
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -83,98 +92,44 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core {
 namespace {
 
-struct ForwardLoop {
-  ForwardFunction forward;
-  const ConstTensorView& gate;
-  const ConstTensorView& up;
-  const TensorView& out;
-  bool stream = worth_streaming(out, {gate.data, up.data});
-  Nest<3> nest = {};
+void gated(const char* op, Activation activation, const ConstTensorView& gate,
+           const ConstTensorView& up, const TensorView& out,
+           const Executor& executor) {
+  const Argument arg_gate{"gate", gate}, arg_up{"up", up}, arg_out{"out", out};
+  check_tensor(op, arg_gate);
+  check_like(op, arg_up, arg_gate);
+  check_like(op, arg_out, arg_gate);
+  check_output(op, arg_out, {&arg_gate, &arg_up}, {});
+  const CpuThreads threads(op, executor);
 
-  void append(std::int64_t d) {
-    nest.append(out.sizes[d], {gate.strides[d], up.strides[d], out.strides[d]});
-  }
-
-  void run(std::int64_t begin, std::int64_t end) const {
+  const auto forward = FOO_CORE_DISPATCH(GluForward)(activation, out.dtype);
+  const auto nest = nest_of_elements(out, gate, up, out);
+  const std::int64_t* strides = nest.inner_strides();
+  const bool stream = worth_streaming(out, {gate.data, up.data});
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
     for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
-      const std::int64_t* strides = nest.inner_strides();
       forward({element_at(gate, at[0]), strides[0]}, nest.next_row(0),
               {element_at(up, at[1]), strides[1]}, nest.next_row(1),
               {element_at(out, at[2]), strides[2]}, stream, n);
     });
     if (stream) hwy::FlushStream();
-  }
-};
-
-void run(const char* op, Activation activation, const ConstTensorView& gate,
-         const ConstTensorView& up, const TensorView& out,
-         const ParallelFor& parallel_for) {
-  const Argument arg_gate{"gate", gate}, arg_up{"up", up}, arg_out{"out", out};
-  check_tensor(op, arg_gate);
-  check_like(op, arg_up, arg_gate);
-  check_like(op, arg_out, arg_gate);
-  const std::int64_t count = numel(out);
-  if (count == 0) return;
-  check_no_self_overlap(op, arg_out);
-  check_overlap(op, arg_out, arg_gate, true);
-  check_overlap(op, arg_out, arg_up, true);
-
-  // In the order of out's memory, so that transposed tensors are contiguous.
-  int order[kMaxDims];
-  sort_dims(out, order);
-  ForwardLoop loop{FOO_CORE_DISPATCH(GluForward)(activation, out.dtype), gate,
-                   up, out};
-  for (int i = 0; i < out.ndim; ++i) loop.append(order[i]);
-  loop.nest.finish();
-  const ParallelFor& use = count < kGrain ? serial() : parallel_for;
-  use.run(
-      use.self, 0, count, kGrain,
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        static_cast<const ForwardLoop*>(self)->run(begin, end);
-      },
-      &loop);
-}
-
-void run_range(Activation activation, const ConstTensorView& gate,
-               const ConstTensorView& up, const TensorView& out,
-               std::int64_t begin, std::int64_t end) {
-  ForwardLoop loop{FOO_CORE_DISPATCH(GluForward)(activation, out.dtype), gate,
-                   up, out};
-  for (std::int64_t d = 0; d < out.ndim; ++d) loop.append(d);
-  loop.nest.finish();
-  loop.run(begin, end);
+  };
+  threads.for_elements(numel(out), run);
 }
 
 }  // namespace
 
 void silu_mul(const ConstTensorView& gate, const ConstTensorView& up,
-              const TensorView& out, const ParallelFor& parallel_for) {
-  run("silu_mul", Activation::kSilu, gate, up, out, parallel_for);
+              const TensorView& out, const Executor& executor) {
+  gated("silu_mul", Activation::kSilu, gate, up, out, executor);
 }
 
 void gelu_mul(const ConstTensorView& gate, const ConstTensorView& up,
               GeluApproximation approximation, const TensorView& out,
-              const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "gelu_mul";
-  run(kOp, gelu_activation(kOp, approximation), gate, up, out, parallel_for);
+              const Executor& executor) {
+  const char* op = "gelu_mul";
+  gated(op, gelu_activation(op, approximation), gate, up, out, executor);
 }
 
-namespace cpu {
-
-void silu_mul(const ConstTensorView& gate, const ConstTensorView& up,
-              const TensorView& out, std::int64_t begin,
-              std::int64_t end) noexcept {
-  run_range(Activation::kSilu, gate, up, out, begin, end);
-}
-
-void gelu_mul(const ConstTensorView& gate, const ConstTensorView& up,
-              GeluApproximation approximation, const TensorView& out,
-              std::int64_t begin, std::int64_t end) noexcept {
-  run_range(approximation == GeluApproximation::kTanh ? Activation::kGeluTanh
-                                                      : Activation::kGelu,
-            gate, up, out, begin, end);
-}
-
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

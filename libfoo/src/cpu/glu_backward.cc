@@ -1,3 +1,5 @@
+// Both gradients of f(gate) * up in one pass. f and f' share their exponential,
+// and the kernel is compiled for each set of wanted gradients.
 #include <cstdint>
 #include <type_traits>
 
@@ -7,11 +9,12 @@
 #include "cpu/stream.h"
 #include "foo_core/glu.h"
 #include "glu.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/glu_backward.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/glu-inl.h"
@@ -20,9 +23,10 @@
 #ifndef FOO_CORE_GLU_BACKWARD_
 #define FOO_CORE_GLU_BACKWARD_
 namespace foo_core {
+namespace {
 
-/// A piece of each tensor; the gradients' data is null where not wanted. The
-/// next rows begin `next` elements after these.
+/// A piece of a row of each tensor. The data of a gradient that is not wanted
+/// is null. The next rows begin *_next elements after these.
 struct BackwardPieces {
   Row grad, gate, up;
   std::int64_t grad_next, gate_next, up_next;
@@ -32,12 +36,14 @@ struct BackwardPieces {
 
 using BackwardFunction = void (*)(const BackwardPieces& pieces, std::int64_t n);
 
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 template <class F, bool kGate, bool kUp, bool kAll, class T>
 HWY_INLINE void BackwardAt(const T* grad, const T* gate, const T* up,
@@ -77,14 +83,15 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
        elements_to_alignment(tgrad_gate) == elements_to_alignment(tgrad_up));
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* g = Gather(tgrad, pieces.grad.stride, begin, m, grad_tile);
-    const T* x = Gather(tgate, pieces.gate.stride, begin, m, gate_tile);
-    const T* u = Gather(tup, pieces.up.stride, begin, m, up_tile);
-    T* gx = kGate ? Target(tgrad_gate, pieces.grad_gate.stride, begin,
-                           grad_gate_tile)
+    const T* g = InputTile(tgrad, pieces.grad.stride, begin, m, grad_tile);
+    const T* x = InputTile(tgate, pieces.gate.stride, begin, m, gate_tile);
+    const T* u = InputTile(tup, pieces.up.stride, begin, m, up_tile);
+    T* gx = kGate ? OutputTile(tgrad_gate, pieces.grad_gate.stride, begin,
+                               grad_gate_tile)
                   : grad_gate_tile;
-    T* gu = kUp ? Target(tgrad_up, pieces.grad_up.stride, begin, grad_up_tile)
-                : grad_up_tile;
+    T* gu =
+        kUp ? OutputTile(tgrad_up, pieces.grad_up.stride, begin, grad_up_tile)
+            : grad_up_tile;
     const auto at = [&](auto whole, int64_t i, int64_t k) HWY_ATTR {
       PrefetchLoad(g + i, pieces.grad_next);
       PrefetchLoad(x + i, pieces.gate_next);
@@ -94,10 +101,10 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
     };
     ForPairs(kGate ? gx : gu, stream, m, at);
     if constexpr (kGate) {
-      Scatter(grad_gate_tile, tgrad_gate, pieces.grad_gate.stride, begin, m);
+      FinishTile(grad_gate_tile, tgrad_gate, pieces.grad_gate.stride, begin, m);
     }
     if constexpr (kUp) {
-      Scatter(grad_up_tile, tgrad_up, pieces.grad_up.stride, begin, m);
+      FinishTile(grad_up_tile, tgrad_up, pieces.grad_up.stride, begin, m);
     }
   }
 }
@@ -114,6 +121,7 @@ BackwardFunction GluBackward(Activation activation, DType dtype, bool gate,
   });
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -122,19 +130,37 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core {
 namespace {
 
-struct BackwardLoop {
-  BackwardFunction backward;
-  const ConstTensorView& grad;
-  const ConstTensorView& gate;
-  const ConstTensorView& up;
-  const TensorView* grad_gate;
-  const TensorView* grad_up;
-  bool stream;
-  Nest<5> nest;
+void gated_backward(const char* op, Activation activation,
+                    const ConstTensorView& grad, const ConstTensorView& gate,
+                    const ConstTensorView& up, const TensorView* grad_gate,
+                    const TensorView* grad_up, const Executor& executor) {
+  const Argument arg_grad{"grad", grad}, arg_gate{"gate", gate},
+      arg_up{"up", up}, arg_grad_gate{"grad_gate", grad_gate},
+      arg_grad_up{"grad_up", grad_up};
+  check_tensor(op, arg_gate);
+  check_like(op, arg_grad, arg_gate);
+  check_like(op, arg_up, arg_gate);
+  check_like(op, arg_grad_gate, arg_gate);
+  check_like(op, arg_grad_up, arg_gate);
+  const Arguments inputs = {&arg_grad, &arg_gate, &arg_up};
+  check_output(op, arg_grad_gate, inputs, {});
+  check_output(op, arg_grad_up, inputs, {&arg_grad_gate});
+  const CpuThreads threads(op, executor);
+  if (grad_gate == nullptr && grad_up == nullptr) return;
 
-  void run(std::int64_t begin, std::int64_t end) const {
+  const auto backward = FOO_CORE_DISPATCH(GluBackward)(
+      activation, gate.dtype, grad_gate != nullptr, grad_up != nullptr);
+  const auto nest =
+      nest_of_elements(grad_gate != nullptr ? *grad_gate : *grad_up, grad, gate,
+                       up, grad_gate, grad_up);
+  const std::int64_t* strides = nest.inner_strides();
+  const auto worth = [&](const TensorView* out) {
+    return out == nullptr ||
+           worth_streaming(*out, {grad.data, gate.data, up.data});
+  };
+  const bool stream = worth(grad_gate) && worth(grad_up);
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
     for_each_run(nest, begin, end, [&](const auto& at, std::int64_t n) {
-      const std::int64_t* strides = nest.inner_strides();
       const auto output = [&](const TensorView* x, int k) -> MutableRow {
         if (x == nullptr) return {nullptr, 1};
         return {element_at(*x, at[k]), strides[k]};
@@ -151,88 +177,27 @@ struct BackwardLoop {
                n);
     });
     if (stream) hwy::FlushStream();
-  }
-};
-
-void run(const char* op, Activation activation, const ConstTensorView& grad,
-         const ConstTensorView& gate, const ConstTensorView& up,
-         const TensorView* grad_gate, const TensorView* grad_up,
-         const ParallelFor& parallel_for) {
-  const Argument arg_grad{"grad", grad}, arg_gate{"gate", gate},
-      arg_up{"up", up};
-  check_tensor(op, arg_gate);
-  check_like(op, arg_grad, arg_gate);
-  check_like(op, arg_up, arg_gate);
-  if (grad_gate != nullptr) {
-    check_like(op, {"grad_gate", *grad_gate}, arg_gate);
-  }
-  if (grad_up != nullptr) check_like(op, {"grad_up", *grad_up}, arg_gate);
-  const std::int64_t count = numel(gate);
-  if (count == 0 || (grad_gate == nullptr && grad_up == nullptr)) return;
-  const auto check_output = [&](const Argument& out) {
-    check_no_self_overlap(op, out);
-    check_overlap(op, out, arg_grad, true);
-    check_overlap(op, out, arg_gate, true);
-    check_overlap(op, out, arg_up, true);
   };
-  if (grad_gate != nullptr) check_output({"grad_gate", *grad_gate});
-  if (grad_up != nullptr) check_output({"grad_up", *grad_up});
-  if (grad_gate != nullptr && grad_up != nullptr) {
-    check_overlap(op, {"grad_up", *grad_up}, {"grad_gate", *grad_gate}, false);
-  }
-
-  // In the order of the gradients' memory, as in forward.
-  int order[kMaxDims];
-  sort_dims(grad_gate != nullptr ? *grad_gate : *grad_up, order);
-  const auto worth = [&](const TensorView* out) {
-    return out == nullptr ||
-           worth_streaming(*out, {grad.data, gate.data, up.data});
-  };
-  BackwardLoop loop{
-      FOO_CORE_DISPATCH(GluBackward)(activation, gate.dtype,
-                                     grad_gate != nullptr, grad_up != nullptr),
-      grad,
-      gate,
-      up,
-      grad_gate,
-      grad_up,
-      worth(grad_gate) && worth(grad_up),
-      {}};
-  for (int i = 0; i < gate.ndim; ++i) {
-    const int d = order[i];
-    loop.nest.append(gate.sizes[d],
-                     {grad.strides[d], gate.strides[d], up.strides[d],
-                      grad_gate == nullptr ? 0 : grad_gate->strides[d],
-                      grad_up == nullptr ? 0 : grad_up->strides[d]});
-  }
-  loop.nest.finish();
-  const ParallelFor& use = count < kGrain ? serial() : parallel_for;
-  use.run(
-      use.self, 0, count, kGrain,
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        static_cast<const BackwardLoop*>(self)->run(begin, end);
-      },
-      &loop);
+  threads.for_elements(numel(gate), run);
 }
 
 }  // namespace
 
 void silu_mul_backward(const ConstTensorView& grad, const ConstTensorView& gate,
                        const ConstTensorView& up, const TensorView* grad_gate,
-                       const TensorView* grad_up,
-                       const ParallelFor& parallel_for) {
-  run("silu_mul_backward", Activation::kSilu, grad, gate, up, grad_gate,
-      grad_up, parallel_for);
+                       const TensorView* grad_up, const Executor& executor) {
+  gated_backward("silu_mul_backward", Activation::kSilu, grad, gate, up,
+                 grad_gate, grad_up, executor);
 }
 
 void gelu_mul_backward(const ConstTensorView& grad, const ConstTensorView& gate,
                        const ConstTensorView& up,
                        GeluApproximation approximation,
                        const TensorView* grad_gate, const TensorView* grad_up,
-                       const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "gelu_mul_backward";
-  run(kOp, gelu_activation(kOp, approximation), grad, gate, up, grad_gate,
-      grad_up, parallel_for);
+                       const Executor& executor) {
+  const char* op = "gelu_mul_backward";
+  gated_backward(op, gelu_activation(op, approximation), grad, gate, up,
+                 grad_gate, grad_up, executor);
 }
 
 }  // namespace foo_core

@@ -1,3 +1,6 @@
+// x weight^T + bias for few rows of x, where reading weight takes the time.
+// Each row of weight is read from memory once and multiplied with up to kRows
+// rows of x from the L1 cache. Threads divide the rows of weight.
 #include "foo_core/linear.h"
 
 #include <algorithm>
@@ -7,11 +10,12 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/linear.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
@@ -19,16 +23,16 @@
 #ifndef FOO_CORE_LINEAR_
 #define FOO_CORE_LINEAR_
 namespace foo_core {
+namespace {
 
-/// Rows of weight at a time: enough sums for additions not to wait for each
-/// other, few enough for the registers.
+/// Rows of weight at a time. Their accumulators hide the latency of FMA and fit
+/// in the registers.
 constexpr int kWeights = 4;
 
-/// Rows of x at a time, for which a tile of weight stays in the L1 cache.
+/// Rows of x at a time, while a tile of weight stays in the L1 cache.
 constexpr int kRows = 16;
 
-/// Up to kRows rows of x, up to kWeights rows of weight, and where their
-/// products go.
+/// Up to kRows rows of x, up to kWeights rows of weight, and their products.
 struct LinearBlock {
   int rows;
   Row x[kRows];
@@ -38,19 +42,21 @@ struct LinearBlock {
 };
 
 struct LinearKernels {
-  void (*some)(const LinearBlock& block, std::int64_t k);  // kWeights of them
-  void (*one)(const LinearBlock& block, std::int64_t k);   // one of them
+  void (*some)(const LinearBlock& block, std::int64_t k);  // kWeights rows
+  void (*one)(const LinearBlock& block, std::int64_t k);   // one row of weight
 };
 
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
-/// The dot product of x and each row of weight; n elements of each, which are
-/// contiguous. How it is added up does not depend on kCount.
+/// Adds the dot products of x and kCount rows of weight, of n contiguous
+/// elements each, to sums. The order of additions does not depend on kCount.
 template <int kCount, class T>
 HWY_INLINE void Dot(const T* x, const T* const* weight, int64_t n,
                     double* sums) {
@@ -82,14 +88,14 @@ void Products(const LinearBlock& block, int64_t k) {
     const T* weight[kCount];
     for (int j = 0; j < kCount; ++j) {
       const Row& row = block.weight[j];
-      weight[j] = Gather(static_cast<const T*>(row.data), row.stride, i, m,
-                         weight_tile[j]);
+      weight[j] = InputTile(static_cast<const T*>(row.data), row.stride, i, m,
+                            weight_tile[j]);
     }
     for (int r = 0; r < block.rows; ++r) {
       const Row& row = block.x[r];
-      // i is 0 for Gather: the tile is another row's.
-      const T* x = Gather(static_cast<const T*>(row.data) + i * row.stride,
-                          row.stride, 0, m, x_tile);
+      // The tile was another row's, so i is 0 for InputTile.
+      const T* x = InputTile(static_cast<const T*>(row.data) + i * row.stride,
+                             row.stride, 0, m, x_tile);
       Dot<kCount>(x, weight, m, sums[r]);
     }
   }
@@ -108,15 +114,16 @@ void Products(const LinearBlock& block, int64_t k) {
   }
 }
 
-struct LinearOf {
+struct KernelsOf {
   template <class T>
   HWY_INLINE LinearKernels operator()(T) const {
     return {Products<kWeights, T>, Products<1, T>};
   }
 };
 
-LinearKernels Linear(DType dtype) { return ForDType(dtype, LinearOf()); }
+LinearKernels Linear(DType dtype) { return ForDType(dtype, KernelsOf()); }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -126,92 +133,61 @@ namespace foo_core {
 
 void linear(const ConstTensorView& x, const ConstTensorView& weight,
             const ConstTensorView* bias, const TensorView& out,
-            const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "linear";
+            const Executor& executor) {
+  const char* op = "linear";
   const Argument arg_x{"x", x}, arg_weight{"weight", weight},
-      arg_out{"out", out};
-  check_has_rows(kOp, arg_x);
-  check_tensor(kOp, arg_weight);
-  check_same_dtype(kOp, arg_x, arg_weight);
+      arg_bias{"bias", bias}, arg_out{"out", out};
+  check_has_rows(op, arg_x);
+  check_tensor(op, arg_weight);
+  check_same_dtype(op, arg_x, arg_weight);
   const std::int64_t k = last_size(x);
   if (weight.ndim != 2 || weight.sizes[1] != k) {
-    fail(kOp, "weight has shape " + shape_text(weight.ndim, weight.sizes) +
-                  ", expected (n, " + std::to_string(k) +
-                  "), as x's last dimension is " + std::to_string(k));
+    fail(op, "weight has shape " + shape_text(weight.ndim, weight.sizes) +
+                 ", expected (n, " + std::to_string(k) +
+                 "), as x's last dimension is " + std::to_string(k));
   }
   const std::int64_t n = weight.sizes[0];
-  if (bias != nullptr) {
-    const Argument arg_bias{"bias", *bias};
-    check_tensor(kOp, arg_bias);
-    check_same_dtype(kOp, arg_x, arg_bias);
-    check_shape(kOp, arg_bias, 1, &n);
-  }
+  check_tensor(op, arg_bias);
+  check_same_dtype(op, arg_x, arg_bias);
+  check_shape(op, arg_bias, 1, &n);
   std::int64_t sizes[kMaxDims];
   std::copy_n(x.sizes, x.ndim, sizes);
   sizes[x.ndim - 1] = n;
-  check_tensor(kOp, arg_out);
-  check_same_dtype(kOp, arg_x, arg_out);
-  check_shape(kOp, arg_out, x.ndim, sizes);
-  check_no_self_overlap(kOp, arg_out);
-  check_overlap(kOp, arg_out, arg_x, false);
-  check_overlap(kOp, arg_out, arg_weight, false);
-  if (bias != nullptr) check_overlap(kOp, arg_out, {"bias", *bias}, false);
-
-  const std::int64_t products = count_rows(x) * k;  // for a column of out
-  if (n * products < kGrain) {
-    cpu::linear(x, weight, bias, out, 0, n);
-    return;
-  }
-  struct Context {
-    const ConstTensorView& x;
-    const ConstTensorView& weight;
-    const ConstTensorView* bias;
-    const TensorView& out;
-  } context{x, weight, bias, out};
-  parallel_for.run(
-      parallel_for.self, 0, n, std::max<std::int64_t>(1, kGrain / products),
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        const auto& c = *static_cast<const Context*>(self);
-        cpu::linear(c.x, c.weight, c.bias, c.out, begin, end);
-      },
-      &context);
-}
-
-namespace cpu {
-
-void linear(const ConstTensorView& x, const ConstTensorView& weight,
-            const ConstTensorView* bias, const TensorView& out,
-            std::int64_t begin, std::int64_t end) noexcept {
+  check_tensor(op, arg_out);
+  check_same_dtype(op, arg_x, arg_out);
+  check_shape(op, arg_out, x.ndim, sizes);
+  check_output(op, arg_out, {}, {&arg_x, &arg_weight, &arg_bias});
+  const CpuThreads threads(op, executor);
   const std::int64_t rows = count_rows(x);
   if (rows == 0) return;
-  const LinearKernels kernels = FOO_CORE_DISPATCH(Linear)(x.dtype);
-  const std::int64_t k = last_size(x);
-  Nest<2> nest;
-  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
-    nest.append(x.sizes[d], {x.strides[d], out.strides[d]});
-  }
-  nest.finish();
-  LinearBlock block;
-  while (begin < end) {
-    const bool some = end - begin >= kWeights;
-    const int columns = some ? kWeights : 1;
-    for (int j = 0; j < columns; ++j) {
-      block.weight[j] = row_at(&weight, (begin + j) * weight.strides[0]);
-    }
-    block.bias = row_at(bias, bias == nullptr ? 0 : begin * bias->strides[0]);
-    Walker<2> at(nest, nest.ndim, 0);
-    for (std::int64_t row = 0; row < rows; row += block.rows) {
-      block.rows = static_cast<int>(std::min<std::int64_t>(kRows, rows - row));
-      for (int r = 0; r < block.rows; ++r, at.next()) {
-        block.x[r] = row_at(&x, at.offset(0));
-        block.out[r] = row_at(&out, at.offset(1) + begin * last_stride(out));
+
+  const auto kernels = FOO_CORE_DISPATCH(Linear)(x.dtype);
+  const auto nest = nest_of_rows(x, x, out);
+  // Columns of out, which are rows of weight.
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    LinearBlock block;
+    while (begin < end) {
+      const bool some = end - begin >= kWeights;
+      const int columns = some ? kWeights : 1;
+      for (int j = 0; j < columns; ++j) {
+        block.weight[j] = row_at(&weight, (begin + j) * weight.strides[0]);
       }
-      (some ? kernels.some : kernels.one)(block, k);
+      block.bias = row_at(bias, begin * stride_of(bias, 0));
+      Walker<2> at(nest, nest.ndim, 0);
+      for (std::int64_t row = 0; row < rows; row += block.rows) {
+        block.rows =
+            static_cast<int>(std::min<std::int64_t>(kRows, rows - row));
+        for (int r = 0; r < block.rows; ++r, at.next()) {
+          block.x[r] = row_at(&x, at.offset(0));
+          block.out[r] = row_at(&out, at.offset(1) + begin * last_stride(out));
+        }
+        (some ? kernels.some : kernels.one)(block, k);
+      }
+      begin += columns;
     }
-    begin += columns;
-  }
+  };
+  threads.for_ranges(n, rows * k, run);
 }
 
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

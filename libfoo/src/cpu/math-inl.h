@@ -1,4 +1,5 @@
-// Functions that CPUs have no instruction for. Included once per SIMD target.
+// Functions without a CPU instruction: exponential, logistic and normal
+// distribution. Included once per SIMD target.
 #if defined(FOO_CORE_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOO_CORE_MATH_INL_H_
 #undef FOO_CORE_MATH_INL_H_
@@ -12,10 +13,10 @@ HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
 
-// Highway leaves open what its Min and Max return for a NaN. x86 returns the
-// second operand; Arm returns the number.
+// Highway does not specify Min and Max for NaN. x86 returns the second operand;
+// Arm returns the number.
 
-/// x, but at most `limit`; NaN for NaN.
+/// min(x, limit); NaN for NaN.
 template <class V>
 HWY_INLINE V AtMost(hn::TFromV<V> limit, V x) {
   const auto v = hn::Set(hn::DFromV<V>(), limit);
@@ -26,7 +27,7 @@ HWY_INLINE V AtMost(hn::TFromV<V> limit, V x) {
 #endif
 }
 
-/// x, but at least `limit`; NaN for NaN.
+/// max(x, limit); NaN for NaN.
 template <class V>
 HWY_INLINE V AtLeast(hn::TFromV<V> limit, V x) {
   const auto v = hn::Set(hn::DFromV<V>(), limit);
@@ -37,8 +38,8 @@ HWY_INLINE V AtLeast(hn::TFromV<V> limit, V x) {
 #endif
 }
 
-/// c0 + c1 * y + c2 * y^2 + ... with y = scale * x, times `factor`. Constants
-/// only are scaled, which compilers do.
+/// factor * (c0 + c1 * y + c2 * y^2 + ...) with y = scale * x. Only constants
+/// are scaled, at compile time.
 template <class V>
 HWY_INLINE V Polynomial(V, hn::TFromV<V>, hn::TFromV<V> factor,
                         hn::TFromV<V> c0) {
@@ -52,12 +53,12 @@ HWY_INLINE V Polynomial(V x, hn::TFromV<V> scale, hn::TFromV<V> factor,
                     hn::Set(hn::DFromV<V>(), factor * c0));
 }
 
-/// a * b - product, which was rounded.
+/// a * b - product: the rounding error of product = a * b.
 template <class V>
 HWY_INLINE V ProductError(V a, V b, V product) {
 #if HWY_NATIVE_FMA
   return hn::MulSub(a, b, product);
-#else  // Dekker 1971: the products of half as many bits are exact.
+#else  // Dekker 1971: products of halves of the bits are exact.
   using C = hn::TFromV<V>;
   const hn::DFromV<V> d;
   const hn::RebindToUnsigned<decltype(d)> du;
@@ -74,14 +75,14 @@ HWY_INLINE V ProductError(V a, V b, V product) {
 #endif
 }
 
-// Below, T is the type that a result is going to be rounded to. Where that has
-// 16 bits, less is computed: errors are below 0.01 of its ulp.
+// Below, T is the type to which a result will be rounded. If it has 16 bits,
+// less is computed: errors are below 0.01 of its ulp.
 template <class T>
 constexpr bool kIsHalf = sizeof(T) == 2;
 
-// exp(x) = 2^n * exp(r) with n = round(x / ln 2) and r = x - n * ln 2, where
-// ln 2 is the sum of kLn2High, of which n times is exact, and kLn2Low. Adding
-// kMagic leaves n in the low bits of a sum that has no others below.
+// exp(x) = 2^n * exp(r) with n = round(x / ln 2) and r = x - n * ln 2. ln 2 is
+// the sum of kLn2High, whose product with n is exact, and kLn2Low. Adding
+// kMagic rounds to an integer, which is then in the low bits of the sum.
 template <class C>
 struct ExpConstants;
 
@@ -94,9 +95,9 @@ struct ExpConstants<float> {
   static constexpr float kLn2 = 0x1.62e430p-1f;
   static constexpr float kLn2High = 0x1.62e4p-1f;
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
-  static constexpr float kOverflow = 89;              // exp of it is infinite,
-  static constexpr float kUnderflow = -104;           // 0,
-  static constexpr float kNormalUnderflow = -88.02f;  // 0 if n is -127
+  static constexpr float kOverflow = 89;              // exp is infinite
+  static constexpr float kUnderflow = -104;           // exp is 0
+  static constexpr float kNormalUnderflow = -88.02f;  // n is -127
 };
 
 template <>
@@ -113,7 +114,7 @@ struct ExpConstants<double> {
   static constexpr double kNormalUnderflow = -709.09;
 };
 
-/// r with scale * x = n * ln 2 + scale * r, where sum = n + magic is set too.
+/// Returns r with scale * x = n * ln 2 + scale * r, and sets sum to n + magic.
 template <class T, class V>
 HWY_INLINE V ExpReduce(V x, hn::TFromV<V> scale, hn::TFromV<V> magic, V& sum) {
   using K = ExpConstants<hn::TFromV<V>>;
@@ -127,7 +128,7 @@ HWY_INLINE V ExpReduce(V x, hn::TFromV<V> scale, hn::TFromV<V> magic, V& sum) {
   return hn::NegMulAdd(n, hn::Set(d, K::kLn2Low / scale), r);
 }
 
-/// y * exp(scale * x) for |scale * x| <= ln(2) / 2 by minimax polynomials,
+/// y * exp(scale * x) for |scale * x| <= ln(2) / 2, by minimax polynomials
 /// whose relative errors are below 2^-18, 2^-23, 2^-28 and 2^-57. y is a vector
 /// or 1.
 template <class T, class V, class Y>
@@ -169,7 +170,7 @@ HWY_INLINE V TimesExpReduced(Y y, V x, hn::TFromV<V> scale) {
       return hn::MulAdd(q, x, one);
     else
       return hn::MulAdd(hn::Mul(q, x), y, y);
-#else  // 1.2 ulp if done as above, and no slower
+#else  // as above, this would be off by 1.2 ulp and no faster
     q = hn::MulAdd(q, hn::Mul(x, x), hn::Mul(c1, x));
     if constexpr (kOne)
       return hn::Add(one, q);
@@ -179,7 +180,7 @@ HWY_INLINE V TimesExpReduced(Y y, V x, hn::TFromV<V> scale) {
   }
 }
 
-/// 2^n for integers n + kBias in the low bits of `biased`.
+/// 2^n, where the low bits of `biased` are the integers n + kBias.
 template <class V>
 HWY_INLINE auto PowerOf2(V biased) {
   using C = hwy::If<sizeof(hn::TFromV<V>) == 4, float, double>;
@@ -188,7 +189,7 @@ HWY_INLINE auto PowerOf2(V biased) {
 }
 
 #if HWY_TARGET == HWY_AVX3
-// x * 2^floor(n), for which Highway 1.1 has no name.
+// x * 2^floor(n). Highway 1.1 has no function for it.
 HWY_INLINE hn::Vec<hn::ScalableTag<float>> Scale(
     hn::Vec<hn::ScalableTag<float>> x, hn::Vec<hn::ScalableTag<float>> n) {
   return {_mm512_scalef_ps(x.raw, n.raw)};
@@ -199,8 +200,8 @@ HWY_INLINE hn::Vec<hn::ScalableTag<double>> Scale(
 }
 #endif
 
-/// 2^n * f(r) with scale * x = n * ln 2 + scale * r, which may be subnormal,
-/// for scale * x from about kUnderflow to kOverflow.
+/// 2^n * f(r) with scale * x = n * ln 2 + scale * r, for scale * x from about
+/// kUnderflow to kOverflow. The result may be subnormal.
 template <class T, class V, class F>
 HWY_INLINE V ScaledExp(V x, hn::TFromV<V> scale, F f) {
   using K = ExpConstants<hn::TFromV<V>>;
@@ -210,8 +211,8 @@ HWY_INLINE V ScaledExp(V x, hn::TFromV<V> scale, F f) {
   const auto y = f(ExpReduce<T>(x, scale, K::kMagic, sum));
   return Scale(y, hn::Sub(sum, hn::Set(d, K::kMagic)));
 #else
-  // 2^n may not be a normal number, but its factors 2^floor(n / 2) and
-  // 2^ceil(n / 2) are. The sum's low bits are n + 2 * kBias.
+  // 2^n may not be normal, but 2^floor(n / 2) and 2^ceil(n / 2) are. The sum's
+  // low bits are n + 2 * kBias.
   const auto y = f(ExpReduce<T>(x, scale, K::kMagic + 2 * K::kBias, sum));
   const auto bits = hn::BitCast(hn::RebindToUnsigned<decltype(d)>(), sum);
   const auto half = hn::ShiftRight<1>(bits);
@@ -219,8 +220,8 @@ HWY_INLINE V ScaledExp(V x, hn::TFromV<V> scale, F f) {
 #endif
 }
 
-/// e^x within 1 ulp, subnormal results included. 1.6 times as fast as the one
-/// in Highway's contrib.
+/// e^x within 1 ulp, including subnormal results; 1.6× faster than Exp in
+/// Highway's contrib.
 template <class C>
 HWY_INLINE Pair<C> Exp(Pair<C> x) {
   using K = ExpConstants<C>;
@@ -232,8 +233,8 @@ HWY_INLINE Pair<C> Exp(Pair<C> x) {
   return {exp(x.a), exp(x.b)};
 }
 
-/// The same for x <= 0, where results that are not normal may be 0: five
-/// instructions a vector fewer, but for AVX-512 with one.
+/// e^x for x <= 0, with 0 for results that are not normal. That saves five
+/// instructions per vector, except in AVX-512, which has one for it.
 template <class C>
 HWY_INLINE Pair<C> ExpNegative(Pair<C> x) {
   using K = ExpConstants<C>;
@@ -253,14 +254,14 @@ HWY_INLINE Pair<C> ExpNegative(Pair<C> x) {
   return {exp(x.a), exp(x.b)};
 }
 
-/// power / denominator, none of which overflows; 1 less it is rest /
-/// denominator.
+/// The fraction power / denominator, whose parts do not overflow; rest /
+/// denominator is 1 minus it.
 template <class V>
 struct SigmoidFraction {
   V power, rest, denominator;
 };
 
-/// At kLow `power` is 0, at kHigh rest / denominator.
+/// At kLow `power` is 0; at kHigh rest / denominator is 0.
 template <class C>
 struct SigmoidRange;
 
@@ -276,10 +277,10 @@ struct SigmoidRange<double> {
   static constexpr double kHigh = 760;
 };
 
-/// 1 / (1 + exp(-x - tail...)) for x from about kLow to kHigh. In the form
-/// 2^-h / (2^-h + 2^h * exp(-r)), with h about -x / (2 * ln 2), such a fraction
-/// of y, as y / denominator * power, keeps all its bits until it is subnormal
-/// itself; and -inf * 0 is the NaN that -inf / (1 + exp(inf)) is.
+/// 1 / (1 + exp(-x - tail...)) for x from about kLow to kHigh, in the form
+/// 2^-h / (2^-h + 2^h * exp(-r)) with h about -x / (2 * ln 2). The product
+/// y / denominator * power then keeps all its bits until it is subnormal
+/// itself, and for y = -inf it is NaN, like -inf / (1 + exp(inf)).
 template <class T, class V, class... Tail>
 HWY_INLINE SigmoidFraction<V> Sigmoid(V x, Tail... tail) {
   using C = hn::TFromV<V>;
@@ -287,7 +288,7 @@ HWY_INLINE SigmoidFraction<V> Sigmoid(V x, Tail... tail) {
   const hn::RebindToUnsigned<hn::DFromV<V>> du;
   const auto bias2 = hn::Set(du, hn::TFromD<decltype(du)>{2 * K::kBias});
   V sum;
-  if constexpr (kIsHalf<T>) {  // one operation less, but twice the error
+  if constexpr (kIsHalf<T>) {  // saves an operation and doubles the error
     const auto r = ExpReduce<T>(x, C(-0.5), K::kMagic + K::kBias, sum);
     const auto root = TimesExpReduced<T>(1, r, C(-0.5));
     const auto square = hn::Mul(root, root);
@@ -307,11 +308,11 @@ HWY_INLINE SigmoidFraction<V> Sigmoid(V x, Tail... tail) {
   }
 }
 
-/// exp(x^2 / 2) * Phi(-x), Phi the normal distribution function, for x from 0
-/// to kNormalTailEnd; x times that if kTimesX. It is 0.4 / (x + k), nearly,
-/// corrected by polynomials in t = (x - k) / (x + k) + 1 - center, whose
-/// relative errors are below 2^-18, 2^-28 and 2^-57. With the float's k and
-/// center, the polynomial begins with 1, which saves a rounding.
+/// exp(x^2 / 2) * Phi(-x), where Phi is the normal distribution function, for x
+/// from 0 to kNormalTailEnd; x times that if kTimesX. It is about 0.4 / (x +
+/// k), times a polynomial in t = (x - k) / (x + k) + 1 - center. The relative
+/// errors are below 2^-18, 2^-28 and 2^-57. For float, k and center make the
+/// constant term 1, which saves a rounding.
 template <bool kTimesX, class T, class V>
 HWY_INLINE V NormalTail(V x) {
   using C = hn::TFromV<V>;

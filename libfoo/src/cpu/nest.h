@@ -1,16 +1,17 @@
-// A loop nest that N tensors of one shape are walked in together.
+// A loop nest over N tensors of one shape, each with strides of its own.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 
-#include "checks.h"
+#include "view.h"
 
 namespace foo_core {
 
-/// Dimensions that run on without a break in every tensor are merged, so the
-/// innermost loop is as long as can be. Has at least one dimension.
+/// Dimensions that are contiguous with each other in every tensor are merged,
+/// so that the innermost loop is as long as possible. There is at least one
+/// dimension.
 template <int N>
 struct Nest {
   int ndim = 0;
@@ -20,9 +21,9 @@ struct Nest {
   std::int64_t inner_size() const { return sizes[ndim - 1]; }
   const std::int64_t* inner_strides() const { return strides[ndim - 1]; }
 
-  /// From one innermost loop to the next, in elements of tensor k, if that is
-  /// worth to be prefetched: elements are contiguous, and few enough to stay in
-  /// a cache until then. Else 0.
+  /// The distance in tensor k, in elements, from one innermost loop to the next
+  /// if prefetching that one pays: the elements are contiguous, and few enough
+  /// to stay in a cache until then. Else 0.
   std::int64_t next_row(int k) const {
     constexpr std::int64_t kMost = 16384;
     const bool useful =
@@ -30,7 +31,7 @@ struct Nest {
     return useful ? strides[ndim - 2][k] : 0;
   }
 
-  /// Appends a dimension inside those there are.
+  /// Appends a dimension inside the existing ones.
   void append(std::int64_t size, const std::int64_t (&stride)[N]) {
     if (size == 1) return;
     bool merge = ndim > 0;
@@ -45,7 +46,7 @@ struct Nest {
     for (int k = 0; k < N; ++k) strides[ndim - 1][k] = stride[k];
   }
 
-  /// To be called after the last append.
+  /// Ends a sequence of append().
   void finish() {
     if (ndim > 0) return;
     ndim = 1;
@@ -54,8 +55,8 @@ struct Nest {
   }
 };
 
-/// Offsets of the N tensors at index `at`, counted in row-major order over the
-/// outermost `ndim` dimensions of a nest.
+/// Offsets of the N tensors at an index that advances by one. Indices are
+/// counted in row-major order over the outermost `ndim` dimensions of a nest.
 template <int N>
 class Walker {
  public:
@@ -92,8 +93,9 @@ class Walker {
   std::int64_t offsets_[N] = {};
 };
 
-/// Elements [begin, end) of a nest, in runs: f(offsets, n) for n elements that
-/// begin there in each tensor and are inner_strides() apart.
+/// Calls f(offsets, n) for each run of elements that together make up [begin,
+/// end) of a nest: n elements of each tensor, which begin at its offset and are
+/// inner_strides() apart.
 template <int N, class F>
 void for_each_run(const Nest<N>& nest, std::int64_t begin, std::int64_t end,
                   F f) {
@@ -113,7 +115,7 @@ void for_each_run(const Nest<N>& nest, std::int64_t begin, std::int64_t end,
   }
 }
 
-/// Dimensions by descending stride: the order of x's memory.
+/// Sorts dimensions by descending stride, the order of x's memory.
 inline void sort_dims(const ConstTensorView& x, int (&order)[kMaxDims]) {
   for (int d = 0; d < x.ndim; ++d) {
     const std::int64_t stride = std::abs(x.strides[d]);
@@ -123,6 +125,52 @@ inline void sort_dims(const ConstTensorView& x, int (&order)[kMaxDims]) {
     }
     order[at] = d;
   }
+}
+
+/// Stride d of a view or of a pointer to one; 0 in one that is null or has
+/// fewer dimensions, so that all indices share an element.
+template <class View>
+std::int64_t stride_of(const View& x, std::int64_t d) {
+  return d < x.ndim ? x.strides[d] : 0;
+}
+
+template <class View>
+std::int64_t stride_of(const View* x, std::int64_t d) {
+  return x == nullptr ? 0 : stride_of(*x, d);
+}
+
+/// The nest of the first `ndim` dimensions, in their order.
+template <class... Tensors>
+Nest<sizeof...(Tensors)> nest_of(const std::int64_t* sizes, std::int64_t ndim,
+                                 const Tensors&... tensors) {
+  Nest<sizeof...(Tensors)> nest;
+  for (std::int64_t d = 0; d < ndim; ++d) {
+    nest.append(sizes[d], {stride_of(tensors, d)...});
+  }
+  nest.finish();
+  return nest;
+}
+
+/// The nest of all rows of x, which has at least one dimension.
+template <class... Tensors>
+Nest<sizeof...(Tensors)> nest_of_rows(const ConstTensorView& x,
+                                      const Tensors&... tensors) {
+  return nest_of(x.sizes, x.ndim - 1, tensors...);
+}
+
+/// The nest of all elements in the order of out's memory, so that transposed
+/// tensors are contiguous.
+template <class... Tensors>
+Nest<sizeof...(Tensors)> nest_of_elements(const TensorView& out,
+                                          const Tensors&... tensors) {
+  int order[kMaxDims];
+  sort_dims(out, order);
+  Nest<sizeof...(Tensors)> nest;
+  for (int i = 0; i < out.ndim; ++i) {
+    nest.append(out.sizes[order[i]], {stride_of(tensors, order[i])...});
+  }
+  nest.finish();
+  return nest;
 }
 
 }  // namespace foo_core

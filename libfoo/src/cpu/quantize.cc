@@ -1,3 +1,6 @@
+// Two passes over each row: one for max(|x|), in integer arithmetic, and one
+// that divides. The second pass reads the row from a cache and prefetches the
+// next row meanwhile.
 #include "foo_core/quantize.h"
 
 #include <algorithm>
@@ -8,11 +11,12 @@
 #include "checks.h"
 #include "cpu/nest.h"
 #include "cpu/simd.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/quantize.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
@@ -21,9 +25,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
-/// The largest |x|, or a NaN if there is one: the largest of the bits without
-/// the sign, which are in the order of the numbers, NaNs last.
+/// max(|x|), or NaN if there is one. It is the maximum of the bits without the
+/// sign, which are ordered like the numbers, with NaN at the end.
 template <class T>
 HWY_INLINE Compute<T> AbsMax(const T* x, int64_t stride, int64_t n) {
   using I = hwy::SignedFromSize<sizeof(T)>;
@@ -37,7 +42,7 @@ HWY_INLINE Compute<T> AbsMax(const T* x, int64_t stride, int64_t n) {
   auto m0 = hn::Zero(d), m1 = m0, m2 = m0, m3 = m0;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* p = Gather(x, stride, begin, m, tile);
+    const T* p = InputTile(x, stride, begin, m, tile);
     int64_t i = 0;
     for (; i + 4 * step <= m; i += 4 * step) {
       m0 = hn::Max(m0, load(p + i));
@@ -55,12 +60,12 @@ HWY_INLINE Compute<T> AbsMax(const T* x, int64_t stride, int64_t n) {
   return hn::GetLane(LoadN(reinterpret_cast<const T*>(&bits), 1).a);
 }
 
-/// A number added to this is rounded to an integer, ties to even, which is then
+/// Adding this to a number rounds it to an integer, ties to even, which is then
 /// in the low bits of the sum.
 template <class C>
 constexpr C kRounder = C{1.5} / std::numeric_limits<C>::epsilon();
 
-/// The low bytes of x's elements, in the order of T's in memory.
+/// Stores the low byte of each element, in the order of T's in memory.
 template <class T>
 HWY_INLINE void StoreLowBytes(Pair<Compute<T>> x, int8_t* q) {
   using D = hn::ScalableTag<Compute<T>>;
@@ -84,7 +89,7 @@ HWY_INLINE void StoreLowBytes(Pair<Compute<T>> x, int8_t* q) {
 struct Division {
   template <class C>
   static HWY_INLINE Pair<C> Quotient(Pair<C> x, Pair<C> scale, Pair<C>) {
-    // With a subnormal scale it may be far beyond 127.
+    // With a subnormal scale the quotient may be far beyond 127.
     const auto limit = Pair<C>::Set(127);
     x = {hn::Div(x.a, scale.a), hn::Div(x.b, scale.b)};
     return {hn::Max(hn::Min(x.a, limit.a), hn::Neg(limit.a)),
@@ -92,13 +97,12 @@ struct Division {
   }
 };
 
-/// x * reciprocal, corrected by what that leaves of x (1.2 times as fast as a
-/// division in AVX3, 1.5 times in AVX2), for float and a scale of at least
-/// kMinScale, so that nothing underflows. It is within 2^-45 of x / scale,
-/// relatively, so it can be rounded to another integer only if x / scale is
-/// that close to half-way between a tie and the float next to it. Except for
-/// powers of two there are 2865 such x and scale, and it is right for all of
-/// them: QuantizeTest.QuotientsNextToATie tries each.
+/// x * reciprocal with a correction step, for float and a scale of at least
+/// kMinScale, so that nothing underflows. It is 1.2× faster than a division in
+/// AVX3 and 1.5× in AVX2. Its relative error is below 2^-45, so it can round to
+/// another integer than x / scale only if that is as close to the midpoint
+/// between a tie and the next float. Up to powers of two there are 2865 such
+/// pairs; QuantizeTest.QuotientsNextToATie tries each, and all are right.
 struct Reciprocal {
   template <class C>
   static HWY_INLINE Pair<C> Quotient(Pair<C> x, Pair<C> scale,
@@ -109,7 +113,7 @@ struct Reciprocal {
 };
 constexpr float kMinScale = 0x1p-100f;
 
-/// q = x / scale for n elements.
+/// Computes q = x / scale for n elements.
 template <class Method, bool kAll, class T>
 HWY_INLINE void QuantizeSome(const T* x, Pair<Compute<T>> scale,
                              Pair<Compute<T>> reciprocal, int8_t* q,
@@ -126,8 +130,8 @@ HWY_INLINE void QuantizeSome(const T* x, Pair<Compute<T>> scale,
   }
 }
 
-/// While memory would be idle, because this row is in the cache since AbsMax,
-/// the next one is fetched (1.1 to 1.3 times as fast where rows are not in L2).
+/// Computes q for a row. The row is in a cache since AbsMax, so memory is idle,
+/// and the next row is prefetched (1.1× to 1.3× faster if rows are not in L2).
 template <class Method, class T>
 HWY_INLINE void QuantizeRow(const T* x, int64_t x_stride, const T* next,
                             Compute<T> scale, int8_t* q, int64_t q_stride,
@@ -139,15 +143,15 @@ HWY_INLINE void QuantizeRow(const T* x, int64_t x_stride, const T* next,
   const auto s = Pair<C>::Set(scale), r = Pair<C>::Set(1 / scale);
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* px = Gather(x, x_stride, begin, m, x_tile);
-    int8_t* pq = Target(q, q_stride, begin, q_tile);
+    const T* px = InputTile(x, x_stride, begin, m, x_tile);
+    int8_t* pq = OutputTile(q, q_stride, begin, q_tile);
     int64_t i = 0;
     for (; i + step <= m; i += step) {
       PrefetchLoad(next + begin + i, 0);
       QuantizeSome<Method, true>(px + i, s, r, pq + i, step);
     }
     if (i < m) QuantizeSome<Method, false>(px + i, s, r, pq + i, m - i);
-    Scatter(q_tile, q, q_stride, begin, m);
+    FinishTile(q_tile, q, q_stride, begin, m);
   }
 }
 
@@ -177,7 +181,7 @@ void Quantize(Row x, const void* next, MutableRow q, float* scale, int64_t n) {
 using QuantizeFunction = void (*)(Row x, const void* next, MutableRow q,
                                   float* scale, int64_t n);
 
-struct QuantizeOf {
+struct KernelsOf {
   template <class T>
   HWY_INLINE QuantizeFunction operator()(T) const {
     return Quantize<T>;
@@ -185,9 +189,10 @@ struct QuantizeOf {
 };
 
 QuantizeFunction QuantizeInt8(DType dtype) {
-  return ForDType(dtype, QuantizeOf());
+  return ForDType(dtype, KernelsOf());
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -196,72 +201,38 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core {
 
 void quantize_int8_rowwise(const ConstTensorView& x, const TensorView& q,
-                           const TensorView& scale,
-                           const ParallelFor& parallel_for) {
-  constexpr const char* kOp = "quantize_int8_rowwise";
+                           const TensorView& scale, const Executor& executor) {
+  const char* op = "quantize_int8_rowwise";
   const Argument arg_x{"x", x}, arg_q{"q", q}, arg_scale{"scale", scale};
-  check_has_rows(kOp, arg_x);
-  check_tensor(kOp, arg_q, DType::kInt8);
-  check_shape(kOp, arg_q, x.ndim, x.sizes);
-  check_tensor(kOp, arg_scale, DType::kFloat32);
+  check_has_rows(op, arg_x);
+  check_tensor(op, arg_q, DType::kInt8);
+  check_shape(op, arg_q, x.ndim, x.sizes);
+  check_tensor(op, arg_scale, DType::kFloat32);
   std::int64_t sizes[kMaxDims];
   std::copy_n(x.sizes, x.ndim, sizes);
   sizes[x.ndim - 1] = 1;
-  check_shape(kOp, arg_scale, x.ndim, sizes);
-  for (const Argument& out : {arg_q, arg_scale}) {
-    check_no_self_overlap(kOp, out);
-    check_overlap(kOp, out, arg_x, false);
-  }
-  check_overlap(kOp, arg_scale, arg_q, false);
+  check_shape(op, arg_scale, x.ndim, sizes);
+  check_output(op, arg_q, {}, {&arg_x});
+  check_output(op, arg_scale, {}, {&arg_x, &arg_q});
+  const CpuThreads threads(op, executor);
 
-  const std::int64_t rows = count_rows(x);
-  const std::int64_t count = numel(x);
-  if (rows == 0) return;
-  if (count < kGrain || rows == 1) {
-    cpu::quantize_int8_rowwise(x, q, scale, 0, rows);
-    return;
-  }
-  struct Context {
-    const ConstTensorView& x;
-    const TensorView& q;
-    const TensorView& scale;
-  } context{x, q, scale};
-  parallel_for.run(
-      parallel_for.self, 0, rows,
-      std::max<std::int64_t>(1, kGrain * rows / count),
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        const auto& c = *static_cast<const Context*>(self);
-        cpu::quantize_int8_rowwise(c.x, c.q, c.scale, begin, end);
-      },
-      &context);
-}
-
-namespace cpu {
-
-void quantize_int8_rowwise(const ConstTensorView& x, const TensorView& q,
-                           const TensorView& scale, std::int64_t begin,
-                           std::int64_t end) noexcept {
   const auto quantize = FOO_CORE_DISPATCH(QuantizeInt8)(x.dtype);
   const std::int64_t n = last_size(x);
-  Nest<3> nest;
-  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
-    if (n == 0) {  // x and q may be null
-      nest.append(x.sizes[d], {0, 0, scale.strides[d]});
-    } else {
-      nest.append(x.sizes[d], {x.strides[d], q.strides[d], scale.strides[d]});
+  // Without elements, x and q may be null: the nest does not move in them.
+  const auto nest =
+      nest_of_rows(x, n == 0 ? nullptr : &x, n == 0 ? nullptr : &q, scale);
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    Walker<3> at(nest, nest.ndim, begin);
+    while (begin < end) {
+      const Row row = row_at(&x, at.offset(0));
+      const MutableRow out = row_at(&q, at.offset(1));
+      float* const s = static_cast<float*>(scale.data) + at.offset(2);
+      if (++begin < end) at.next();
+      quantize(row, row_at(&x, at.offset(0)).data, out, s, n);
     }
-  }
-  nest.finish();
-  Walker<3> at(nest, nest.ndim, begin);
-  while (begin < end) {
-    const Row row = row_at(&x, at.offset(0));
-    const auto out = row_at(&q, at.offset(1));
-    float* const s = static_cast<float*>(scale.data) + at.offset(2);
-    if (++begin < end) at.next();
-    quantize(row, row_at(&x, at.offset(0)).data, out, s, n);
-  }
+  };
+  threads.for_rows(x, run);
 }
 
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

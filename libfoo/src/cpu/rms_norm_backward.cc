@@ -1,3 +1,7 @@
+// The gradients of rms_norm and add_rms_norm, in one pass over memory. Two rows
+// at a time share the reads of weight and of the sums that become grad_weight.
+// These are running sums over few rows, added pairwise, so that the error does
+// not grow with the number of rows. Their order depends on the shape alone.
 #include <algorithm>
 #include <cstdint>
 #include <string>
@@ -7,11 +11,12 @@
 #include "cpu/simd.h"
 #include "cpu/stream.h"
 #include "foo_core/rms_norm.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rms_norm_backward.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/rms_norm-inl.h"
@@ -20,12 +25,13 @@
 #ifndef FOO_CORE_RMS_NORM_BACKWARD_
 #define FOO_CORE_RMS_NORM_BACKWARD_
 namespace foo_core {
+namespace {
 
-/// Rows that are worked on together, so that sums over rows and the weight are
+/// Rows that are computed together, so that weight and the sums over rows are
 /// read and written once for all of them.
 constexpr int kRows = 2;
 
-/// Up to kRows rows of each tensor; data null where there is none.
+/// Up to kRows rows of each tensor; null for a tensor that is not given.
 struct BackwardRows {
   int count = 0;
   const void* grad[kRows];
@@ -33,35 +39,37 @@ struct BackwardRows {
   const void* addend[kRows];
   void* grad_x[kRows];
   std::int64_t grad_stride, x_stride, addend_stride, grad_x_stride;
-  bool stream;  // grad_x
+  bool stream;  // whether grad_x is streamed
 };
 
-/// Sums over rows, which become grad_weight, are vectors in the type of
-/// computation, padded to whole groups of this many elements. Within a group
-/// they are in the order that Load leaves them in.
+/// The sums over rows that become grad_weight are vectors in the type of
+/// computation, padded to groups of this many elements. Within a group the
+/// order is that of Load.
 constexpr std::int64_t kGroup = 64;
 
-/// Elements of those sums that are combined at a time.
+/// The number of elements of these sums that are combined at a time.
 constexpr std::int64_t kColumns = 16 * kGroup;
 
 struct BackwardKernels {
-  /// Adds the rows' part to sum.
+  /// Computes grad_x of the rows and adds their part of grad_weight to sum.
   void (*rows)(const BackwardRows& rows, Row weight, double eps, void* sum,
                std::int64_t n);
-  /// sum += addend
+  /// Computes sum += addend.
   void (*accumulate)(void* sum, const void* addend, std::int64_t n);
-  /// out = sum, rounded; n <= kColumns
+  /// Computes out = sum, rounded, for n <= kColumns.
   void (*finish)(const void* sum, MutableRow out, std::int64_t n);
 };
 
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
-/// What the gradient of one row needs to know of all of it.
+/// Statistics of a row that each element of its gradient needs.
 template <class C>
 struct RowStats {
   C r;      // 1 / sqrt(mean(x^2) + eps)
@@ -81,7 +89,7 @@ HWY_INLINE void AddProducts(const T* grad, const T* x, const T* weight,
   products = MulAdd(g, vx, products);
 }
 
-// Once for all of Rows, which would be slow to compile otherwise.
+// Not inlined, because every instance of Rows would compile it.
 template <bool kWeight, class T>
 HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
                                         int64_t n) {
@@ -96,9 +104,9 @@ HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
   auto s0 = zero, s1 = zero, p0 = zero, p1 = zero;
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
-    const T* pg = Gather(tgrad, grad.stride, begin, m, g_tile);
-    const T* px = Gather(tx, x.stride, begin, m, x_tile);
-    const T* pw = kWeight ? Gather(tw, weight.stride, begin, m, w_tile) : px;
+    const T* pg = InputTile(tgrad, grad.stride, begin, m, g_tile);
+    const T* px = InputTile(tx, x.stride, begin, m, x_tile);
+    const T* pw = kWeight ? InputTile(tw, weight.stride, begin, m, w_tile) : px;
     int64_t i = 0;
     for (; i + 2 * step <= m; i += 2 * step) {
       const int64_t j = i + step;
@@ -122,7 +130,7 @@ HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
   return {static_cast<C>(r), static_cast<C>(r * mean * r * r)};
 }
 
-/// What Gradients computes of one row.
+/// One row of Gradients.
 template <class T>
 struct GradientRow {
   const T* grad;
@@ -132,7 +140,7 @@ struct GradientRow {
   RowStats<Compute<T>> stats;
 };
 
-/// Elements [i, i + n) of one row of Gradients.
+/// Computes elements [i, i + n) of one row of Gradients.
 template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
           bool kAll, class T>
 HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
@@ -146,7 +154,7 @@ HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
   auto y = g;
   if constexpr (kAddend) {
     const auto addend = LoadSome<kAll>(row.addend + i, n);
-    // Not g + addend, which compilers round once or twice as they like.
+    // An explicit MulAdd, because compilers may fuse g + addend or not.
     y = kWeight ? MulAdd(g, weight, addend) : MulAdd(grad, r, addend);
   } else if constexpr (kWeight) {
     y = g * weight;
@@ -156,8 +164,8 @@ HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
   StoreSome<kAll>(y, row.grad_x + i, n);
 }
 
-/// For each of kCount rows:
-/// grad_x = r * grad * weight - x * slope + addend and sum += r * grad * x.
+/// Computes grad_x = r * grad * weight - x * slope + addend and
+/// sum += r * grad * x for each of kCount rows.
 template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
           int kCount, class T>
 HWY_INLINE void Gradients(const GradientRow<T>* rows, const T* weight,
@@ -188,7 +196,7 @@ HWY_INLINE void Gradients(const GradientRow<T>* rows, const T* weight,
   if (i < n) at(std::false_type(), i, n - i);
 }
 
-/// One row with any strides.
+/// Computes one row with any strides.
 template <bool kWeight, bool kGradX, bool kSum, bool kAddend, class T>
 HWY_INLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
                            const RowStats<Compute<T>>& stats, MutableRow grad_x,
@@ -202,15 +210,16 @@ HWY_INLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
   auto* out = static_cast<T*>(grad_x.data);
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    const T* pw = kWeight ? Gather(tw, weight.stride, i, m, w_tile) : nullptr;
+    const T* pw =
+        kWeight ? InputTile(tw, weight.stride, i, m, w_tile) : nullptr;
     const GradientRow<T> row{
-        Gather(tgrad, grad.stride, i, m, g_tile),
-        Gather(tx, x.stride, i, m, x_tile),
-        kAddend ? Gather(ta, addend.stride, i, m, a_tile) : nullptr,
-        kGradX ? Target(out, grad_x.stride, i, out_tile) : nullptr, stats};
+        InputTile(tgrad, grad.stride, i, m, g_tile),
+        InputTile(tx, x.stride, i, m, x_tile),
+        kAddend ? InputTile(ta, addend.stride, i, m, a_tile) : nullptr,
+        kGradX ? OutputTile(out, grad_x.stride, i, out_tile) : nullptr, stats};
     Gradients<kWeight, kGradX, kSum, kAddend, false, 1>(
         &row, pw, kSum ? sum + i : nullptr, m);
-    if constexpr (kGradX) Scatter(out_tile, out, grad_x.stride, i, m);
+    if constexpr (kGradX) FinishTile(out_tile, out, grad_x.stride, i, m);
   }
 }
 
@@ -282,11 +291,11 @@ void Finish(const void* sum, MutableRow out, int64_t n) {
   auto* tout = static_cast<T*>(out.data);
   const int64_t step = Lanes<Compute<T>>();
   HWY_ALIGN T tile[kColumns];
-  T* p = Target(tout, out.stride, 0, tile);
+  T* p = OutputTile(tout, out.stride, 0, tile);
   int64_t i = 0;
   for (; i + step <= n; i += step) Store(Load(s + i), p + i);
   if (i < n) StoreN(Load(s + i), p + i, n - i);
-  Scatter(tile, tout, out.stride, 0, n);
+  FinishTile(tile, tout, out.stride, 0, n);
 }
 
 struct KernelsOf {
@@ -300,6 +309,7 @@ BackwardKernels RmsNormBackward(DType dtype) {
   return ForDType(dtype, KernelsOf());
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -308,9 +318,10 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core {
 namespace {
 
-/// How rms_norm_backward sums over rows: running sums over kRun rows each are
-/// added up to one sum per block of rows, and the blocks' sums pairwise. Blocks
-/// depend on nothing but the shape.
+/// How grad_weight is summed over rows. Running sums over kRun rows each are
+/// added up to one sum per block of rows, and the blocks' sums are added
+/// pairwise. The blocks depend on the shape alone, not on the number of
+/// threads.
 struct Blocks {
   static constexpr std::int64_t kRun = 16;
 
@@ -332,10 +343,11 @@ std::int64_t compute_size(DType dtype) {
 
 std::int64_t groups_of(std::int64_t n) { return (n + kGroup - 1) / kGroup; }
 
-struct BackwardLoop {
+/// One call: its arguments, and the parts of its work.
+struct Backward {
   BackwardKernels kernels;
-  const ConstTensorView* grad;
-  const ConstTensorView* x;
+  const ConstTensorView& grad;
+  const ConstTensorView& x;
   const ConstTensorView* weight;
   double eps;
   const ConstTensorView* addend;
@@ -348,29 +360,31 @@ struct BackwardLoop {
   Nest<4> nest;
 
   std::int64_t sum_bytes() const {
-    return groups_of(n) * kGroup * compute_size(x->dtype);
+    return groups_of(n) * kGroup * compute_size(x.dtype);
   }
 
   char* block_sum(std::int64_t block) const {
     return scratch + block * blocks.sums() * sum_bytes();
   }
 
-  void run_rows(std::int64_t begin, std::int64_t end, void* sum) const {
+  /// Computes grad_x of rows [begin, end) and adds their part to sum, unless
+  /// that is null.
+  void do_rows(std::int64_t begin, std::int64_t end, void* sum) const {
     BackwardRows group;
-    group.grad_stride = last_stride(*grad);
-    group.x_stride = last_stride(*x);
+    group.grad_stride = last_stride(grad);
+    group.x_stride = last_stride(x);
     group.addend_stride = addend == nullptr ? 1 : last_stride(*addend);
     group.grad_x_stride = grad_x == nullptr ? 1 : last_stride(*grad_x);
     group.stream = grad_x != nullptr &&
                    (addend == nullptr || addend->data != grad_x->data) &&
-                   worth_streaming(*grad_x, {grad->data, x->data});
+                   worth_streaming(*grad_x, {grad.data, x.data});
     Walker<4> at(nest, nest.ndim, begin);
     for (; begin < end; begin += group.count) {
       group.count =
           static_cast<int>(std::min<std::int64_t>(kRows, end - begin));
       for (int k = 0; k < group.count; ++k, at.next()) {
-        group.grad[k] = row_at(grad, at.offset(0)).data;
-        group.x[k] = row_at(x, at.offset(1)).data;
+        group.grad[k] = row_at(&grad, at.offset(0)).data;
+        group.x[k] = row_at(&x, at.offset(1)).data;
         group.addend[k] = row_at(addend, at.offset(2)).data;
         group.grad_x[k] = row_at(grad_x, at.offset(3)).data;
       }
@@ -379,34 +393,29 @@ struct BackwardLoop {
     if (group.stream) hwy::FlushStream();
   }
 
-  void run_block(std::int64_t block) const {
+  /// Computes grad_x of a block and its sum.
+  void do_block(std::int64_t block) const {
     const std::int64_t begin = block * blocks.size;
     const std::int64_t end = std::min(rows, begin + blocks.size);
     char* sum = block_sum(block);
     std::fill_n(sum, sum_bytes(), '\0');
-    run_rows(begin, std::min(end, begin + Blocks::kRun), sum);
+    do_rows(begin, std::min(end, begin + Blocks::kRun), sum);
     for (std::int64_t i = begin + Blocks::kRun; i < end; i += Blocks::kRun) {
       char* run = sum + sum_bytes();
       std::fill_n(run, sum_bytes(), '\0');
-      run_rows(i, std::min(end, i + Blocks::kRun), run);
+      do_rows(i, std::min(end, i + Blocks::kRun), run);
       kernels.accumulate(sum, run, n);
     }
   }
 
-  void zero(std::int64_t column) const {
-    const std::int64_t item = item_size(x->dtype);
-    auto* out = static_cast<char*>(grad_weight->data);
-    std::fill_n(out + column * last_stride(*grad_weight) * item, item, '\0');
-  }
-
-  /// Groups [begin, end) of grad_weight from the blocks' sums.
+  /// Computes groups [begin, end) of grad_weight from the blocks' sums.
   void combine(std::int64_t begin, std::int64_t end) const {
     const std::int64_t stride = last_stride(*grad_weight);
     auto* out = static_cast<char*>(grad_weight->data);
     for (std::int64_t column = begin * kGroup; column < end * kGroup;
          column += kColumns) {
       const std::int64_t width = std::min(end * kGroup - column, kColumns);
-      const std::int64_t at = column * compute_size(x->dtype);
+      const std::int64_t at = column * compute_size(x.dtype);
       for (std::int64_t step = 1; step < blocks.count; step *= 2) {
         for (std::int64_t i = 0; i + step < blocks.count; i += 2 * step) {
           kernels.accumulate(block_sum(i) + at, block_sum(i + step) + at,
@@ -414,123 +423,80 @@ struct BackwardLoop {
         }
       }
       kernels.finish(block_sum(0) + at,
-                     {out + column * stride * item_size(x->dtype), stride},
+                     {out + column * stride * item_bytes(x.dtype), stride},
                      std::min(n - column, width));
     }
   }
 };
 
-/// Both operators, in whose messages x is called x_name. addend: to be added
-/// to grad_x, or null.
-void backward(const char* kOp, const ConstTensorView& grad,
+/// Both operators. x_name is x's name in messages; addend, which may be null,
+/// is added to grad_x.
+void backward(const char* op, const ConstTensorView& grad,
               const ConstTensorView* addend, const char* x_name,
               const ConstTensorView& x, const ConstTensorView* weight,
               double eps, const TensorView* grad_x,
               const TensorView* grad_weight, void* scratch,
-              const ParallelFor& parallel_for) {
-  const Argument arg_x{x_name, x}, arg_grad{"grad", grad};
-  check_has_rows(kOp, arg_x);
-  check_like(kOp, arg_grad, arg_x);
-  if (addend != nullptr) check_like(kOp, {"grad_residual", *addend}, arg_x);
-  if (weight != nullptr) check_last_size(kOp, {"weight", *weight}, arg_x);
-  if (grad_x != nullptr) check_like(kOp, {"grad_x", *grad_x}, arg_x);
-  if (grad_weight != nullptr) {
-    check_last_size(kOp, {"grad_weight", *grad_weight}, arg_x);
-  }
-  const std::int64_t needed =
-      grad_weight == nullptr ? 0 : rms_norm_backward_scratch_size(x);
-  if (needed > 0 && scratch == nullptr) {
-    fail(kOp, "scratch is null, expected " + std::to_string(needed) + " bytes");
-  }
-  if (needed > 0 && reinterpret_cast<std::uintptr_t>(scratch) % 64 != 0) {
-    fail(kOp, "scratch is not aligned to 64 bytes");
-  }
-  const std::int64_t scratch_stride = 1;
-  const std::int64_t scratch_size = needed / 4;
-  const TensorView scratch_view{scratch, DType::kFloat32, 1, &scratch_size,
-                                &scratch_stride};
-  const auto check_output = [&](const Argument& out, bool alias_rows) {
-    check_no_self_overlap(kOp, out);
-    check_overlap(kOp, out, arg_grad, alias_rows);
-    check_overlap(kOp, out, arg_x, alias_rows);
-    if (addend != nullptr) {
-      check_overlap(kOp, out, {"grad_residual", *addend}, alias_rows);
-    }
-    if (weight != nullptr) check_overlap(kOp, out, {"weight", *weight}, false);
-  };
-  if (needed > 0) check_output({"scratch", scratch_view}, false);
-  if (grad_weight != nullptr) {
-    check_output({"grad_weight", *grad_weight}, false);
-    check_overlap(kOp, {"grad_weight", *grad_weight}, {"scratch", scratch_view},
-                  false);
-  }
-  if (grad_x != nullptr) {
-    check_output({"grad_x", *grad_x}, true);
-    check_overlap(kOp, {"grad_x", *grad_x}, {"scratch", scratch_view}, false);
-    if (grad_weight != nullptr) {
-      check_overlap(kOp, {"grad_x", *grad_x}, {"grad_weight", *grad_weight},
-                    false);
-    }
-  }
+              const Executor& executor) {
+  const Argument arg_x{x_name, x}, arg_grad{"grad", grad},
+      arg_addend{"grad_residual", addend}, arg_weight{"weight", weight},
+      arg_grad_x{"grad_x", grad_x}, arg_grad_weight{"grad_weight", grad_weight};
+  check_has_rows(op, arg_x);
+  check_like(op, arg_grad, arg_x);
+  check_like(op, arg_addend, arg_x);
+  check_last_size(op, arg_weight, arg_x);
+  check_like(op, arg_grad_x, arg_x);
+  check_last_size(op, arg_grad_weight, arg_x);
+  const Scratch sums(
+      op, scratch,
+      grad_weight == nullptr ? 0 : rms_norm_backward_scratch_size(x, executor));
+  const Argument& arg_sums = sums.argument();
+  check_output(op, arg_sums, {}, {&arg_grad, &arg_x, &arg_addend, &arg_weight});
+  check_output(op, arg_grad_weight, {},
+               {&arg_grad, &arg_x, &arg_addend, &arg_weight, &arg_sums});
+  check_output(op, arg_grad_x, {&arg_grad, &arg_x, &arg_addend},
+               {&arg_weight, &arg_sums, &arg_grad_weight});
+  const CpuThreads threads(op, executor);
 
   const std::int64_t n = last_size(x);
   const std::int64_t rows = count_rows(x);
   if (n == 0) return;
-  BackwardLoop loop{FOO_CORE_DISPATCH(RmsNormBackward)(x.dtype),
-                    &grad,
-                    &x,
-                    weight,
-                    eps,
-                    addend,
-                    grad_x,
-                    grad_weight,
-                    static_cast<char*>(scratch),
-                    rows,
-                    n,
-                    Blocks(rows),
-                    {}};
-  for (std::int64_t d = 0; d < x.ndim - 1; ++d) {
-    loop.nest.append(x.sizes[d], {grad.strides[d], x.strides[d],
-                                  addend == nullptr ? 0 : addend->strides[d],
-                                  grad_x == nullptr ? 0 : grad_x->strides[d]});
-  }
-  loop.nest.finish();
-  const ParallelFor& run = rows * n < kGrain ? serial() : parallel_for;
+  const Backward work{FOO_CORE_DISPATCH(RmsNormBackward)(x.dtype),
+                      grad,
+                      x,
+                      weight,
+                      eps,
+                      addend,
+                      grad_x,
+                      grad_weight,
+                      static_cast<char*>(scratch),
+                      rows,
+                      n,
+                      Blocks(rows),
+                      nest_of_rows(x, grad, x, addend, grad_x)};
   if (grad_weight == nullptr) {
-    if (grad_x == nullptr || rows == 0) return;
-    run.run(
-        run.self, 0, rows, std::max<std::int64_t>(1, kGrain / n),
-        [](void* self, std::int64_t begin, std::int64_t end) {
-          static_cast<const BackwardLoop*>(self)->run_rows(begin, end, nullptr);
-        },
-        &loop);
+    if (grad_x == nullptr) return;
+    threads.for_ranges(rows, n, [&](std::int64_t begin, std::int64_t end) {
+      work.do_rows(begin, end, nullptr);
+    });
     return;
   }
   if (rows == 0) {
-    for (std::int64_t j = 0; j < n; ++j) loop.zero(j);
+    fill_zeros(row_at(grad_weight, 0), n, item_bytes(x.dtype));
     return;
   }
-  run.run(
-      run.self, 0, loop.blocks.count,
-      std::max<std::int64_t>(1, kGrain / n / loop.blocks.size),
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        for (; begin < end; ++begin) {
-          static_cast<const BackwardLoop*>(self)->run_block(begin);
-        }
-      },
-      &loop);
-  run.run(
-      run.self, 0, groups_of(n),
-      std::max<std::int64_t>(1, kGrain / kGroup / loop.blocks.count),
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        static_cast<const BackwardLoop*>(self)->combine(begin, end);
-      },
-      &loop);
+  threads.for_ranges(work.blocks.count, n * std::min(rows, work.blocks.size),
+                     [&](std::int64_t begin, std::int64_t end) {
+                       for (; begin < end; ++begin) work.do_block(begin);
+                     });
+  threads.for_ranges(
+      groups_of(n), kGroup * work.blocks.count,
+      [&](std::int64_t begin, std::int64_t end) { work.combine(begin, end); });
 }
 
 }  // namespace
 
-std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
+std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x,
+                                            const Executor&) noexcept {
   if (x.ndim < 1) return 0;
   const Blocks blocks(count_rows(x));
   return blocks.count * blocks.sums() * groups_of(last_size(x)) * kGroup *
@@ -540,9 +506,9 @@ std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
 void rms_norm_backward(const ConstTensorView& grad, const ConstTensorView& x,
                        const ConstTensorView* weight, double eps,
                        const TensorView* grad_x, const TensorView* grad_weight,
-                       void* scratch, const ParallelFor& parallel_for) {
+                       void* scratch, const Executor& executor) {
   backward("rms_norm_backward", grad, nullptr, "x", x, weight, eps, grad_x,
-           grad_weight, scratch, parallel_for);
+           grad_weight, scratch, executor);
 }
 
 void add_rms_norm_backward(const ConstTensorView& grad,
@@ -551,10 +517,9 @@ void add_rms_norm_backward(const ConstTensorView& grad,
                            const ConstTensorView* weight, double eps,
                            const TensorView* grad_x,
                            const TensorView* grad_weight, void* scratch,
-                           const ParallelFor& parallel_for) {
+                           const Executor& executor) {
   backward("add_rms_norm_backward", grad, grad_residual, "residual_out",
-           residual_out, weight, eps, grad_x, grad_weight, scratch,
-           parallel_for);
+           residual_out, weight, eps, grad_x, grad_weight, scratch, executor);
 }
 
 }  // namespace foo_core

@@ -1,3 +1,7 @@
+// Rotary position embedding. The cosines and sines of many tokens are prepared
+// in a table on the stack: converted to the type of computation, in the order
+// of vectors and with the signs of the formula. All heads of the tokens then
+// rotate by plain multiplications and additions.
 #include "foo_core/rope.h"
 
 #include <algorithm>
@@ -10,11 +14,12 @@
 #include "checks.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
-#include "row.h"
+#include "loop.h"
+#include "view.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rope.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/tile-inl.h"
@@ -23,7 +28,9 @@
 #ifndef FOO_CORE_ROPE_CALL_
 #define FOO_CORE_ROPE_CALL_
 namespace foo_core {
+namespace {
 
+/// The arguments of a call.
 struct RopeCall {
   const ConstTensorView& x;
   const ConstTensorView& cos;
@@ -41,26 +48,28 @@ struct RopeCall {
   }
 };
 
-/// What becomes of the signs in a table.
+/// The kind of a table, which decides its signs.
 enum class Sign { kCos, kSin, kInverseSin };
 
 using RopeFunction = void (*)(const RopeCall& call, std::int64_t begin,
                               std::int64_t end);
 
+}  // namespace
 }  // namespace foo_core
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
-/// Elements of cos, and of sin, that are held ready: of many positions, so that
-/// a head's part of them is one stretch of memory if heads are outermost (1.1
-/// to 1.5 times as fast as with a quarter of it).
+/// The number of elements in a table of cos or sin. It holds many positions, so
+/// that each head is read in one long run if heads are outermost: 1.1× to 1.5×
+/// faster than a quarter of the size.
 template <class C>
 constexpr int64_t kTable = 16384 / sizeof(C);
 
-/// Lanes() elements of a table, in the order that Load leaves elements of T in.
+/// Loads Lanes() elements of a table, in the order of Load for elements of T.
 template <class T, class S>
 HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
   if constexpr (hwy::IsSame<T, S>()) {
@@ -73,7 +82,7 @@ HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
   } else {
     const hn::ScalableTag<float> d;
     auto x = Load(p);
-    // For StoreSome, which relies on the lower half of a NaN.
+    // StoreSome relies on the lower half of a NaN.
     const auto nan = Pair<float>::Set(std::numeric_limits<float>::quiet_NaN());
     x.a = hn::IfThenElse(hn::IsNaN(x.a), nan.a, x.a);
     x.b = hn::IfThenElse(hn::IsNaN(x.b), nan.b, x.b);
@@ -84,7 +93,7 @@ HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
   }
 }
 
-/// The first n <= Lanes() elements; the others are 0.
+/// Loads the first n <= Lanes() elements; the other lanes are 0.
 template <class T, class S>
 HWY_INLINE Pair<Compute<T>> LoadTableN(const S* p, int64_t n) {
   HWY_ALIGN S buffer[2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>())] = {};
@@ -92,7 +101,7 @@ HWY_INLINE Pair<Compute<T>> LoadTableN(const S* p, int64_t n) {
   return LoadTable<T>(buffer);
 }
 
-/// Each of n elements twice.
+/// Writes each of n elements twice.
 template <class S>
 HWY_INLINE void Repeat(const S* row, int64_t stride, int64_t n, S* out) {
   int64_t j = 0;
@@ -108,7 +117,7 @@ HWY_INLINE void Repeat(const S* row, int64_t stride, int64_t n, S* out) {
   for (; j < n; ++j) out[2 * j] = out[2 * j + 1] = row[j * stride];
 }
 
-/// x with elements 2i and 2i + 1 of T's exchanged.
+/// x with the elements 2i and 2i + 1 of T swapped.
 template <class T>
 HWY_INLINE Pair<Compute<T>> SwapNeighbours(Pair<Compute<T>> x) {
   const hn::ScalableTag<Compute<T>> d;
@@ -116,16 +125,16 @@ HWY_INLINE Pair<Compute<T>> SwapNeighbours(Pair<Compute<T>> x) {
   return {hn::Reverse2(d, x.a), hn::Reverse2(d, x.b)};
 }
 
-/// x with elements 2i of T's negated.
+/// x with the elements 2i of T negated.
 template <class T>
 HWY_INLINE Pair<Compute<T>> NegateEven(Pair<Compute<T>> x) {
   if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) return {hn::Neg(x.a), x.b};
   return {hn::OddEven(x.a, hn::Neg(x.a)), hn::OddEven(x.b, hn::Neg(x.b))};
 }
 
-/// Elements of a row of cos or sin, made ready to be multiplied by elements of
-/// T: n of them, or each twice if interleaved. Fills whole vectors, the last of
-/// which, if it were not whole, is the last Lanes() elements.
+/// Prepares n elements of a row of cos or sin, each twice if interleaved, for
+/// products with elements of T. It fills whole vectors; instead of a partial
+/// last vector it writes the last Lanes() elements.
 template <bool kInterleaved, class T, class S>
 HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
                           Compute<T>* out) {
@@ -138,7 +147,7 @@ HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
     n *= 2;
     p = tile;
   } else {
-    p = Gather(row, stride, 0, n, tile);
+    p = InputTile(row, stride, 0, n, tile);
   }
   for (int64_t i = 0; i < n; i += step) {
     auto y =
@@ -149,8 +158,9 @@ HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
   }
 }
 
-/// The first n elements of v, which are whole pairs if interleaved; else they
-/// are the first of their pairs, and the second ones, in v2, go to out2.
+/// Rotates the first n elements of v. If interleaved they are whole pairs;
+/// otherwise they are the first of their pairs, v2 has the second ones, and
+/// their results go to out2.
 template <bool kInterleaved, bool kAll, class T>
 HWY_INLINE void RotateSome(Pair<Compute<T>> v, Pair<Compute<T>> v2,
                            const Compute<T>* cos, const Compute<T>* sin, T* out,
@@ -168,7 +178,7 @@ HWY_INLINE void RotateSome(Pair<Compute<T>> v, Pair<Compute<T>> v2,
   }
 }
 
-/// The same of n elements in memory, which are whole vectors.
+/// Rotates n elements in memory, which are whole vectors.
 template <bool kInterleaved, class T>
 HWY_INLINE void RotateVectors(const T* x, const T* x2, const Compute<T>* cos,
                               const Compute<T>* sin, T* out, T* out2,
@@ -181,7 +191,7 @@ HWY_INLINE void RotateVectors(const T* x, const T* x2, const Compute<T>* cos,
   }
 }
 
-/// The same of any number of them.
+/// Rotates n elements in memory.
 template <bool kInterleaved, class T>
 HWY_INLINE void Rotate(const T* x, const T* x2, const Compute<T>* cos,
                        const Compute<T>* sin, T* out, T* out2, bool stream,
@@ -195,8 +205,8 @@ HWY_INLINE void Rotate(const T* x, const T* x2, const Compute<T>* cos,
     const auto v = LoadN(x, n), v2 = kInterleaved ? v : LoadN(x2, n);
     RotateSome<kInterleaved, false>(v, v2, cos, sin, out, out2, false, n);
   } else {
-    // A last vector overlaps the one before it (2 to 3 times as fast as a part
-    // of a vector). As out may be x, it is loaded before that is stored.
+    // The last vector overlaps the one before it, which is 2× to 3× faster than
+    // a partial vector. It is loaded first, because out may be x.
     const int64_t last = n - step;
     const auto v = Load(x + last), v2 = kInterleaved ? v : Load(x2 + last);
     RotateVectors<kInterleaved>(x, x2, cos, sin, out, out2, false, n - rest);
@@ -205,20 +215,20 @@ HWY_INLINE void Rotate(const T* x, const T* x2, const Compute<T>* cos,
   }
 }
 
-/// As Rotate, of one head with any strides.
+/// Rotates a head with any strides.
 template <bool kInterleaved, class T>
 HWY_NOINLINE void RotateStrided(const T* x, const T* x2, int64_t x_stride,
                                 const Compute<T>* cos, const Compute<T>* sin,
                                 T* out, T* out2, int64_t out_stride,
                                 int64_t n) {
   HWY_ALIGN T tile[kTile], tile2[kTile], out_tile[kTile], out_tile2[kTile];
-  const T* p = Gather(x, x_stride, 0, n, tile);
-  const T* p2 = kInterleaved ? p : Gather(x2, x_stride, 0, n, tile2);
-  T* q = Target(out, out_stride, 0, out_tile);
-  T* q2 = Target(out2, out_stride, 0, out_tile2);
+  const T* p = InputTile(x, x_stride, 0, n, tile);
+  const T* p2 = kInterleaved ? p : InputTile(x2, x_stride, 0, n, tile2);
+  T* q = OutputTile(out, out_stride, 0, out_tile);
+  T* q2 = OutputTile(out2, out_stride, 0, out_tile2);
   Rotate<kInterleaved>(p, p2, cos, sin, q, q2, false, n);
-  Scatter(q, out, out_stride, 0, n);
-  if (!kInterleaved) Scatter(q2, out2, out_stride, 0, n);
+  FinishTile(q, out, out_stride, 0, n);
+  if (!kInterleaved) FinishTile(q2, out2, out_stride, 0, n);
 }
 
 template <class T>
@@ -231,7 +241,7 @@ HWY_INLINE void CopyRest(const T* x, int64_t x_stride, T* out,
   }
 }
 
-/// Pairs [pair, pair + n) of a position's row of cos or sin, by FillTable.
+/// Prepares pairs [pair, pair + n) of a position's row of cos or sin.
 template <bool kInterleaved, class T>
 HWY_INLINE void FillRow(const ConstTensorView& table, int64_t position,
                         int64_t pair, int64_t n, Sign sign, Compute<T>* out) {
@@ -246,13 +256,13 @@ HWY_INLINE void FillRow(const ConstTensorView& table, int64_t position,
   }
 }
 
-/// One of tokens or of heads, which are walked in together.
+/// The dimension of tokens or that of heads.
 struct Dimension {
   int64_t size, x_stride, out_stride, table_stride;
 };
 
-/// Pairs [pair, pair + pairs) of `tokens` tokens of one batch, from number `at`
-/// in it on. Their part of the tables fits in kTable.
+/// Rotates pairs [pair, pair + pairs) of tokens [at, at + tokens) of one batch,
+/// whose cosines fit in kTable elements.
 template <bool kInterleaved, class T>
 void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
            int64_t pair, int64_t pairs) {
@@ -260,7 +270,7 @@ void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
   HWY_ALIGN C cos[kTable<C>], sin[kTable<C>];
   const int64_t n = kInterleaved ? 2 * pairs : pairs;
   const int64_t width = hwy::RoundUpTo(n, Lanes<C>());
-  for (int64_t t = 0; n > 0 && t < tokens; ++t) {  // tables may be null if 0
+  for (int64_t t = 0; n > 0 && t < tokens; ++t) {  // without n they may be null
     const int64_t position = call.position(batch, at + t);
     FillRow<kInterleaved, T>(call.cos, position, pair, pairs, Sign::kCos,
                              cos + t * width);
@@ -280,8 +290,7 @@ void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
                   at * xs[1] + first * xs[3];
   auto* out = static_cast<T*>(call.out.data) + batch * os[0] + at * os[1] +
               first * os[3];
-  // In the order of out's memory, which may be that of (batch, heads, seq,
-  // head_dim).
+  // The loops follow out's memory, which may be (batch, heads, seq, head_dim).
   Dimension outer{tokens, xs[1], os[1], width};
   Dimension inner{call.x.sizes[2], xs[2], os[2], 0};
   if (std::abs(inner.out_stride) > std::abs(outer.out_stride)) {
@@ -308,7 +317,7 @@ void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
   }
 }
 
-/// Tokens [begin, end), a stretch of them after the other.
+/// Rotates tokens [begin, end), as many at a time as fit in the tables.
 template <bool kInterleaved, class T>
 void Tokens(const RopeCall& call, int64_t begin, int64_t end) {
   constexpr int64_t kElements = kInterleaved ? 2 : 1;  // of a table, per pair
@@ -322,7 +331,7 @@ void Tokens(const RopeCall& call, int64_t begin, int64_t end) {
     const int64_t tokens =
         HWY_MIN(kTable<Compute<T>> / width, HWY_MIN(end - begin, seq - at));
     int64_t pair = 0;
-    do {  // at least once, as there may be elements to copy
+    do {  // at least once, because there may be elements to copy
       Block<kInterleaved, T>(call, batch, at, tokens, pair,
                              HWY_MIN(pairs, all - pair));
       pair += pairs;
@@ -345,6 +354,7 @@ RopeFunction RopeForward(DType dtype, bool interleaved) {
   return ForDType(dtype, TokensOf{interleaved});
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -376,7 +386,7 @@ void check_tables(const Argument& x, const Argument& cos, const Argument& sin) {
   }
 }
 
-/// positions is sound and of x's (seq,) or (batch, seq).
+/// positions is a valid view of shape (seq,) or (batch, seq).
 void check_positions(const Argument& positions, const std::int64_t* x_sizes) {
   check_tensor(kOp, positions, DType::kInt64);
   const ConstTensorView& view = positions.view;
@@ -414,64 +424,41 @@ void check_range(const ConstTensorView& positions, std::int64_t max_position) {
 void rope(const ConstTensorView& x, const ConstTensorView& cos,
           const ConstTensorView& sin, const ConstTensorView* positions,
           const RopeOptions& options, const TensorView& out,
-          const ParallelFor& parallel_for) {
-  const Argument arg_x{"x", x}, arg_out{"out", out};
+          const Executor& executor) {
+  const Argument arg_x{"x", x}, arg_cos{"cos", cos}, arg_sin{"sin", sin},
+      arg_positions{"positions", positions}, arg_out{"out", out};
   check_tensor(kOp, arg_x);
   check_ndim(arg_x, 4, "(batch, seq, heads, head_dim)");
-  check_tables(arg_x, {"cos", cos}, {"sin", sin});
+  check_tables(arg_x, arg_cos, arg_sin);
   check_like(kOp, arg_out, arg_x);
   const std::int64_t batch = x.sizes[0], seq = x.sizes[1];
   if (positions != nullptr) {
-    check_positions({"positions", *positions}, x.sizes);
-    check_range(*positions, cos.sizes[0]);
+    check_positions(arg_positions, x.sizes);
   } else if (seq > cos.sizes[0]) {
     fail(kOp, "x has " + std::to_string(seq) + " positions, but cos has " +
                   std::to_string(cos.sizes[0]) + " rows");
   }
-  const std::int64_t count = numel(x);
-  if (count == 0) return;
-  check_no_self_overlap(kOp, arg_out);
-  check_overlap(kOp, arg_out, arg_x, true);
-  check_overlap(kOp, arg_out, {"cos", cos}, false);
-  check_overlap(kOp, arg_out, {"sin", sin}, false);
+  check_output(kOp, arg_out, {&arg_x}, {&arg_cos, &arg_sin, &arg_positions});
+  const CpuThreads threads(kOp, executor);
+  if (positions != nullptr) check_range(*positions, cos.sizes[0]);
+  if (numel(x) == 0) return;
 
-  // positions as (batch, seq)
+  // positions, broadcast to (batch, seq)
   std::int64_t strides[] = {0, 1};
   ConstTensorView wide{nullptr, DType::kInt64, 2, x.sizes, strides};
   if (positions != nullptr) {
-    check_overlap(kOp, arg_out, {"positions", *positions}, false);
     wide.data = positions->data;
     strides[1] = last_stride(*positions);
     if (positions->ndim == 2) strides[0] = positions->strides[0];
     positions = &wide;
   }
-
-  const std::int64_t tokens = batch * seq;
-  if (count < kGrain || tokens == 1) {
-    cpu::rope(x, cos, sin, positions, options, out, 0, tokens);
-    return;
-  }
-  RopeCall call{x, cos, sin, positions, options, out};
-  parallel_for.run(
-      parallel_for.self, 0, tokens,
-      std::max<std::int64_t>(1, kGrain * tokens / count),
-      [](void* self, std::int64_t begin, std::int64_t end) {
-        const auto& c = *static_cast<const RopeCall*>(self);
-        cpu::rope(c.x, c.cos, c.sin, c.positions, c.options, c.out, begin, end);
-      },
-      &call);
+  const auto forward =
+      FOO_CORE_DISPATCH(RopeForward)(x.dtype, options.interleaved);
+  const RopeCall call{x, cos, sin, positions, options, out};
+  threads.for_ranges(
+      batch * seq, x.sizes[2] * x.sizes[3],
+      [&](std::int64_t begin, std::int64_t end) { forward(call, begin, end); });
 }
 
-namespace cpu {
-
-void rope(const ConstTensorView& x, const ConstTensorView& cos,
-          const ConstTensorView& sin, const ConstTensorView* positions,
-          const RopeOptions& options, const TensorView& out, std::int64_t begin,
-          std::int64_t end) noexcept {
-  FOO_CORE_DISPATCH(RopeForward)(x.dtype, options.interleaved)(
-      {x, cos, sin, positions, options, out}, begin, end);
-}
-
-}  // namespace cpu
 }  // namespace foo_core
 #endif  // HWY_ONCE

@@ -1,3 +1,6 @@
+// The choice of a SIMD target: the best one that the CPU has, or the one that
+// FOO_CORE_SIMD_TARGET or set_simd_target names. A kernel reads one relaxed
+// atomic per call.
 #include "cpu/simd.h"
 
 #include <atomic>
@@ -12,8 +15,8 @@
 namespace foo_core::simd {
 namespace {
 
-// In the order of FOO_CORE_DISPATCH's table, best first; the last is the one
-// that every processor of an architecture has: SSE2, NEON without AES.
+// The targets in the order of FOO_CORE_DISPATCH's table, best first. Every CPU
+// of an architecture has the last one: SSE2, NEON without AES.
 constexpr std::int64_t kTargets[] = {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_SSE2,
                                      HWY_STATIC_TARGET};
 constexpr int kCount = sizeof(kTargets) / sizeof(kTargets[0]);
@@ -23,7 +26,8 @@ std::int64_t available() {
   return targets;
 }
 
-// The target called `name`, or the best if it is null; -1 if there is none.
+// The index of the target called `name`, or of the best if that is null; -1 if
+// there is none.
 int find(const char* name) {
   for (int i = 0; i < kCount; ++i) {
     if ((available() & kTargets[i]) == 0) continue;

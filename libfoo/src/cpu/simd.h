@@ -1,14 +1,14 @@
-// The SIMD targets that kernels are compiled for, and which of them is in use.
+// The SIMD targets for which kernels are compiled, and the one in use.
 //
-// Highway compiles a source once per target. Choosing among them is done here
-// and not by HWY_DYNAMIC_DISPATCH, whose choice is shared with every other
+// Highway compiles a source once per target. This file chooses among them
+// instead of HWY_DYNAMIC_DISPATCH, which shares its choice with every other
 // user of libhwy in the process.
 #pragma once
 
-// Before any of Highway's headers. Not worth their compile time: SSSE3, NEON
-// with AES, which kernels do not use, and what is better than AVX3, where the
-// native conversion to bfloat16 moreover flushes subnormals. Not possible:
-// vectors of unknown size, which no struct can hold.
+// This must precede Highway's headers. SSSE3, NEON with AES and the targets
+// above AVX3 are not worth their compile time; those above AVX3 also flush
+// subnormals when they convert to bfloat16. Vectors of unknown size cannot be
+// members of a struct.
 #define HWY_DISABLED_TARGETS                                       \
   (HWY_SSSE3 | (HWY_AVX3 - 1) | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | \
    HWY_SVE2_128 | HWY_NEON | HWY_NEON_BF16 | HWY_RVV)
@@ -21,13 +21,12 @@ int current() noexcept;
 const char* current_name() noexcept;
 const char* available_names() noexcept;
 
-/// As foo_core::set_simd_target.
+/// Does what foo_core::set_simd_target does.
 void set(const char* target);
 
 }  // namespace foo_core::simd
 
-/// FUNCTION of the target in use. Goes where HWY_ONCE is true, after
-/// highway.h.
+/// The FUNCTION of the target in use. It needs highway.h and HWY_ONCE.
 #define FOO_CORE_DISPATCH(FUNCTION)                                        \
   ([] {                                                                    \
     static constexpr decltype(&HWY_STATIC_DISPATCH(FUNCTION)) kTable[] = { \

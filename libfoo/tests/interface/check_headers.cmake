@@ -1,5 +1,5 @@
-# Compiles the public headers, those in INCLUDE and GENERATED, by CXX: each
-# alone, and all in orders that are random but the same in every run.
+# Compiles the public headers in INCLUDE and GENERATED with CXX: each alone, and
+# all of them in a few pseudo-random orders.
 set(flags -fsyntax-only -Wall -Wextra -Wpedantic -Werror -I${INCLUDE}
           -I${GENERATED})
 set(orders 5)
@@ -20,7 +20,7 @@ foreach(header IN LISTS headers)
   write_source(alone_${name} ${header})
 endforeach()
 
-# It includes all others, so that no order would be left after it.
+# foo_core.h includes all others, so no order would be left after it.
 list(REMOVE_ITEM headers foo_core/foo_core.h)
 set(seed 1)
 foreach(number RANGE 1 ${orders})

@@ -1,5 +1,5 @@
-# Fails if a file below PREFIX names the folder SOURCE or BINARY, which are
-# nowhere to be found on another machine.
+# Fails if a file below PREFIX contains the path of the folder SOURCE or BINARY,
+# which do not exist on another machine.
 file(GLOB_RECURSE files ${PREFIX}/*)
 list(LENGTH files count)
 if(count EQUAL 0)

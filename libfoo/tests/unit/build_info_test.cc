@@ -1,3 +1,4 @@
+// The library's version, and the devices and SIMD targets that it accepts.
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
@@ -16,31 +17,55 @@ TEST(BuildInfo, VersionIsThatOfTheHeaders) {
   EXPECT_EQ(text.str(), FOO_CORE_VERSION);
 }
 
-TEST(BuildInfo, HasNoCuda) {
+// All operators run through the loops of src/loop.h, which take no unchecked
+// executor, so one operator stands for all.
+TEST(ExecutorTest, RefusesADeviceWithoutKernels) {
   EXPECT_FALSE(build_info().cuda);
-  const Tensor x(DType::kFloat32, {2});
-  const TensorView out = x;
-  const auto expect_unavailable = [](const char* op, auto&& call) {
+  const Tensor x(DType::kFloat32, {2}), empty(DType::kFloat32, {0});
+  const Tensor out(DType::kFloat32, {2});
+  const auto before = out.memory();
+  for (const Tensor& in : {x, empty}) {
     try {
-      call();
-      ADD_FAILURE() << op << " threw nothing";
+      add(in, in, in.numel() == 0 ? empty : out, Executor::cuda(nullptr));
+      ADD_FAILURE() << "nothing thrown";
     } catch (const Unavailable& error) {
-      EXPECT_EQ(std::string(error.what()),
-                std::string(op) +
-                    ": this build of foo_core has no CUDA kernels; install "
-                    "its cuda variant");
+      EXPECT_STREQ(error.what(),
+                   "add: this build of foo_core has no CUDA kernels; install "
+                   "its cuda variant");
     }
+  }
+  Executor executor;
+  executor.device = static_cast<Device>(2);
+  EXPECT_INVALID(
+      add(x, x, out, executor),
+      "add: executor has device number 2, which is none of Device's");
+  EXPECT_EQ(out.memory(), before);
+}
+
+TEST(ExecutorTest, CallsTheLoopOfTheCaller) {
+  struct Call {
+    std::int64_t begin, end, grain;
   };
-  expect_unavailable("add", [&] { cuda::add(x, x, out, nullptr); });
-  expect_unavailable("mul", [&] { cuda::mul(x, x, out, nullptr); });
-  expect_unavailable("muladd", [&] { cuda::muladd(x, x, 1, out, nullptr); });
-  expect_unavailable("linear",
-                     [&] { cuda::linear(x, x, nullptr, out, nullptr); });
-  expect_unavailable("rms_norm",
-                     [&] { cuda::rms_norm(x, nullptr, 0, out, nullptr); });
-  expect_unavailable("rms_norm_backward", [&] {
-    cuda::rms_norm_backward(x, x, nullptr, 0, &out, nullptr, nullptr, nullptr);
-  });
+  std::vector<Call> calls;
+  const Executor executor = Executor::threads(
+      [](void* pool, std::int64_t begin, std::int64_t end, std::int64_t grain,
+         RangeBody body, void* context) {
+        static_cast<std::vector<Call>*>(pool)->push_back({begin, end, grain});
+        body(context, begin, end);
+      },
+      &calls);
+  const Tensor small(DType::kFloat32, {32768}), row(DType::kFloat32, {65536});
+  const Tensor rows(DType::kFloat32, {64, 2048});
+  add(small, small, small, executor);        // not worth a second thread
+  rms_norm(row, nullptr, 1, row, executor);  // a row is not divided
+  EXPECT_EQ(calls.size(), 0u);
+  add(row, row, row, executor);
+  rms_norm(rows, nullptr, 1, rows, executor);
+  ASSERT_EQ(calls.size(), 2u);
+  EXPECT_EQ(calls[0].end, 65536);
+  EXPECT_EQ(calls[0].grain, 32768);
+  EXPECT_EQ(calls[1].end, 64);
+  EXPECT_EQ(calls[1].grain, 16);
 }
 
 TEST(SimdTarget, CanBeForcedToEachAndReset) {
@@ -67,7 +92,7 @@ TEST(SimdTarget, RefusesOtherNames) {
   EXPECT_EQ(build_info().simd_target, before);
 }
 
-// Run by ctest with FOO_CORE_SIMD_TARGET set.
+// ctest runs these with FOO_CORE_SIMD_TARGET set.
 TEST(Environment, Forced) {
   const char* forced = std::getenv("FOO_CORE_SIMD_TARGET");
   if (forced == nullptr) GTEST_SKIP() << "FOO_CORE_SIMD_TARGET is not set";
@@ -78,7 +103,7 @@ TEST(Environment, Forced) {
 TEST(Environment, Unusable) {
   const std::string targets = build_info().simd_targets;
   const std::string target = build_info().simd_target;
-  EXPECT_EQ(targets.compare(0, target.size(), target), 0);  // the best
+  EXPECT_EQ(targets.compare(0, target.size(), target), 0);  // the first
 }
 
 TEST(DTypes, SizesAndNames) {

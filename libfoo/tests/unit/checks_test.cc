@@ -1,4 +1,4 @@
-// What the checked entry points refuse, and in which words.
+// The arguments that operators refuse, and the words of each error.
 #include <cstdlib>
 #include <vector>
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr auto kF32 = DType::kFloat32;
 
-/// Views into one piece of memory.
+/// A fixture with views into one buffer.
 class ChecksTest : public ::testing::Test {
  protected:
   struct View {
@@ -104,7 +104,7 @@ TEST_F(ChecksTest, NullDataOfNoElementsIsFine) {
 TEST_F(ChecksTest, OverlapOfDisjointMemoryIsNone) {
   const View rows = at(0, {2, 4}, {8, 1});
   accept(rows, other_, at(4, {2, 4}, {8, 1}));    // x[:, :4], x[:, 4:]
-  accept(rows, other_, at(100, {2, 4}, {4, 1}));  // elsewhere
+  accept(rows, other_, at(100, {2, 4}, {4, 1}));  // after it
   accept(at(0, {2, 4}, {8, 2}), other_, at(1, {2, 4}, {8, 2}));  // x[:, ::2]
   accept(at(0, {2, 4}, {9, 2}), other_, at(1, {2, 4}, {9, 2}));
   accept(at(0, {4, 2, 3}, {60, 20, 5}), at(3000, {3}, {1}),

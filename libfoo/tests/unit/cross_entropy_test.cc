@@ -1,3 +1,5 @@
+// cross_entropy and its gradient against long double and against the plain
+// formula in float32.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -10,7 +12,6 @@
 namespace foo_core::testing {
 namespace {
 
-using Values = std::vector<double>;
 using Options = CrossEntropyOptions;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kIgnore = -100;
@@ -62,21 +63,13 @@ Expected reference(const Values& logits, const Values& target, std::int64_t n,
   return result;
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
 class CrossEntropyTest : public KernelTest {
  protected:
-  Tensor make(Shape sizes, Shape strides = {}) const {
-    return Tensor(dtype(), std::move(sizes), std::move(strides));
-  }
-
   DType loss_dtype() const {
     return dtype() == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   }
 
-  // One loss for a reduction.
+  // A loss per row, or one loss if the rows are reduced.
   Tensor make_loss(const Options& options, Shape sizes,
                    Shape strides = {}) const {
     if (options.reduction != kNone) return Tensor(loss_dtype(), {});
@@ -87,7 +80,7 @@ class CrossEntropyTest : public KernelTest {
     return Tensor(DType::kFloat64, std::move(sizes), std::move(strides));
   }
 
-  // Any of n classes, every fifth one ignored.
+  // Targets among n classes; every fifth row is ignored.
   static Tensor make_target(std::int64_t n, Shape sizes, Shape strides = {}) {
     Tensor target(DType::kInt64, std::move(sizes), std::move(strides));
     for (std::int64_t i = 0; i < target.numel(); ++i) {
@@ -96,26 +89,15 @@ class CrossEntropyTest : public KernelTest {
     return target;
   }
 
-  static std::unique_ptr<void, Free> scratch_for(const ConstTensorView& logits,
-                                                 const Options& options) {
-    const std::int64_t size = cross_entropy_scratch_size(logits, options);
-    void* p =
-        std::aligned_alloc(64, static_cast<std::size_t>(size + 64) / 64 * 64);
-    std::fill_n(static_cast<unsigned char*>(p), size, 0xA5);
-    return std::unique_ptr<void, Free>(p);
-  }
-
   static void forward(const Tensor& logits, const Tensor& target,
                       const Options& options, const Tensor& loss,
-                      const Tensor& lse,
-                      const ParallelFor& parallel_for = serial()) {
-    const auto scratch = scratch_for(logits, options);
-    const bool needed = cross_entropy_scratch_size(logits, options) > 0;
-    cross_entropy(logits, target, options, loss, lse,
-                  needed ? scratch.get() : nullptr, parallel_for);
+                      const Tensor& lse, const Executor& executor = {}) {
+    const auto size = cross_entropy_scratch_size(logits, options, executor);
+    const Memory scratch = size == 0 ? nullptr : aligned_memory(size);
+    cross_entropy(logits, target, options, loss, lse, scratch.get(), executor);
   }
 
-  // The losses of one call with no reduction.
+  // The losses of all rows.
   Values losses_of(const Tensor& logits, const Tensor& target,
                    double smoothing = 0) const {
     const Options options = options_of(kNone, smoothing);
@@ -125,7 +107,7 @@ class CrossEntropyTest : public KernelTest {
     return loss.values();
   }
 
-  // 1e-6 of the sum of exponentials, of which the loss is the logarithm.
+  // The loss is the logarithm of a sum with a relative error of 1e-6.
   double tolerance(double value) const {
     const double unit = dtype() == DType::kFloat64 ? 1e-14 : 1e-6;
     return unit * std::max(1.0, std::fabs(value));
@@ -144,8 +126,8 @@ class CrossEntropyTest : public KernelTest {
     EXPECT_TRUE(got.guards_intact());
   }
 
-  // Relative L2 error of the gradient: rounding once, and float32's rounding
-  // of differences of size 10.
+  // The relative L2 error covers one rounding to the dtype, and the rounding of
+  // differences of size 10 in the type of computation.
   void expect_gradient(const Tensor& got, const Values& expected) const {
     double error = 0, size = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -155,7 +137,7 @@ class CrossEntropyTest : public KernelTest {
       size += expected[i] * expected[i];
     }
     const double compute = dtype() == DType::kFloat64 ? 1e-15 : 4e-7;
-    // float16's subnormal numbers are as far apart as this.
+    // Subnormal numbers of float16 have this spacing.
     const double spacing =
         ulp(dtype(), 0) * std::sqrt(static_cast<double>(expected.size()));
     EXPECT_LE(std::sqrt(error),
@@ -243,7 +225,7 @@ TEST_P(CrossEntropyTest, AnyStrides) {
     check(make({4, 40}, {0, 1}), make_target(40, {4}, {0}), options,
           make_loss(options, {4}), make_lse({4}), make({4, 40}));
   }
-  // One logit for all classes: a class is as likely as any other.
+  // With one logit for all classes, all are equally likely.
   Tensor logits = make({2, 2500}, {1, 0}).randomize(1);
   const Values losses = losses_of(logits, make_target(2500, {2}));
   for (const double loss : losses) {
@@ -271,7 +253,8 @@ TEST_P(CrossEntropyTest, IgnoredRows) {
     EXPECT_EQ(grad_logits.values(), Values(120, 0.0));
     EXPECT_TRUE(grad_logits.guards_intact());
   }
-  // One row that counts: the mean is its loss, the others' NaN do no harm.
+  // With one row that is not ignored, the mean is its loss, whatever the others
+  // hold.
   target.set(1, 8);
   Tensor loss = make_loss(options_of(kNone), {3});
   forward(logits, target, options_of(kNone), loss, lse);
@@ -299,8 +282,8 @@ TEST_P(CrossEntropyTest, NoRows) {
   forward(make({0, 0}), target, options_of(kNone), none, lse);
 }
 
-// Rows whose maximum comes early, late, or again and again, and whose logits
-// are so far apart that all but one of them count for nothing.
+// The maximum of a row comes early, late or repeatedly, and the logits are so
+// far apart that one of them dominates.
 TEST_P(CrossEntropyTest, MaximaThatRiseAndFall) {
   const std::int64_t n = 5000;
   Tensor logits = make({4, n});
@@ -398,8 +381,8 @@ TEST_P(CrossEntropyTest, LargeAndSmallLogits) {
   EXPECT_NEAR(losses[3], std::log(2), 3 * relative);
 }
 
-// A row that is nearly right has a small loss and a small gradient, which must
-// not be what is left over from large numbers.
+// The small loss and gradient of a nearly right row must not suffer from
+// cancellation.
 TEST_P(CrossEntropyTest, NearlyRightRows) {
   const std::int64_t n = 300;
   Tensor logits = make({8, n}).randomize(1);
@@ -429,7 +412,8 @@ TEST_P(CrossEntropyTest, NearlyRightRows) {
   }
 }
 
-// The exponential on its own: of two classes, the second at ever smaller odds.
+// Two classes, of which the second becomes less and less likely, show the error
+// of the exponential alone.
 TEST_P(CrossEntropyTest, TwoClasses) {
   const std::int64_t rows = 2000;
   Tensor logits = make({rows, 2}), target(DType::kInt64, {rows});
@@ -457,8 +441,8 @@ TEST_P(CrossEntropyTest, TwoClasses) {
   }
 }
 
-/// The gradient by way of log-probabilities, all in float32, with a sum of
-/// exponentials as PyTorch's vectors of 8 lanes make it.
+/// The gradient from log-probabilities in float32, with exponentials summed in
+/// 8 lanes as in PyTorch.
 Values plain_gradient(const Values& logits, const Values& target,
                       std::size_t n) {
   Values result(logits.size());
@@ -535,7 +519,7 @@ TEST_P(CrossEntropyTest, InPlaceAndThreads) {
   }
 }
 
-// An infinite gradient is multiplied as any other is.
+// A gradient of infinity or NaN is multiplied like any other.
 TEST_P(CrossEntropyTest, GradientThatIsNotFinite) {
   Tensor logits = make({2, 40}).randomize(1), grad_logits = make({2, 40});
   const Tensor target = make_target(40, {2});
@@ -693,16 +677,6 @@ TEST_F(CrossEntropyChecksTest, Backward) {
   moved.data = lse_.view().data;
   refuse_backward(loss_, lse_, moved,
                   "grad_logits may overlap lse, expected memory of its own");
-}
-
-TEST_F(CrossEntropyChecksTest, CudaIsUnavailable) {
-  if (build_info().cuda) GTEST_SKIP() << "this build has CUDA kernels";
-  EXPECT_THROW(cuda::cross_entropy(logits_, target_, none_, loss_, lse_,
-                                   nullptr, nullptr),
-               Unavailable);
-  EXPECT_THROW(cuda::cross_entropy_backward(loss_, logits_, target_, lse_,
-                                            none_, grad_logits_, nullptr),
-               Unavailable);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// cpu/math-inl.h, which the library does not export, compiled into this test.
+// The exponentials of cpu/math-inl.h against long double. The library does not
+// export them, so this program compiles the header.
 #include <cmath>
 #include <string>
 #include <vector>
@@ -8,7 +9,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "math_test.cc"
-// These after HWY_TARGET_INCLUDE, which they read.
+// These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
 #include "cpu/math-inl.h"
@@ -16,6 +17,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {
 namespace HWY_NAMESPACE {
+namespace {
 
 struct ExpOp {
   template <class C>
@@ -50,6 +52,7 @@ void ExpNegativeDouble(const double* x, double* out, int64_t n) {
   Map<ExpNegativeOp>(x, out, n);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace foo_core
 HWY_AFTER_NAMESPACE();
@@ -58,7 +61,8 @@ HWY_AFTER_NAMESPACE();
 namespace foo_core::testing {
 namespace {
 
-/// Runs once for each SIMD target, in this program's copy of simd.cc.
+/// A fixture whose tests run once for each SIMD target, in this program's copy
+/// of simd.cc.
 class MathTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -70,7 +74,7 @@ class MathTest : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(All, MathTest, ::testing::ValuesIn(all_targets()),
                          [](const auto& target) { return target.param; });
 
-/// Numbers in [low, high], and those that are not.
+/// Numbers in [low, high], zeros, infinity and NaN.
 template <class C>
 std::vector<C> arguments(C low, C high) {
   std::vector<C> x = {0, C(-0.0), -INFINITY, C(NAN), low, high};
@@ -85,8 +89,8 @@ std::vector<C> arguments(C low, C high) {
   return x;
 }
 
-/// The largest error of f in ulp, where the exact result is at least `from`;
-/// `from` itself where it is less.
+/// The largest error of f in ulp. Where the exact result is below `from`, f may
+/// also return 0.
 template <class C>
 double error_of_exp(void (*f)(const C*, C*, int64_t), const std::vector<C>& x,
                     C from) {

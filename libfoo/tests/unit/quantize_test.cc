@@ -1,3 +1,4 @@
+// quantize_int8_rowwise, bit for bit against its definition.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -30,10 +31,6 @@ void reference(const double* x, std::int64_t n, double* q, double* scale) {
 
 class QuantizeTest : public KernelTest {
  protected:
-  Tensor make(Shape sizes, Shape strides = {}) {
-    return Tensor(dtype(), std::move(sizes), std::move(strides));
-  }
-
   static Tensor scale_of(const Tensor& x, Shape strides = {}) {
     Shape sizes = x.sizes;
     sizes.back() = 1;
@@ -79,7 +76,7 @@ TEST_P(QuantizeTest, EverySizeAroundTheVectors) {
   }
 }
 
-// Wherever in the row the largest number is.
+// The largest number is found at any position of a row.
 TEST_P(QuantizeTest, TheLargestIsFound) {
   constexpr std::int64_t kN = 150;
   Tensor x = make({2 * kN, kN}).randomize(1, 0.01);
@@ -142,7 +139,7 @@ TEST_P(QuantizeTest, ZeroNaNAndInfinity) {
   }
 }
 
-// In the type of computation the largest float64 is infinity times 127.
+// scale leaves the range of float32 long before x leaves that of float64.
 TEST_P(QuantizeTest, LargeAndSmallFloat64) {
   if (dtype() != DType::kFloat64) GTEST_SKIP() << "for float64";
   Tensor x = make({4, 3}).randomize(1, 1);
@@ -157,7 +154,7 @@ TEST_P(QuantizeTest, LargeAndSmallFloat64) {
 
 TEST_P(QuantizeTest, EveryNumberOf16Bits) {
   if (item_size(dtype()) != 2) GTEST_SKIP() << "for 16-bit types";
-  // Those up to a largest one, for many of these.
+  // Each row holds all numbers up to a largest one.
   for (unsigned largest = 1; largest <= 0x8000; largest += 977) {
     const unsigned bits = std::min(largest, 0x7FFFu);
     Tensor x = make({2, bits + 1});
@@ -180,10 +177,10 @@ TEST_P(QuantizeTest, Ties) {
   check(x);
 }
 
-// A quotient is rounded twice: to a float, then to an integer. Where the first
-// step decides, x / scale is within 2^-44 of half-way between a tie and the
-// float next to it, which takes a scale whose last bits are nearly 0 or nearly
-// 2^k. All of these are tried: the kernel relies on it.
+// A quotient is rounded to a float and then to an integer. The first rounding
+// decides only if x / scale is within 2^-44 of the midpoint between a tie and
+// the next float, for which the last bits of scale must be nearly 0 or nearly
+// 2^k. The kernel relies on the result for all of these.
 TEST_P(QuantizeTest, QuotientsNextToATie) {
   if (dtype() != DType::kFloat32) GTEST_SKIP() << "for float32";
   std::int64_t tried = 0;
@@ -226,17 +223,11 @@ TEST_P(QuantizeTest, ManyRows) {
   check(make({3000, 33}).randomize(4, 1e-3));
 }
 
-TEST_P(QuantizeTest, RangesAndThreads) {
+TEST_P(QuantizeTest, ThreadsChangeNothing) {
   const Tensor x = make({301, 333}).randomize(1);
   Tensor q(DType::kInt8, {301, 333}), scale = scale_of(x);
-  Tensor part_q = q, part_scale = scale, many_q = q, many_scale = scale;
+  Tensor many_q = q, many_scale = scale;
   quantize_int8_rowwise(x, q, scale);
-  for (const auto& range : {std::pair{300, 301}, {0, 1}, {1, 1}, {1, 300}}) {
-    cpu::quantize_int8_rowwise(x, part_q, part_scale, range.first,
-                               range.second);
-  }
-  EXPECT_EQ(part_q.memory(), q.memory());
-  EXPECT_EQ(part_scale.memory(), scale.memory());
   quantize_int8_rowwise(x, many_q, many_scale, threads());
   EXPECT_EQ(many_q.memory(), q.memory());
   EXPECT_EQ(many_scale.memory(), scale.memory());
@@ -262,25 +253,20 @@ TEST(QuantizeChecksTest, Refuses) {
                  op + "scale is float16, expected float32");
   EXPECT_INVALID(quantize_int8_rowwise(x, q, row),
                  op + "scale has shape (2,), expected (2, 1)");
-  const auto view = [](const Tensor& tensor, void* data) {
-    TensorView result = tensor;
-    result.data = data;
-    return result;
-  };
   const std::string own = ", expected memory of its own";
-  EXPECT_INVALID(quantize_int8_rowwise(x, view(q, x.view().data), scale),
+  EXPECT_INVALID(quantize_int8_rowwise(x, moved_to(q, x.view().data), scale),
                  op + "q may overlap x" + own);
-  EXPECT_INVALID(quantize_int8_rowwise(x, q, view(scale, x.view().data)),
+  EXPECT_INVALID(quantize_int8_rowwise(x, q, moved_to(scale, x.view().data)),
                  op + "scale overlaps x" + own);
-  EXPECT_INVALID(quantize_int8_rowwise(x, view(q, scale.view().data), scale),
-                 op + "scale may overlap q" + own);
+  EXPECT_INVALID(
+      quantize_int8_rowwise(x, moved_to(q, scale.view().data), scale),
+      op + "scale may overlap q" + own);
   const std::int64_t zeros[] = {0, 1};
   TensorView repeated = q;
   repeated.strides = zeros;
   EXPECT_INVALID(quantize_int8_rowwise(x, repeated, scale),
                  op + "q overlaps itself: two of its indices share memory");
   EXPECT_EQ(q.memory(), before);
-  EXPECT_THROW(cuda::quantize_int8_rowwise(x, q, scale, nullptr), Unavailable);
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+// rms_norm, add_rms_norm and their gradients against long double.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -10,7 +11,6 @@
 namespace foo_core::testing {
 namespace {
 
-using Values = std::vector<double>;
 constexpr double kEps = 1e-6;
 
 Values reference(const Values& x, const Values& weight, std::int64_t n,
@@ -32,7 +32,7 @@ Values reference(const Values& x, const Values& weight, std::int64_t n,
 
 struct Gradients {
   Values x, weight;
-  Values x_term;  // r * grad * weight, of which x is a difference
+  Values x_term;  // r * grad * weight, the minuend of x
 };
 
 Gradients reference_backward(const Values& grad, const Values& x,
@@ -60,33 +60,12 @@ Gradients reference_backward(const Values& grad, const Values& x,
   return result;
 }
 
-/// Of got - expected, relative to `scale`.
-double relative_l2(const Values& got, const Values& expected,
-                   const Values& scale) {
-  double error = 0, size = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    error += (got[i] - expected[i]) * (got[i] - expected[i]);
-    size += scale[i] * scale[i];
-  }
-  return size == 0 ? error : std::sqrt(error / size);
-}
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
 class RmsNormTest : public KernelTest {
  protected:
-  Tensor make(Shape sizes, Shape strides = {}) {
-    return Tensor(dtype(), std::move(sizes), std::move(strides));
-  }
-
-  // The gate: 0.51 ulp for 16-bit types, 4 ulp for the others.
   void expect_close(const Tensor& out, const Values& expected) {
-    const double gate = item_size(dtype()) == 2 ? 0.51 : 4;
     for (std::size_t i = 0; i < expected.size(); ++i) {
       ASSERT_LE(std::fabs(out.get(static_cast<std::int64_t>(i)) - expected[i]),
-                gate * ulp(dtype(), expected[i]))
+                gate() * ulp(dtype(), expected[i]))
           << "element " << i << " of " << expected.size();
     }
     EXPECT_TRUE(out.guards_intact());
@@ -131,22 +110,18 @@ class RmsNormTest : public KernelTest {
     return sums;
   }
 
-  static std::unique_ptr<void, Free> scratch_for(const ConstTensorView& x) {
-    const std::int64_t size = rms_norm_backward_scratch_size(x);
-    void* p =
-        std::aligned_alloc(64, static_cast<std::size_t>(size + 64) / 64 * 64);
-    std::fill_n(static_cast<unsigned char*>(p), size, 0xA5);
-    return std::unique_ptr<void, Free>(p);
+  static Memory scratch_for(const ConstTensorView& x) {
+    return aligned_memory(rms_norm_backward_scratch_size(x));
   }
 
-  // Relative L2 error that rounding once, and a sum over `rows`, may have.
+  // The relative L2 error of one rounding and of a sum over `rows`.
   double tolerance(std::int64_t rows) const {
     const double unit = std::ldexp(1, -precision(dtype()));
     const double compute = dtype() == DType::kFloat64 ? unit : 0x1p-24;
     return unit + compute * (3 + std::log2(1 + static_cast<double>(rows)));
   }
 
-  // Of rms_norm, or of add_rms_norm if there is a grad_residual.
+  // Checks rms_norm's gradient, or add_rms_norm's if there is a grad_residual.
   void check_backward(Tensor grad, Tensor x, Tensor weight, Tensor grad_x,
                       Tensor grad_weight, Tensor* grad_residual = nullptr) {
     const std::int64_t n = x.sizes.back();
@@ -229,16 +204,12 @@ TEST_P(RmsNormTest, LongRowsAreSummedInBlocks) {
   check(make({1, 300001}), make({300001}), make({1, 300001}));
 }
 
-TEST_P(RmsNormTest, InPlaceAndRangesAndThreads) {
+TEST_P(RmsNormTest, InPlaceAndThreads) {
   Tensor x = make({301, 333}).randomize(1), weight = make({333}).randomize(2);
   const ConstTensorView w = weight;
   Tensor whole = make({301, 333});
-  Tensor parts = whole, many = whole;
+  Tensor many = whole;
   rms_norm(x, &w, kEps, whole);
-  for (const auto& range : {std::pair{300, 301}, {0, 1}, {1, 1}, {1, 300}}) {
-    cpu::rms_norm(x, &w, kEps, parts, range.first, range.second);
-  }
-  EXPECT_EQ(parts.memory(), whole.memory());
   rms_norm(x, &w, kEps, many, threads());
   EXPECT_EQ(many.memory(), whole.memory());
   rms_norm(x, &w, kEps, x);
@@ -286,25 +257,19 @@ TEST_P(RmsNormTest, AddAnyStrides) {
             make({2, 3, 40}, {120, -40, -1}));
 }
 
-TEST_P(RmsNormTest, AddInPlaceAndRangesAndThreads) {
+TEST_P(RmsNormTest, AddInPlaceAndThreads) {
   const Tensor x = make({301, 333}).randomize(1);
   const Tensor residual = make({301, 333}).randomize(2);
   Tensor weight = make({333}).randomize(3);
   const ConstTensorView w = weight;
   Tensor out = make({301, 333});
-  Tensor sum = out, parts = out, part_sums = out, many = out, many_sums = out;
+  Tensor sum = out, many = out, many_sums = out;
   add_rms_norm(x, residual, &w, kEps, out, sum);
-  for (const auto& range : {std::pair{300, 301}, {0, 1}, {1, 1}, {1, 300}}) {
-    cpu::add_rms_norm(x, residual, &w, kEps, parts, part_sums, range.first,
-                      range.second);
-  }
-  EXPECT_EQ(parts.memory(), out.memory());
-  EXPECT_EQ(part_sums.memory(), sum.memory());
   add_rms_norm(x, residual, &w, kEps, many, many_sums, threads());
   EXPECT_EQ(many.memory(), out.memory());
   EXPECT_EQ(many_sums.memory(), sum.memory());
   Tensor a = x, b = residual;
-  add_rms_norm(a, b, &w, kEps, a, b, threads());  // the decode step's form
+  add_rms_norm(a, b, &w, kEps, a, b, threads());  // as in decoding
   EXPECT_EQ(a.memory(), out.memory());
   EXPECT_EQ(b.memory(), sum.memory());
   a = x, b = residual;
@@ -400,7 +365,7 @@ TEST_P(RmsNormTest, AddBackwardIsRoundedOnce) {
     ASSERT_LE(std::fabs(grad_x.get(i) - exact),
               0.5 * ulp(dtype(), exact) + 8 * unit * terms);
   }
-  // Without grad_residual it is rms_norm_backward.
+  // Without grad_residual the result is that of rms_norm_backward.
   add_rms_norm_backward(grad, nullptr, x, &w, kEps, &gx, nullptr, nullptr);
   const auto without = grad_x.memory();
   rms_norm_backward(grad, x, &w, kEps, &gx, nullptr, nullptr);
@@ -415,24 +380,25 @@ TEST_P(RmsNormTest, AddBackwardInPlaceAndThreads) {
   const auto scratch = scratch_for(x);
   const ConstTensorView w = weight;
   const auto run = [&](const Tensor& gr, const Tensor& out,
-                       const ParallelFor& parallel_for) {
+                       const Executor& executor) {
     Tensor grad_weight = make({331});
     const ConstTensorView gr_view = gr;
     const TensorView gx = out, gw = grad_weight;
     add_rms_norm_backward(grad, &gr_view, x, &w, kEps, &gx, &gw, scratch.get(),
-                          parallel_for);
+                          executor);
     return grad_weight.memory();
   };
   Tensor one = make({200, 331}), many = one;
-  const auto expected = run(addend, one, serial());
+  const auto expected = run(addend, one, {});
   EXPECT_EQ(run(addend, many, threads()), expected);
   EXPECT_EQ(many.memory(), one.memory());
   EXPECT_EQ(run(addend, addend, threads()), expected);
   EXPECT_EQ(addend.memory(), one.memory());
 }
 
-// Large results go past the caches where their rows are aligned.
-TEST_P(RmsNormTest, LargeResultsAreThoseOfSmallCalls) {
+// Large results, which are streamed if their rows are aligned, equal those of a
+// call for each row.
+TEST_P(RmsNormTest, LargeResultsEqualSmallOnes) {
   const std::int64_t n = 4096, item = item_size(dtype());
   const std::int64_t rows = (12 << 20) / (n * item) + 1;
   Tensor a = make({rows + n}).randomize(1), b = make({rows + n}).randomize(2);
@@ -447,14 +413,13 @@ TEST_P(RmsNormTest, LargeResultsAreThoseOfSmallCalls) {
     const auto* data = static_cast<const char*>(x.view().data);
     return {data + i * item, dtype(), 2, shape, windows};
   };
-  const auto bytes = static_cast<std::size_t>(rows * n * item);
-  const auto allocate = [&] {
-    return std::unique_ptr<void, Free>(std::aligned_alloc(64, bytes + 64));
-  };
-  const auto memory = allocate(), memory_2 = allocate(), memory_3 = allocate();
+  const std::int64_t bytes = rows * n * item;
+  const Memory memory = aligned_memory(bytes + 64);
+  const Memory memory_2 = aligned_memory(bytes + 64);
+  const Memory memory_3 = aligned_memory(bytes + 64);
   for (const std::int64_t offset : {std::int64_t{0}, item}) {
     const auto view = [&](const auto& p) -> TensorView {
-      std::memset(p.get(), 0xA5, bytes + 64);
+      std::memset(p.get(), 0xA5, static_cast<std::size_t>(bytes + 64));
       return {static_cast<char*>(p.get()) + offset, dtype(), 2, sizes, strides};
     };
     const TensorView y = view(memory), y_2 = view(memory_2);
@@ -514,14 +479,14 @@ TEST_P(RmsNormTest, BackwardInPlaceAndThreads) {
     const ConstTensorView w = weight;
     const auto scratch = scratch_for(x);
     const auto run = [&](const Tensor& g, const Tensor& in, const Tensor& out,
-                         const ParallelFor& parallel_for) {
+                         const Executor& executor) {
       Tensor grad_weight = make({331});
       const TensorView gx = out, gw = grad_weight;
-      rms_norm_backward(g, in, &w, kEps, &gx, &gw, scratch.get(), parallel_for);
+      rms_norm_backward(g, in, &w, kEps, &gx, &gw, scratch.get(), executor);
       return grad_weight.memory();
     };
     Tensor one = make({rows, 331}), many = one;
-    const auto expected = run(grad, x, one, serial());
+    const auto expected = run(grad, x, one, {});
     EXPECT_EQ(run(grad, x, many, threads()), expected);
     EXPECT_EQ(many.memory(), one.memory());
     Tensor grad_copy = grad, x_copy = x;
@@ -532,8 +497,8 @@ TEST_P(RmsNormTest, BackwardInPlaceAndThreads) {
   }
 }
 
-// A running sum over all rows, as in the simplest kernel, has an error that
-// grows with the square root of their number.
+// The error of a running sum over all rows, as in the simplest kernel, grows
+// with the square root of their number.
 TEST_P(RmsNormTest, WeightGradientIsMoreAccurateThanARunningSum) {
   if (dtype() != DType::kFloat32) GTEST_SKIP() << "measured in float32";
   constexpr std::int64_t kRows = 20000, kN = 16;

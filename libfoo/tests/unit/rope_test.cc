@@ -1,3 +1,4 @@
+// rope against double, for every option, table dtype and order of dimensions.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -12,11 +13,7 @@ const RopeOptions kOptions[] = {
 
 class RopeTest : public KernelTest {
  protected:
-  Tensor make(Shape sizes, Shape strides = {}) {
-    return Tensor(dtype(), std::move(sizes), std::move(strides));
-  }
-
-  // Cosines and sines of random angles.
+  // Fills the tables with the cosines and sines of random angles.
   static void make_angles(Tensor& cos, Tensor& sin) {
     std::mt19937 engine(5);
     std::uniform_real_distribution<double> angle(-3.15, 3.15);
@@ -27,9 +24,9 @@ class RopeTest : public KernelTest {
     }
   }
 
-  // The gates: 0.51 ulp for 16-bit types, whose products are exact unless a
-  // float32 table makes them a float32's; 4 ulp for the others, of the larger
-  // product, as the products may cancel.
+  // The gate is 0.51 ulp for 16-bit types, whose products are exact unless the
+  // table is float32. For the others it is 4 ulp of the larger product, because
+  // the products may cancel.
   void expect_rotated(double got, double x1, double c1, double x2, double c2,
                       bool wide_table) {
     const double y = x1 * c1 + x2 * c2;
@@ -75,7 +72,7 @@ class RopeTest : public KernelTest {
     EXPECT_TRUE(out.guards_intact());
   }
 
-  // All options, with tables of both dtypes, out of place and in place.
+  // Checks all options, with tables of both dtypes, out of place and in place.
   void check(const Tensor& x_like, std::int64_t half, const Tensor& out_like,
              const Tensor* positions = nullptr, bool odd_tables = false) {
     const std::int64_t rows = x_like.sizes[1] + 3;
@@ -119,7 +116,7 @@ TEST_P(RopeTest, TheRestIsCopied) {
 
 TEST_P(RopeTest, AnyStrides) {
   const Shape sizes = {2, 5, 3, 70};
-  // (batch, heads, seq, head_dim) in memory, then other orders.
+  // The first is (batch, heads, seq, head_dim) in memory.
   const Shape orders[] = {{1050, 70, 350, 1},
                           {1050, 210, -70, 1},
                           {-1, 2, 10, 30},
@@ -185,7 +182,7 @@ TEST_P(RopeTest, Nothing) {
   EXPECT_EQ(out.memory(), in.memory());
 }
 
-TEST_P(RopeTest, RangesAndThreads) {
+TEST_P(RopeTest, InPlaceAndThreads) {
   Tensor x = make({3, 67, 5, 80}).randomize(1);
   Tensor cos = make({67, 36}), sin = cos;
   make_angles(cos, sin);
@@ -196,12 +193,8 @@ TEST_P(RopeTest, RangesAndThreads) {
   const ConstTensorView p = positions;
   for (const RopeOptions& options : kOptions) {
     Tensor whole = make({3, 67, 5, 80});
-    Tensor parts = whole, many = whole, in_place = x;
+    Tensor many = whole, in_place = x;
     rope(x, cos, sin, &p, options, whole);
-    for (const auto& range : {std::pair{200, 201}, {0, 1}, {1, 1}, {1, 200}}) {
-      cpu::rope(x, cos, sin, &p, options, parts, range.first, range.second);
-    }
-    EXPECT_EQ(parts.memory(), whole.memory());
     rope(x, cos, sin, &p, options, many, threads());
     EXPECT_EQ(many.memory(), whole.memory());
     rope(x, cos, sin, &p, options, in_place, threads());
@@ -337,18 +330,13 @@ TEST_F(RopeChecksTest, Overlap) {
   const std::int64_t zeros[] = {0, 0, 0, 1};
   refuse(x_, cos_, sin_, nullptr, {data, kF32, 4, out.sizes, zeros},
          "out overlaps itself: two of its indices share memory");
-  Tensor zero(DType::kInt64, {60});  // as long as out, all positions 0
+  Tensor zero(DType::kInt64, {60});  // positions in as many bytes as out
   for (int i = 0; i < 60; ++i) zero.set(i, 0);
   const ConstTensorView p{zero.view().data, DType::kInt64, 1, p_sizes,
                           strides + 1};
   EXPECT_INVALID(rope(x_, cos_, sin_, &p, {},
                       {zero.view().data, kF32, 4, out.sizes, out.strides}),
                  "rope: out may overlap positions" + own);
-}
-
-TEST_F(RopeChecksTest, Cuda) {
-  EXPECT_THROW(cuda::rope(x_, cos_, sin_, nullptr, {}, out_, nullptr),
-               Unavailable);
 }
 
 }  // namespace

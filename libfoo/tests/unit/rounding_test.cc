@@ -1,5 +1,5 @@
-// Conversions from and to the 16-bit types, through muladd: with a = b = 0 it
-// rounds c, with c = -0 and b = 1 it copies a.
+// Conversions from and to the 16-bit types, by muladd. With a = b = 0 it rounds
+// c; with b = 1 and c = -0 it copies a.
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -43,7 +43,7 @@ TEST_P(RoundingTest, EveryNumberAndTheTiesAndNeighboursBetween) {
 
 TEST_P(RoundingTest, NaNAndInfinity) {
   EXPECT_TRUE(std::isnan(rounded(std::nan(""))));
-  // A NaN whose upper half looks like infinity, and one that would round over.
+  // The upper half of the first NaN is infinity; the others would round over.
   for (const std::uint32_t bits : {0x7F800001u, 0x7FFFFFFFu, 0xFFFFFFFFu}) {
     float c;
     std::memcpy(&c, &bits, sizeof(c));
@@ -70,7 +70,7 @@ TEST_P(RoundingTest, EveryBitPatternIsCopied) {
   }
 }
 
-// The reference itself, on numbers that are known.
+// The reference itself is checked on known numbers.
 TEST(Reference, Rounds) {
   EXPECT_EQ(round_to(DType::kBFloat16, 1 + 1 / 256.0), 1);
   EXPECT_EQ(round_to(DType::kBFloat16, 1 + 3 / 256.0), 1 + 1 / 64.0);

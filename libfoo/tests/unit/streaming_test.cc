@@ -1,5 +1,6 @@
-// Results that are too large for the caches go past them, in whole vectors at
-// aligned addresses. They are what smaller results are, bit for bit.
+// Results too large for the caches are streamed past them, in whole vectors at
+// aligned addresses. They equal smaller results bit for bit, and nothing is
+// written beside them.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -11,11 +12,12 @@ namespace foo_core::testing {
 namespace {
 
 constexpr std::int64_t kBlock = 64;        // rows
-constexpr std::int64_t kBytes = 25 << 20;  // of two tensors; streamed
+constexpr std::int64_t kBytes = 25 << 20;  // of two tensors, to be streamed
 constexpr std::int64_t kGuard = 64;        // bytes
 constexpr unsigned char kUntouched = 0xA5;
 
-/// Rows of a tensor, over and over, `offset` elements after an aligned address.
+/// A tensor that repeats the rows of another one and begins `offset` elements
+/// after an aligned address.
 class Repeated {
  public:
   Repeated(const Tensor& block, std::int64_t repeats, std::int64_t offset)
@@ -76,7 +78,7 @@ struct Operator {
   std::function<void(const Inputs&, const Outputs&)> call;
 };
 
-/// x as (1, tokens, 1, head_dim), whose every token is at the same position.
+/// Calls rope on the rows of x as tokens that all have the same position.
 void rotate(const ConstTensorView& x, const TensorView& out) {
   const std::int64_t tokens = x.sizes[0], n = x.sizes[1], half = n / 2;
   Tensor row(x.dtype, {1, half});
@@ -89,7 +91,7 @@ void rotate(const ConstTensorView& x, const TensorView& out) {
        {out.data, out.dtype, 4, sizes, strides}, threads());
 }
 
-/// Every row has the same target.
+/// Calls cross_entropy_backward with the same target for every row.
 void cross_entropy_gradient(const ConstTensorView& x, const TensorView& out) {
   const DType type = x.dtype == DType::kFloat64 ? x.dtype : DType::kFloat32;
   Tensor one(type, {}), lse(DType::kFloat64, {1});

@@ -1,3 +1,5 @@
+// 16-bit types are encoded and decoded by their definition, independently of
+// the conversions of compilers and of Highway.
 #include "testing.h"
 
 #include <algorithm>
@@ -11,7 +13,7 @@ namespace {
 
 constexpr unsigned char kGuard = 0xA5;
 
-// Smallest exponent e such that 2^e is a normal number.
+// The smallest exponent e for which 2^e is a normal number.
 int min_exponent(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
@@ -28,7 +30,7 @@ double largest(DType dtype) {
   return std::ldexp(2 - std::ldexp(1, 1 - precision(dtype)), max_exponent);
 }
 
-// Bits of a 16-bit format from a number that it holds exactly.
+// The bits of a number that the 16-bit format holds exactly.
 std::uint16_t bits16(DType dtype, double value) {
   const int mantissa_bits = precision(dtype) - 1;
   const int exponent_mask = (1 << (15 - mantissa_bits)) - 1;
@@ -178,8 +180,8 @@ unsigned char* Tensor::at(std::int64_t i) const {
   return memory_.data() + origin_ + offset * item_size(dtype);
 }
 
-std::vector<double> Tensor::values() const {
-  std::vector<double> result(static_cast<std::size_t>(numel()));
+Values Tensor::values() const {
+  Values result(static_cast<std::size_t>(numel()));
   for (std::size_t i = 0; i < result.size(); ++i) {
     result[i] = get(static_cast<std::int64_t>(i));
   }
@@ -205,19 +207,40 @@ bool Tensor::guards_intact() const {
   return true;
 }
 
-ParallelFor threads() {
-  return {[](void*, std::int64_t begin, std::int64_t end, std::int64_t,
-             RangeBody body, void* context) {
-            const std::int64_t cuts[] = {begin, begin + (end - begin) / 5,
-                                         begin + (end - begin) / 2 + 1, end};
-            std::vector<std::thread> workers;
-            for (int i = 0; i < 3; ++i) {
-              if (cuts[i] >= cuts[i + 1]) continue;
-              workers.emplace_back(body, context, cuts[i], cuts[i + 1]);
-            }
-            for (std::thread& worker : workers) worker.join();
-          },
-          nullptr};
+TensorView moved_to(TensorView view, void* data) {
+  view.data = data;
+  return view;
+}
+
+double relative_l2(const Values& got, const Values& expected,
+                   const Values& scale) {
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    error += (got[i] - expected[i]) * (got[i] - expected[i]);
+    size += scale[i] * scale[i];
+  }
+  return size == 0 ? std::sqrt(error) : std::sqrt(error / size);
+}
+
+Memory aligned_memory(std::int64_t bytes) {
+  const auto size = static_cast<std::size_t>(bytes + 64) / 64 * 64;
+  Memory memory(std::aligned_alloc(64, size));
+  std::memset(memory.get(), kGuard, size);
+  return memory;
+}
+
+Executor threads() {
+  return Executor::threads([](void*, std::int64_t begin, std::int64_t end,
+                              std::int64_t, RangeBody body, void* context) {
+    const std::int64_t cuts[] = {begin, begin + (end - begin) / 5,
+                                 begin + (end - begin) / 2 + 1, end};
+    std::vector<std::thread> workers;
+    for (int i = 0; i < 3; ++i) {
+      if (cuts[i] >= cuts[i + 1]) continue;
+      workers.emplace_back(body, context, cuts[i], cuts[i + 1]);
+    }
+    for (std::thread& worker : workers) worker.join();
+  });
 }
 
 std::vector<std::string> all_targets() {

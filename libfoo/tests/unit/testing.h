@@ -1,22 +1,28 @@
-// Tensors and reference arithmetic for the tests: slow, plain, in double.
+// Tensors, reference arithmetic and fixtures of the unit tests. The arithmetic
+// is in double, slow and plainly right.
 #pragma once
 
 #include <foo_core/foo_core.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace foo_core::testing {
 
 using Shape = std::vector<std::int64_t>;
+using Values = std::vector<double>;
 
-/// Bits of a dtype's significand, the hidden one included.
+/// Bits of a dtype's significand, including the hidden bit.
 int precision(DType dtype);
 
-/// Distance between neighbouring numbers of the dtype at `value`.
+/// The distance between neighbouring numbers of the dtype at `value`.
 double ulp(DType dtype, double value);
 
 /// The nearest number of the dtype, ties to even.
@@ -25,8 +31,8 @@ double round_to(DType dtype, double value);
 double decode(DType dtype, const void* p);
 void encode(DType dtype, double value, void* p);
 
-/// A tensor with memory of its own, larger than it needs; the rest is filled
-/// with a pattern to notice stray writes.
+/// A tensor that owns more memory than it needs. A pattern in the rest reveals
+/// stray writes.
 class Tensor {
  public:
   /// Contiguous if no strides are given.
@@ -37,17 +43,17 @@ class Tensor {
   operator ConstTensorView() const { return view(); }
 
   std::int64_t numel() const;
-  /// Element number i in row-major order.
+  /// Element i in row-major order.
   double get(std::int64_t i) const { return decode(dtype, at(i)); }
   void set(std::int64_t i, double value) { encode(dtype, value, at(i)); }
-  std::vector<double> values() const;
+  Values values() const;
 
-  /// Normally distributed, rounded to the dtype.
+  /// Fills it with normally distributed numbers, rounded to the dtype.
   Tensor& randomize(unsigned seed, double scale = 1);
 
-  /// The whole memory, with what lies between and around the elements.
+  /// The whole memory, including what lies between and around the elements.
   const std::vector<unsigned char>& memory() const { return memory_; }
-  /// Whether nothing but elements has been written since construction.
+  /// Whether only elements have been written since construction.
   bool guards_intact() const;
 
   DType dtype;
@@ -61,24 +67,49 @@ class Tensor {
   std::int64_t origin_ = 0;  // in bytes, of index (0, ..., 0)
 };
 
-/// A ParallelFor with 3 threads and ranges of uneven size.
-ParallelFor threads();
+/// The same tensor, at `data`.
+TensorView moved_to(TensorView view, void* data);
 
-/// All names that this machine's architecture may have.
+/// The norm of got - expected, relative to that of `scale`; the norm itself if
+/// that is 0.
+double relative_l2(const Values& got, const Values& expected,
+                   const Values& scale);
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+/// Memory aligned to 64 bytes and filled with a pattern.
+Memory aligned_memory(std::int64_t bytes);
+
+/// An Executor with 3 threads and ranges of uneven size.
+Executor threads();
+
+/// The names of all targets that this machine's architecture may have.
 std::vector<std::string> all_targets();
 bool has_target(const std::string& name);
 
-/// Those that operators compute in.
+/// The dtypes that all operators take.
 inline const DType kAllDTypes[] = {DType::kFloat32, DType::kFloat64,
                                    DType::kFloat16, DType::kBFloat16};
 
-/// Runs once for each SIMD target and dtype.
+/// A fixture whose tests run once for each SIMD target and dtype.
 class KernelTest
     : public ::testing::TestWithParam<std::tuple<std::string, DType>> {
  protected:
   void SetUp() override;
   void TearDown() override;
   DType dtype() const { return std::get<1>(GetParam()); }
+
+  /// A tensor of the dtype.
+  Tensor make(Shape sizes, Shape strides = {}) const {
+    return Tensor(dtype(), std::move(sizes), std::move(strides));
+  }
+
+  /// The error that an element may have, in ulp: 0.51 for the 16-bit types,
+  /// which are rounded once, and 4 for the others.
+  double gate() const { return item_size(dtype()) == 2 ? 0.51 : 4; }
 };
 
 std::string kernel_test_name(
@@ -92,7 +123,7 @@ std::string kernel_test_name(
           ::testing::ValuesIn(::foo_core::testing::kAllDTypes)),   \
       ::foo_core::testing::kernel_test_name)
 
-/// `call` throws InvalidArgument with exactly that message.
+/// Expects `call` to throw InvalidArgument with exactly that message.
 #define EXPECT_INVALID(call, message)                        \
   try {                                                      \
     call;                                                    \

@@ -1,4 +1,4 @@
-// How foo_core sees NumPy arrays: their own memory and strides, never a copy.
+// foo_core's views of NumPy arrays: their own memory and strides, never a copy.
 #pragma once
 
 #include <foo_core/foo_core.h>
@@ -19,7 +19,7 @@ using Shape = std::vector<std::int64_t>;
 inline constexpr const char* kFloatingPoint =
     "float32, float64, float16 or bfloat16";
 
-/// foo_core's name for an element type, in any byte order; none if it has none.
+/// The DType for an element type of any byte order, if there is one.
 inline std::optional<foo_core::DType> dtype_of(const py::dtype& dtype) {
   const auto is = [&](char kind, py::ssize_t size) {
     return dtype.kind() == kind && dtype.itemsize() == size;
@@ -29,15 +29,15 @@ inline std::optional<foo_core::DType> dtype_of(const py::dtype& dtype) {
   if (is('f', 2)) return foo_core::DType::kFloat16;
   if (is('i', 1)) return foo_core::DType::kInt8;
   if (is('i', 8)) return foo_core::DType::kInt64;
-  // NumPy has no bfloat16; that of the package ml_dtypes is known by its name.
+  // NumPy itself has no bfloat16; that of ml_dtypes is recognized by its name.
   if (is('V', 2) && dtype.attr("name").cast<std::string>() == "bfloat16") {
     return foo_core::DType::kBFloat16;
   }
   return std::nullopt;
 }
 
-/// An argument that is read. Here is checked what foo_core cannot see; it
-/// checks shapes itself, and whether the dtypes are what the operator takes.
+/// An argument that is read. It checks what foo_core cannot see; foo_core
+/// itself checks shapes and dtypes.
 class Input {
  public:
   Input(const char* op, const char* name, py::handle object,
@@ -70,7 +70,7 @@ class Input {
              std::to_string(item) + " bytes");
     }
   }
-  Input(const Input&) = delete;  // views point into it
+  Input(const Input&) = delete;  // views point into this
 
   const py::array& array() const { return array_; }
   const Shape& shape() const { return shape_; }
@@ -111,7 +111,7 @@ class OptionalInput {
     view_ = *input_;
   }
 
-  /// As foo_core takes it: null for None. Borrows from this.
+  /// The view, or null for None, as foo_core takes it. Borrows from this.
   const foo_core::ConstTensorView* get() const {
     return input_ ? &view_ : nullptr;
   }
@@ -121,7 +121,7 @@ class OptionalInput {
   foo_core::ConstTensorView view_;
 };
 
-/// A result: the caller's array if there is one, else a new one.
+/// A result: the caller's array, or a new one for None.
 class Output : public Input {
  public:
   Output(const char* op, const py::object& out, const py::dtype& dtype,
@@ -140,7 +140,7 @@ class Output : public Input {
   void* mutable_data_;
 };
 
-/// The shape of a and b broadcast together, if foo_core finds that they do.
+/// The shape to which a and b broadcast. foo_core checks that they do.
 inline Shape broadcast(const Shape& a, const Shape& b) {
   Shape shape = a.size() < b.size() ? b : a;
   const Shape& shorter = a.size() < b.size() ? a : b;
@@ -157,8 +157,8 @@ inline py::object part(const py::object& array, py::ssize_t begin,
   return array[py::make_tuple(py::ellipsis(), py::slice(begin, end, 1))];
 }
 
-/// Runs a kernel while other Python threads run, too. It must not touch
-/// Python: views are made before, by conversion from Input and Output.
+/// Runs a kernel without the GIL, so that other Python threads can run. The
+/// kernel must not touch Python objects, only views of Input and Output.
 template <class Kernel>
 void without_gil(const Kernel& kernel) {
   const py::gil_scoped_release release;

@@ -8,14 +8,14 @@
 
 /// x + down(silu(gate(n)) * up(n)), n = x / sqrt(mean(x^2) + eps) * norm
 ///
-/// gate, up and down are linear layers without bias; norm is a vector. For
-/// float32, float64, float16 and bfloat16 on the CPU.
+/// gate, up and down are linear layers without bias; norm is a vector. It runs
+/// on the CPU, in float32, float64, float16 or bfloat16.
 class GatedMLP : public torch::nn::Module {
  public:
-  /// Throws std::invalid_argument, as forward does.
+  /// Throws std::invalid_argument, like forward.
   GatedMLP(std::int64_t dim, std::int64_t hidden, double eps);
 
-  /// x has shape (..., dim), and so has the result.
+  /// x and the result have shape (..., dim).
   at::Tensor forward(const at::Tensor& x);
 
  private:

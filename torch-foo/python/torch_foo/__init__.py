@@ -7,7 +7,7 @@ defaults and ``out=``.
 
 # torch comes first: the operators find libtorch because torch has loaded it.
 from torch_foo import _load  # noqa: I001
-from torch_foo import nn, ops, reference
+from torch_foo import nn, operators, ops
 from torch_foo._build_info import BuildInfo, build_info
 from torch_foo.ops import *  # noqa: F403
 
@@ -17,8 +17,8 @@ __all__ = [
     "build_info",
     "cmake_prefix_path",
     "nn",
+    "operators",
     "ops",
-    "reference",
 ]
 __all__ += ops.__all__
 

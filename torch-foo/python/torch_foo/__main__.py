@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import torch_foo
-from torch_foo import reference
+from torch_foo.operators import OPERATORS, Operator
 
 
 def loaded_library(name: str) -> str:
@@ -68,49 +68,25 @@ def facts() -> dict[str, str]:
     }
 
 
-def samples(dtype: torch.dtype) -> dict[str, tuple[object, ...]]:
-    """Arguments of each operator, small, with rows of odd length."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    angles = torch.outer(torch.arange(5.0), torch.tensor([1.0, 0.1, 0.01]))
-    target = torch.tensor([0, 76, -100])
-    x, y = normal(3, 77), normal(3, 77)
-    return {
-        "add": (x, y),
-        "mul": (x, y),
-        "muladd": (x, y, 0.5),
-        "rms_norm": (x, normal(77), 1e-6),
-        "add_rms_norm": (x, y, normal(77), 1e-6),
-        "linear": (x, normal(5, 77), normal(5)),
-        "silu_mul": (x, y),
-        "gelu_mul": (x, y),
-        "rope": (normal(2, 5, 3, 7), angles.cos(), angles.sin()),
-        "cross_entropy": (x, target),
-        "quantize_int8_rowwise": (x,),
-    }
-
-
 def tensors(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def failure(op: str) -> str:
+def failure(operator: type[Operator]) -> str:
     """What is wrong with an operator: nothing, it is hoped."""
-    for dtype in (torch.float32, torch.bfloat16):
-        arguments = samples(dtype)[op]
-        function: Callable[..., Tensor] = getattr(torch_foo, op)
-        definition: Callable[..., Tensor] = getattr(reference, op)
-        try:
-            got = tensors(function(*arguments))
-            for part, expected in zip(
-                got, tensors(definition(*arguments)), strict=True
-            ):
-                torch.testing.assert_close(part, expected)
-        except Exception as error:
-            return f"{dtype}: {type(error).__name__}: {error}"
+    function: Callable[..., Tensor] = getattr(torch_foo, operator.__name__)
+    for sample in operator.samples():
+        for dtype in (torch.float32, torch.bfloat16):
+            if sample.is_large:
+                continue
+            args = sample.args(dtype)
+            try:
+                got = tensors(function(*args, **sample.named))
+                expected = operator.reference(*args, **sample.named)
+                for part, want in zip(got, tensors(expected), strict=True):
+                    torch.testing.assert_close(part, want, equal_nan=True)
+            except Exception as error:
+                return f"{dtype}: {type(error).__name__}: {error}"
     return ""
 
 
@@ -126,10 +102,11 @@ def main() -> int:
     print("\nself-test, float32 and bfloat16 against plain PyTorch:")
     start = time.perf_counter()
     failures = 0
-    for op in samples(torch.float32):
-        wrong = failure(op)
-        failures += bool(wrong)
-        print(f"  {op:<24}{'FAILED: ' + wrong if wrong else 'ok'}")
+    for name, operator in OPERATORS.items():
+        if operator.is_public():
+            wrong = failure(operator)
+            failures += bool(wrong)
+            print(f"  {name:<24}{'FAILED: ' + wrong if wrong else 'ok'}")
     seconds = time.perf_counter() - start
     verdict = f"{failures} FAILED" if failures else "all ok"
     print(f"{verdict} ({seconds:.2f} s)")

@@ -1,0 +1,387 @@
+"""Tells PyTorch what operators are beside their kernels in C++.
+
+Fake kernels, gradients, autocast and vmap rules are registered from Python: the
+stable ABI has no C++ interface for them. torch.library.register_autograd costs
+more than many kernels, whether or not a gradient is needed. So the functions of
+torch_foo.ops use it only while PyTorch traces. Otherwise they call a raw
+operator, `_NAME`, which has no derivatives, inside a torch.autograd.Function
+where a gradient is needed.
+"""
+
+# mypy: allow-untyped-calls
+# (parts of torch have no types)
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_foo import _torch_internals as internals
+from torch_foo._torch_internals import OpOverload, arguments
+from torch_foo.operators import OPERATORS, Operator
+
+_ops = torch.ops.torch_foo
+# Kept alive here: registrations end with their Library.
+_library = torch.library.Library("torch_foo", "IMPL")
+
+
+def register(operator: type[Operator]) -> None:
+    """Register an operator's rules, and set what it is called by."""
+    name = operator.__name__
+    full = getattr(_ops, name).default
+    operator.documented = _call_by_position(full)
+    has_raw = operator.is_public() and operator.backward is not None
+    raw = getattr(_ops, f"_{name}").default if has_raw else full
+    operator.raw = raw
+    overloads = [full, raw] if has_raw else [full]
+    for overload in overloads:
+        torch.library.register_fake(overload.name(), _fake_of(operator, full))
+        torch.library.register_vmap(
+            overload.name(), _vmap_of(operator, overload)
+        )
+        if operator.autocast:
+            for device in ("CPU", "CUDA"):
+                _register_autocast(overload, f"Autocast{device}", _promote)
+    if has_raw:
+        operator.apply = _register_autograd(operator, full, raw)
+    elif operator.is_public():
+        # Nothing has a gradient: without this, asking for one is a warning.
+        operator.apply = full
+        _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+    if "out" in operator.variants:
+        out = getattr(_ops, name).out
+        overloads += _register_mutating(operator, out, f"_{name}_out", ["out"])
+        operator.documented = _call_or_write(operator.documented, out)
+    if operator.inplace:
+        overload = getattr(_ops, f"{name}_").default
+        written = list(operator.inplace.values())
+        overloads += _register_mutating(
+            operator, overload, f"_{name}_", written
+        )
+    for overload in overloads:
+        for tag in (*operator.tags, "flexible_layout"):
+            overload.tags.append(getattr(torch.Tag, tag))
+
+
+# --- calls with all arguments by position -----------------------------------
+
+
+def _all_arguments(
+    overload: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> list[Any]:
+    """Return the arguments of a call in the schema's order, with defaults."""
+    missing = arguments(overload)[len(args) :]
+    return [*args, *(kwargs.get(a.name, a.default_value) for a in missing)]
+
+
+def _call_by_position(overload: OpOverload) -> Callable[..., Any]:
+    """Return the operator as a function that takes no keywords."""
+    keywords = [a.name for a in arguments(overload) if a.kwarg_only]
+    if not keywords:
+        return overload
+    positional = len(arguments(overload)) - len(keywords)
+
+    def call(*args: Any) -> Any:
+        named = dict(zip(keywords, args[positional:], strict=True))
+        return overload(*args[:positional], **named)
+
+    return call
+
+
+def _call_or_write(
+    call: Callable[..., Any], overload: OpOverload
+) -> Callable[..., Any]:
+    """Return the operator as a function that also takes ``out``."""
+    write = _call_by_position(overload)
+
+    def call_or_write(*args: Any, out: Any) -> Any:
+        if out is None:
+            return call(*args)
+        write(*args, out)
+        return out
+
+    return call_or_write
+
+
+# --- fake kernels -----------------------------------------------------------
+
+
+def _fake_of(operator: type[Operator], full: OpOverload) -> Callable[..., Any]:
+    """Return the operator's fake kernel, with one message for all refusals."""
+    name = operator.__name__.removeprefix("_")
+
+    def refuse(given: Sequence[Any], error: Exception | None) -> None:
+        described = [
+            f"{a.name} {_describe(value)}"
+            for a, value in zip(arguments(full), given, strict=True)
+            if value is not None
+        ]
+        raise RuntimeError(
+            f"torch_foo.{name}: these arguments do not fit together: "
+            + ", ".join(described)
+        ) from error
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        given = _all_arguments(full, args, kwargs)
+        tensors = [a for a in given if isinstance(a, Tensor)]
+        if any(t.layout != torch.strided for t in tensors) or any(
+            t.device != tensors[0].device for t in tensors
+        ):
+            refuse(given, None)
+        try:
+            return operator.fake(*given)
+        except (RuntimeError, IndexError, AttributeError) as error:
+            # Its subclasses belong to symbolic shapes and the compiler.
+            if type(error) in (RuntimeError, IndexError, AttributeError):
+                refuse(given, error)
+            raise
+
+    return fake
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{dtype} {tuple(value.shape)} on {value.device}"
+
+
+# --- vmap -------------------------------------------------------------------
+
+
+def _vmap_of(
+    operator: type[Operator], overload: OpOverload
+) -> Callable[..., Any]:
+    call = _call_by_position(overload)
+
+    def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
+        given = _all_arguments(overload, args, kwargs)
+        dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
+        return operator.vmap(call, info, dims, *given)
+
+    return vmap
+
+
+# --- gradients --------------------------------------------------------------
+
+
+def _register_autograd(
+    operator: type[Operator], full: OpOverload, raw: OpOverload
+) -> Callable[..., Any]:
+    """Register the gradients of an operator, and return it as a function."""
+    kernel = internals.operation(raw)
+    setup_context, backward = operator.setup_context, operator.backward
+    assert setup_context is not None
+    assert backward is not None
+    count = len(arguments(full))
+    positional = sum(not a.kwarg_only for a in arguments(full))
+
+    if positional == count:
+        library_setup: Callable[..., None] = setup_context
+    else:
+
+        def library_setup(
+            ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any
+        ) -> None:
+            setup_context(ctx, (*inputs, *keyword_only_inputs.values()), output)
+
+    torch.library.register_autograd(
+        full.name(),
+        lambda ctx, *grads: backward(ctx, *grads)[:positional],
+        setup_context=library_setup,
+    )
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = kernel(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    eager = _function(operator, forward=forward, backward=backward)
+    # For torch.func and vmap, which ask for the context in a second step.
+    transformed = _function(
+        operator,
+        forward=lambda *args: kernel(*args),
+        setup_context=setup_context,
+        backward=backward,
+        vmap=lambda *args: operator.vmap(call, *args),
+    )
+    apply = internals.apply_without_transforms(eager)
+    by_position = _call_by_position(full)
+    is_compiling = torch.compiler.is_compiling
+    autocast_is_enabled = internals.autocast_is_enabled
+    transforms_are_active = internals.transforms_are_active
+
+    def call(*args: Any) -> Any:
+        if is_compiling() or autocast_is_enabled():
+            return by_position(*args)
+        if transforms_are_active():
+            return transformed.apply(*args)
+        return apply(*args)
+
+    return call
+
+
+def _function(
+    operator: type[Operator], **methods: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """Make a torch.autograd.Function, whose name shows in grad_fn."""
+    members = {name: staticmethod(method) for name, method in methods.items()}
+    return types.new_class(
+        f"torch_foo_{operator.__name__}",
+        (torch.autograd.Function,),
+        exec_body=lambda namespace: namespace.update(members),
+    )
+
+
+def mark_written(*tensors: Tensor) -> None:
+    """Tell autograd, which then notices if it had saved the old content."""
+    for tensor in tensors:
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
+
+
+# --- autocast ---------------------------------------------------------------
+
+
+def _register_autocast(
+    overload: OpOverload, key: str, rule: Callable[..., Any]
+) -> None:
+    excluded = internals.dispatch_keys(key)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        with internals.exclude_keys(excluded):
+            return overload(*rule(args), **kwargs)
+
+    _library.impl(overload.name(), kernel, key)
+
+
+def _promote(args: Sequence[Any]) -> Sequence[Any]:
+    """Let autocast regions mix dtypes, as they do for torch.addcmul.
+
+    Inside such a region activations are float16 or bfloat16 while parameters
+    stay float32. Floating-point arguments of one call are brought to the
+    widest of their dtypes; outside such a region mixing them is an error.
+    """
+    floating = [
+        a for a in args if isinstance(a, Tensor) and a.is_floating_point()
+    ]
+    if len({a.dtype for a in floating}) < 2:
+        return args
+    widest = floating[0].dtype
+    for a in floating[1:]:
+        widest = torch.promote_types(widest, a.dtype)
+    return [
+        a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a
+        for a in args
+    ]
+
+
+# --- variants that write to an argument -------------------------------------
+
+
+def _register_mutating(
+    operator: type[Operator],
+    overload: OpOverload,
+    raw_name: str,
+    written: Sequence[str],
+) -> list[OpOverload]:
+    raw: OpOverload = getattr(_ops, raw_name).default
+    op = operator.__name__
+    form, instead = ("out=", "leave out= away")
+    if written != ["out"]:
+        form, instead = (f"{op}_", f"use torch_foo.{op}")
+    names = [a.name for a in arguments(overload)]
+    full_fake = _fake_of(operator, getattr(_ops, op).default)
+
+    def fake(*args: Any, **kwargs: Any) -> None:
+        values = _all_arguments(overload, args, kwargs)
+        given = dict(zip(names, values, strict=True))
+        out = given.pop("out", None)
+        result = full_fake(*given.values())
+        if out is None:
+            return
+        if (out.shape, out.dtype) != (result.shape, result.dtype) or (
+            (out.device, out.layout) != (result.device, torch.strided)
+        ):
+            raise RuntimeError(
+                f"torch_foo.{op}: out is {_describe(out)}, expected "
+                f"{_describe(result)}"
+            )
+
+    def autograd(
+        keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
+    ) -> None:
+        tensors = [
+            a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)
+        ]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            raise RuntimeError(
+                f"torch_foo.{op}: {form} does not support automatic "
+                "differentiation, but one of the tensors requires grad; "
+                f"{instead} or use torch.no_grad()"
+            )
+        below = keyset & internals.after_autograd
+        overload.redispatch(below, *args, **kwargs)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        mark_written(*(given[name] for name in written))
+
+    def negative(each: OpOverload, *args: Any, **kwargs: Any) -> None:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        for name in written:
+            if given[name].is_neg():
+                raise RuntimeError(
+                    f"torch_foo.{op}: {name} is a negated view, expected a "
+                    "plain tensor"
+                )
+        each(
+            *map(_resolve_neg, args),
+            **{name: _resolve_neg(value) for name, value in kwargs.items()},
+        )
+
+    _library.impl(overload.name(), autograd, "Autograd", with_keyset=True)
+    for each in (overload, raw):
+        _library.impl(each.name(), partial(negative, each), "Negative")
+        torch.library.register_fake(each.name(), fake)
+    return [overload, raw]
+
+
+def _resolve_neg(value: Any) -> Any:
+    return value.resolve_neg() if isinstance(value, Tensor) else value
+
+
+# --- documentation ----------------------------------------------------------
+
+_RAISES = """Raises:
+    RuntimeError: for arguments that do not fit together. Nothing has been
+        written then.
+
+"""
+
+
+def document(functions: dict[str, Any]) -> None:
+    """Give the functions of torch_foo.ops their operators' docstrings."""
+    for name, operator in OPERATORS.items():
+        if not operator.is_public():
+            continue
+        text = inspect.cleandoc(operator.__doc__ or "")
+        head, source, rest = text.partition("Source:")
+        functions[name].__doc__ = head + _RAISES + source + rest
+        if operator.inplace:
+            takes = [
+                f"``{argument}`` takes the {result}"
+                for result, argument in operator.inplace.items()
+            ]
+            functions[f"{name}_"].__doc__ = (
+                f"Do what :func:`{name}` does, in place.\n\n"
+                f"{', '.join(takes)}. The arguments and errors are the same. "
+                "Not differentiable."
+            )
+
+
+for _operator in OPERATORS.values():
+    register(_operator)

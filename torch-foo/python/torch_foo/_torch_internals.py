@@ -1,0 +1,73 @@
+"""The private interfaces of torch that this package uses, with reasons.
+
+Public ones cost more than a small kernel, or do not exist. All names here are
+in torch 2.10 to 2.14; the tests ran with 2.13.
+"""
+
+# mypy: allow-untyped-calls
+# (parts of torch have no types)
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import compiler
+from torch.autograd import forward_ad
+
+#: The type of torch.ops.NAMESPACE.NAME.OVERLOAD.
+OpOverload = torch._ops.OpOverload
+
+#: Keys of the dispatcher, the type that kernels with a keyset take.
+DispatchKeySet = torch._C.DispatchKeySet
+
+
+#: Whether torch.func or torch.vmap transforms the call: no public function
+#: tells.
+transforms_are_active = torch._C._are_functorch_transforms_active
+
+#: Whether any kind of device is in an autocast region, in one call:
+#: torch.is_autocast_enabled() asks for one kind.
+autocast_is_enabled = torch._C._is_any_autocast_enabled
+
+#: torch.compiler._is_exporting_flag: an attribute costs 30 ns, and
+#: torch.compiler.is_exporting() 60.
+compiler_state = compiler
+
+#: forward_ad._current_level, at least 0 inside of dual_level(): no public
+#: function tells.
+forward_ad_state = forward_ad
+
+
+def arguments(overload: OpOverload) -> list[Any]:
+    """Return the arguments of a schema, which no public function gives."""
+    return list(overload._schema.arguments)
+
+
+def operation(overload: OpOverload) -> Callable[..., Any]:
+    """Return what an overload calls; calling that directly saves 0.2 µs."""
+    return overload._op
+
+
+def apply_without_transforms(
+    function: type[torch.autograd.Function],
+) -> Callable[..., Any]:
+    """Return what Function.apply calls after it has asked for transforms.
+
+    The question, which the caller has answered already, is a quarter of the
+    time of a small call.
+    """
+    inherited: Any = super(torch.autograd.Function, function)
+    apply: Callable[..., Any] = inherited.apply
+    return apply
+
+
+def dispatch_keys(name: str) -> DispatchKeySet:
+    return DispatchKeySet(getattr(torch._C.DispatchKey, name))
+
+
+#: A context in which the dispatcher leaves keys out, so that an autocast kernel
+#: can call its operator again.
+exclude_keys = torch._C._ExcludeDispatchKeyGuard
+
+#: The keys below autograd, for a kernel that calls what comes after it.
+after_autograd = torch._C._after_autograd_keyset

@@ -1,0 +1,273 @@
+"""silu_mul and gelu_mul: gated linear units, and their gradients."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from torch_foo.operators.base import (
+    Operator,
+    Sample,
+    batched,
+    every_other,
+    expect,
+    expect_same_dtype,
+    expect_shape,
+    one_by_one,
+    transposed,
+    wanted,
+    widen,
+)
+
+
+def gate_and_up(gate, up):
+    if up is not None:
+        return gate, up
+    first, second = gate.chunk(2, -1)
+    return first, second
+
+
+def gated_fake(gate, up, *_):
+    expect_same_dtype(gate, up)
+    if up is not None:
+        expect_shape(up, *gate.shape)
+        return gate.new_empty(gate.shape)
+    expect(gate.dim() > 0)
+    expect(gate.shape[-1] % 2 == 0)
+    return gate.new_empty((*gate.shape[:-1], gate.shape[-1] // 2))
+
+
+def gradients_fake(grad, gate, up, wants_gate, wants_up):
+    out = gated_fake(gate, up)
+    expect_same_dtype(gate, grad)
+    expect_shape(grad, *out.shape)
+    return (
+        gate.new_empty(gate.shape) if wants_gate else None,
+        gate.new_empty(gate.shape) if wants_up and up is not None else None,
+    )
+
+
+def gradients(grad, gate, up, activation, derivative, wants_gate, wants_up):
+    """Return the gradients of ``activation * up``."""
+    g, (_, u) = widen(grad), gate_and_up(gate, up)
+    grad_gate = (g * widen(u) * derivative).to(gate.dtype)
+    grad_up = (g * activation).to(gate.dtype)
+    if up is None:
+        packed = torch.cat([grad_gate, grad_up], -1)
+        return packed if wants_gate else None, None
+    return grad_gate if wants_gate else None, grad_up if wants_up else None
+
+
+def gated_vmap(op, info, in_dims, gate, up, *rest):
+    """Add a dimension to both."""
+    dgate, dup, *_ = in_dims
+    gate, up = batched(gate, dgate, info), batched(up, dup, info)
+    return op(gate, up, *rest), 0
+
+
+def gated_samples(**named):
+    yield Sample("two", (3, 5), (3, 5), **named)
+    yield Sample("packed", (3, 8), **named)
+    yield Sample("row", (7,), (7,), **named)
+    yield Sample("packed-row", (6,), **named)
+    yield Sample("scalars", (), (), **named)
+    yield Sample("3d", (2, 3, 4), (2, 3, 4), **named)
+    yield Sample("empty", (0, 3), (0, 3), **named)
+    yield Sample("packed-empty", (3, 0), **named)
+    yield Sample("strided", (3, 5), (3, 5), layout=every_other, **named)
+    yield Sample("transposed", (4, 3), (4, 3), layout=transposed, **named)
+    yield Sample("packed-strided", (3, 4), layout=every_other, **named)
+    yield Sample("packed-transposed", (2, 3, 4), layout=transposed, **named)
+    yield Sample("large", (67, 4099), (67, 4099), **named)
+    yield Sample("packed-large", (67, 8198), **named)
+
+
+def backward_samples(*others):
+    for wants in ((True, True), (True, False), (False, True), (False, False)):
+        name = f"wants-{wants[0]:d}{wants[1]:d}"
+        yield Sample(name, (3, 5), (3, 5), (3, 5), *others, *wants)
+        yield Sample(f"{name}-packed", (3, 5), (3, 10), None, *others, *wants)
+
+
+def two_matrices(rows, columns):
+    return Sample("matrices", (rows, columns), (rows, columns))
+
+
+class silu_mul(Operator):
+    """Compute ``silu(gate) * up``, rounded once; the gate of SwiGLU.
+
+    Args:
+        gate: float32, float64, float16 or bfloat16, of any shape and strides.
+        up: of gate's shape, dtype and device. None means that gate is packed:
+            its last dimension holds gate, then up.
+        out: where to put the result: a tensor of the result's shape and of
+            gate's dtype and device. It may be gate or up; another overlap with
+            them is an error. Not differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020;
+    ``torch.nn.functional.silu``.
+
+    >>> torch_foo.silu_mul(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+    tensor([0.0000, 1.4621])
+    """
+
+    schema = "silu_mul(Tensor gate, Tensor? up=None) -> Tensor"
+    variants = ("out",)
+    tags = ("pointwise",)
+    autocast = "promote"
+    fake = staticmethod(gated_fake)
+    vmap = staticmethod(gated_vmap)
+    samples = staticmethod(gated_samples)
+    benchmark = staticmethod(two_matrices)
+    peers = {
+        "eager": lambda gate, up: F.silu(gate) * up,
+        "built-in out": lambda gate, up, out: torch.mul(
+            torch.ops.aten.silu.out(gate, out=out), up, out=out
+        ),
+    }
+
+    @staticmethod
+    def reference(gate, up=None):
+        gate, up = gate_and_up(gate, up)
+        return (F.silu(widen(gate)) * widen(up)).to(gate.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _silu_mul_backward.call(
+            grad, *ctx.saved_tensors, *wanted(ctx, 2)
+        )
+
+
+class _silu_mul_backward(Operator):
+    """Compute the gradients of silu_mul, each None where not wanted."""
+
+    schema = (
+        "_silu_mul_backward(Tensor grad, Tensor gate, Tensor? up, "
+        "bool wants_gate, bool wants_up) -> (Tensor grad_gate, Tensor grad_up)"
+    )
+    tags = ("pointwise",)
+    fake = staticmethod(gradients_fake)
+    vmap = staticmethod(one_by_one)
+    samples = staticmethod(backward_samples)
+
+    @staticmethod
+    def reference(grad, gate, up, *wants):
+        x = widen(gate_and_up(gate, up)[0])
+        s = x.sigmoid()
+        derivative = s * (1 + x * (1 - s))
+        return gradients(grad, gate, up, x * s, derivative, *wants)
+
+
+class gelu_mul(Operator):
+    """Compute ``gelu(gate) * up``, rounded once; the gate of GEGLU.
+
+    Args:
+        gate: float32, float64, float16 or bfloat16, of any shape and strides.
+        up: of gate's shape, dtype and device. None means that gate is packed:
+            its last dimension holds gate, then up.
+        approximate: "none" for gelu by the error function, "tanh" for its
+            approximation by tanh.
+        out: where to put the result: a tensor of the result's shape and of
+            gate's dtype and device. It may be gate or up; another overlap with
+            them is an error. Not differentiable.
+
+    Returns:
+        ``out``, or a new contiguous tensor.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020;
+    ``torch.nn.functional.gelu``.
+
+    >>> torch_foo.gelu_mul(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+    tensor([0.0000, 1.6827])
+    """
+
+    schema = (
+        "gelu_mul(Tensor gate, Tensor? up=None, *, "
+        'str approximate="none") -> Tensor'
+    )
+    variants = ("out",)
+    tags = ("pointwise",)
+    autocast = "promote"
+    vmap = staticmethod(gated_vmap)
+    benchmark = staticmethod(two_matrices)
+    peers = {
+        "eager": lambda gate, up: F.gelu(gate) * up,
+        "built-in out": lambda gate, up, out: torch.mul(
+            torch.ops.aten.gelu.out(gate, out=out), up, out=out
+        ),
+    }
+
+    @staticmethod
+    def reference(gate, up=None, approximate="none"):
+        gate, up = gate_and_up(gate, up)
+        activation = F.gelu(widen(gate), approximate=approximate)
+        return (activation * widen(up)).to(gate.dtype)
+
+    @staticmethod
+    def fake(gate, up, approximate):
+        expect(approximate in ("none", "tanh"))
+        return gated_fake(gate, up)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        gate, up, ctx.approximate = inputs
+        ctx.save_for_backward(gate, up)
+
+    @staticmethod
+    def backward(ctx, grad):
+        tensors, wants = ctx.saved_tensors, wanted(ctx, 2)
+        call = _gelu_mul_backward.call
+        return *call(grad, *tensors, ctx.approximate, *wants), None
+
+    @staticmethod
+    def samples():
+        yield from gated_samples()
+        for sample in gated_samples(approximate="tanh"):
+            sample.name += "-tanh"
+            yield sample
+
+
+class _gelu_mul_backward(Operator):
+    """Compute the gradients of gelu_mul, each None where not wanted."""
+
+    schema = (
+        "_gelu_mul_backward(Tensor grad, Tensor gate, Tensor? up, "
+        "str approximate, bool wants_gate, bool wants_up) "
+        "-> (Tensor grad_gate, Tensor grad_up)"
+    )
+    tags = ("pointwise",)
+    vmap = staticmethod(one_by_one)
+
+    @staticmethod
+    def reference(grad, gate, up, approximate, *wants):
+        x = widen(gate_and_up(gate, up)[0])
+        if approximate == "none":
+            phi = (1 + torch.erf(x * math.sqrt(0.5))) / 2
+            density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+            derivative = phi + x * density
+        else:
+            scale = math.sqrt(2 / math.pi)
+            tanh = torch.tanh(scale * (x + 0.044715 * x**3))
+            phi = (1 + tanh) / 2
+            inner = scale * (1 + 3 * 0.044715 * x.square())
+            derivative = phi + x / 2 * (1 - tanh.square()) * inner
+        return gradients(grad, gate, up, x * phi, derivative, *wants)
+
+    @staticmethod
+    def fake(grad, gate, up, approximate, *wants):
+        expect(approximate in ("none", "tanh"))
+        return gradients_fake(grad, gate, up, *wants)
+
+    @staticmethod
+    def samples():
+        yield from backward_samples("none")
+        for sample in backward_samples("tanh"):
+            sample.name += "-tanh"
+            yield sample

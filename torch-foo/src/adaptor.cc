@@ -1,0 +1,292 @@
+#include "adaptor.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cctype>
+#include <optional>
+#include <stdexcept>
+
+namespace torch_foo {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
+  using foo_core::DType;
+  const std::int32_t dtype = tensor.dtype();
+  if (dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
+  if (dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
+  if (dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
+  if (dtype == aoti_torch_dtype_float64()) return DType::kFloat64;
+  if (dtype == aoti_torch_dtype_int64()) return DType::kInt64;
+  if (dtype == aoti_torch_dtype_int8()) return DType::kInt8;
+  return std::nullopt;
+}
+
+bool is_floating_point(const Tensor& tensor) {
+  const auto dtype = dtype_of(tensor);
+  return dtype && *dtype != foo_core::DType::kInt64 &&
+         *dtype != foo_core::DType::kInt8;
+}
+
+std::int32_t torch_dtype(foo_core::DType dtype) {
+  using foo_core::DType;
+  switch (dtype) {
+    case DType::kFloat32:
+      return aoti_torch_dtype_float32();
+    case DType::kBFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case DType::kFloat16:
+      return aoti_torch_dtype_float16();
+    case DType::kFloat64:
+      return aoti_torch_dtype_float64();
+    case DType::kInt64:
+      return aoti_torch_dtype_int64();
+    case DType::kInt8:
+      return aoti_torch_dtype_int8();
+  }
+  return -1;  // not reached
+}
+
+// Python's name of a dtype.
+std::string dtype_name(const Tensor& tensor) {
+  const auto type = static_cast<ScalarType>(tensor.dtype());
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::ComplexHalf:
+      return "complex32";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default: {  // the others are alike but for capitals
+      std::string name = torch::headeronly::toString(type);
+      for (char& c : name) c = static_cast<char>(std::tolower(c));
+      return name;
+    }
+  }
+}
+
+std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  if (!tensor.is_cuda()) return "another kind of device";
+  return "cuda:" + std::to_string(tensor.device_index());
+}
+
+bool same_device(const Tensor& a, const Tensor& b) {
+  if (a.is_cpu()) return b.is_cpu();
+  return a.is_cuda() && b.is_cuda() && a.device_index() == b.device_index();
+}
+
+[[noreturn]] void wrong(const char* op, const Argument& argument,
+                        const std::string& what) {
+  fail(std::string(op) + ": " + argument.name + " " + what);
+}
+
+void check_dense(const char* op, const Argument& argument) {
+  if (!argument.tensor.defined()) {
+    wrong(op, argument, "is None, expected a tensor");
+  }
+  if (!argument.tensor.dense()) {
+    wrong(op, argument,
+          "is a sparse or otherwise not dense tensor, expected a dense one");
+  }
+}
+
+/// Asks for huge pages, as NumPy does for its arrays: a fresh result of 64 MiB
+/// has 16384 page faults otherwise, which take four times as long as the
+/// kernel.
+void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
+#ifdef MADV_HUGEPAGE
+  constexpr std::size_t kWorthIt = std::size_t{4} << 20;
+  constexpr std::uintptr_t kPage = 4096;
+  std::size_t bytes = aoti_torch_dtype_element_size(tensor.dtype());
+  for (std::int64_t size : tensor.sizes()) {
+    bytes *= static_cast<std::size_t>(size);
+  }
+  if (bytes < kWorthIt || !tensor.is_cpu()) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  // Advice: where there are no huge pages, nothing changes.
+  madvise(reinterpret_cast<void*>(first), bytes - (first - begin),
+          MADV_HUGEPAGE);
+#endif
+}
+
+Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
+             const Tensor& like) {
+  std::int64_t strides[Shape::kMaxDims];
+  std::int64_t stride = 1;
+  for (std::size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<std::int64_t>(shape[i], 1);
+  }
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(shape.size()), shape.data(), strides, dtype,
+      like.device_type(), like.is_cpu() ? 0 : like.device_index(), &handle));
+  Tensor tensor(handle);
+  advise_huge_pages(tensor);
+  return tensor;
+}
+
+}  // namespace
+
+void fail(const std::string& message) {
+  throw std::runtime_error("torch_foo." + message);
+}
+
+void fail_in_place(const char* op, const std::string& message,
+                   std::initializer_list<Taken> taken) {
+  std::string sentence = message.substr(message.find(':'));
+  for (const auto& [result, argument] : taken) {
+    for (const char* end : {" ", ","}) {  // results are never named last
+      const std::string name = std::string(" ") + result + end;
+      const std::size_t at = sentence.find(name);
+      if (at == std::string::npos) continue;
+      sentence.replace(at + 1, name.size() - 2, argument);
+    }
+  }
+  fail(op + sentence);
+}
+
+std::string shape_text(IntHeaderOnlyArrayRef shape) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+void check_device(const char* op, const Argument& argument,
+                  const Argument& other) {
+  if (same_device(argument.tensor, other.tensor)) return;
+  wrong(op, argument,
+        "is on " + device_name(argument.tensor) + ", but " + other.name +
+            " is on " + device_name(other.tensor));
+}
+
+void check_arguments(const char* op,
+                     std::initializer_list<Argument> arguments) {
+  const Argument& first = *arguments.begin();
+  for (const Argument& argument : arguments) {
+    const Tensor& tensor = argument.tensor;
+    check_dense(op, argument);
+    if (!is_floating_point(tensor)) {
+      wrong(op, argument,
+            "has dtype " + dtype_name(tensor) +
+                ", expected float32, float64, float16 or bfloat16");
+    }
+    check_device(op, argument, first);
+    if (tensor.dtype() != first.tensor.dtype()) {
+      wrong(op, argument,
+            "has dtype " + dtype_name(tensor) + ", but " + first.name +
+                " has " + dtype_name(first.tensor));
+    }
+  }
+}
+
+void check_argument(const char* op, const Argument& argument,
+                    foo_core::DType dtype, const Argument& other) {
+  check_dense(op, argument);
+  if (dtype_of(argument.tensor) != dtype) {
+    wrong(op, argument,
+          "has dtype " + dtype_name(argument.tensor) + ", expected " +
+              foo_core::name(dtype));
+  }
+  check_device(op, argument, other);
+}
+
+Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b) {
+  const auto sizes_a = a.sizes();
+  const auto sizes_b = b.sizes();
+  Shape shape;
+  shape.ndim = std::max(sizes_a.size(), sizes_b.size());
+  for (std::size_t i = 1; i <= shape.ndim; ++i) {  // from the last dimension
+    const auto na = i <= sizes_a.size() ? sizes_a[sizes_a.size() - i] : 1;
+    const auto nb = i <= sizes_b.size() ? sizes_b[sizes_b.size() - i] : 1;
+    if (na != nb && na != 1 && nb != 1) {
+      fail(std::string(op) + ": a has shape " + shape_text(sizes_a) +
+           ", b has shape " + shape_text(sizes_b) + ": they do not broadcast");
+    }
+    shape.sizes[shape.ndim - i] = na == 1 ? nb : na;
+  }
+  return shape;
+}
+
+Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like) {
+  return empty(shape, like.dtype(), like);
+}
+
+Tensor empty(IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
+             const Tensor& like) {
+  return empty(shape, torch_dtype(dtype), like);
+}
+
+Tensor empty_bytes(std::int64_t size, const Tensor& like) {
+  return empty(IntHeaderOnlyArrayRef(&size, 1), aoti_torch_dtype_uint8(), like);
+}
+
+foo_core::ConstTensorView view(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {tensor.const_data_ptr(), *dtype_of(tensor),
+          static_cast<std::int64_t>(sizes.size()), sizes.data(),
+          tensor.strides().data()};
+}
+
+foo_core::TensorView mutable_view(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {tensor.mutable_data_ptr(), *dtype_of(tensor),
+          static_cast<std::int64_t>(sizes.size()), sizes.data(),
+          tensor.strides().data()};
+}
+
+foo_core::Executor torch_threads() {
+  return foo_core::Executor::threads([](void*, std::int64_t begin,
+                                        std::int64_t end, std::int64_t grain,
+                                        foo_core::RangeBody body,
+                                        void* context) {
+    struct Call {
+      foo_core::RangeBody body;
+      void* context;
+    } call{body, context};
+    // PyTorch wants the arguments in another order, so it calls this.
+    const ParallelFunc func = [](std::int64_t b, std::int64_t e, void* self) {
+      const auto* call = static_cast<Call*>(self);
+      call->body(call->context, b, e);
+    };
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, func, &call));
+  });
+}
+
+void rethrow() {
+  try {
+    throw;
+  } catch (const foo_core::InvalidArgument& error) {
+    fail(error.what());
+  } catch (const foo_core::Unavailable& error) {
+    fail(error.what());
+  }
+}
+
+}  // namespace torch_foo

@@ -1,0 +1,183 @@
+// Generated from python/torch_foo/operators by codegen/generate.py. Do not
+// edit.
+//
+// The operators' schemas and kernels. Their fake kernels, gradients, autocast
+// and vmap rules are registered from Python, by torch_foo/_registration.py: the
+// stable ABI has no C++ interface for them.
+#include <torch/csrc/stable/library.h>
+
+#include "boxed.h"
+#include "generated/operators.h"
+
+STABLE_TORCH_LIBRARY(torch_foo, m) {
+  m.def(
+      "cross_entropy(Tensor logits, Tensor target, *, int ignore_index=-100, "
+      "str reduction=\"mean\", float label_smoothing=0.0) -> (Tensor loss, "
+      "Tensor lse)");
+  m.def(
+      "_cross_entropy(Tensor logits, Tensor target, int ignore_index, str "
+      "reduction, float label_smoothing) -> (Tensor loss, Tensor lse)");
+  m.def(
+      "_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, "
+      "Tensor lse, int ignore_index, str reduction, float label_smoothing) -> "
+      "Tensor");
+  m.def("add(Tensor a, Tensor b) -> Tensor");
+  m.def("_add(Tensor a, Tensor b) -> Tensor");
+  m.def("add.out(Tensor a, Tensor b, *, Tensor(a!) out) -> ()");
+  m.def("_add_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
+  m.def("mul(Tensor a, Tensor b) -> Tensor");
+  m.def("_mul(Tensor a, Tensor b) -> Tensor");
+  m.def("mul.out(Tensor a, Tensor b, *, Tensor(a!) out) -> ()");
+  m.def("_mul_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
+  m.def("muladd(Tensor a, Tensor b, float c) -> Tensor");
+  m.def("_muladd(Tensor a, Tensor b, float c) -> Tensor");
+  m.def("muladd.out(Tensor a, Tensor b, float c, *, Tensor(a!) out) -> ()");
+  m.def("_muladd_out(Tensor a, Tensor b, float c, Tensor(a!) out) -> ()");
+  m.def("silu_mul(Tensor gate, Tensor? up=None) -> Tensor");
+  m.def("_silu_mul(Tensor gate, Tensor? up) -> Tensor");
+  m.def("silu_mul.out(Tensor gate, Tensor? up=None, *, Tensor(a!) out) -> ()");
+  m.def("_silu_mul_out(Tensor gate, Tensor? up, Tensor(a!) out) -> ()");
+  m.def(
+      "_silu_mul_backward(Tensor grad, Tensor gate, Tensor? up, bool "
+      "wants_gate, bool wants_up) -> (Tensor grad_gate, Tensor grad_up)");
+  m.def(
+      "gelu_mul(Tensor gate, Tensor? up=None, *, str approximate=\"none\") -> "
+      "Tensor");
+  m.def("_gelu_mul(Tensor gate, Tensor? up, str approximate) -> Tensor");
+  m.def(
+      "gelu_mul.out(Tensor gate, Tensor? up=None, *, str approximate=\"none\", "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "_gelu_mul_out(Tensor gate, Tensor? up, str approximate, Tensor(a!) out) "
+      "-> ()");
+  m.def(
+      "_gelu_mul_backward(Tensor grad, Tensor gate, Tensor? up, str "
+      "approximate, bool wants_gate, bool wants_up) -> (Tensor grad_gate, "
+      "Tensor grad_up)");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "linear.out(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor(a!) "
+      "out) -> ()");
+  m.def(
+      "_linear_out(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> "
+      "()");
+  m.def("quantize_int8_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
+  m.def("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-6) -> Tensor");
+  m.def("_rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor");
+  m.def(
+      "rms_norm.out(Tensor x, Tensor? weight=None, float eps=1e-6, *, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "_rms_norm_out(Tensor x, Tensor? weight, float eps, Tensor(a!) out) -> "
+      "()");
+  m.def(
+      "_rms_norm_backward(Tensor grad, Tensor x, Tensor? weight, float eps, "
+      "bool wants_x, bool wants_weight) -> (Tensor grad_x, Tensor "
+      "grad_weight)");
+  m.def(
+      "add_rms_norm(Tensor x, Tensor residual, Tensor? weight=None, float "
+      "eps=1e-6) -> (Tensor y, Tensor residual_out)");
+  m.def(
+      "_add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> "
+      "(Tensor y, Tensor residual_out)");
+  m.def(
+      "add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight=None, "
+      "float eps=1e-6) -> ()");
+  m.def(
+      "_add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float "
+      "eps) -> ()");
+  m.def(
+      "_add_rms_norm_backward(Tensor grad, Tensor? grad_residual, Tensor "
+      "residual_out, Tensor? weight, float eps, bool wants_x, bool "
+      "wants_weight) -> (Tensor grad_x, Tensor grad_weight)");
+  m.def(
+      "rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions=None, *, bool "
+      "interleaved=False) -> Tensor");
+  m.def(
+      "_rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool "
+      "interleaved) -> Tensor");
+  m.def(
+      "rope.out(Tensor x, Tensor cos, Tensor sin, Tensor? positions=None, *, "
+      "bool interleaved=False, Tensor(a!) out) -> ()");
+  m.def(
+      "_rope_out(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool "
+      "interleaved, Tensor(a!) out) -> ()");
+  m.def(
+      "rope_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions=None, *, "
+      "bool interleaved=False) -> ()");
+  m.def(
+      "_rope_(Tensor(a!) x, Tensor cos, Tensor sin, Tensor? positions, bool "
+      "interleaved) -> ()");
+  m.def(
+      "_rope_backward(Tensor grad, Tensor cos, Tensor sin, Tensor? positions, "
+      "bool interleaved) -> Tensor");
+}
+
+namespace {
+
+using torch_foo::boxed;
+
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("cross_entropy", boxed<&torch_foo::cross_entropy>);
+  m.impl("_cross_entropy", boxed<&torch_foo::cross_entropy>);
+  m.impl("_cross_entropy_backward", boxed<&torch_foo::cross_entropy_backward>);
+  m.impl("add", boxed<&torch_foo::add>);
+  m.impl("_add", boxed<&torch_foo::add>);
+  m.impl("add.out", boxed<&torch_foo::add_out>);
+  m.impl("_add_out", boxed<&torch_foo::add_out>);
+  m.impl("mul", boxed<&torch_foo::mul>);
+  m.impl("_mul", boxed<&torch_foo::mul>);
+  m.impl("mul.out", boxed<&torch_foo::mul_out>);
+  m.impl("_mul_out", boxed<&torch_foo::mul_out>);
+  m.impl("muladd", boxed<&torch_foo::muladd>);
+  m.impl("_muladd", boxed<&torch_foo::muladd>);
+  m.impl("muladd.out", boxed<&torch_foo::muladd_out>);
+  m.impl("_muladd_out", boxed<&torch_foo::muladd_out>);
+  m.impl("silu_mul", boxed<&torch_foo::silu_mul>);
+  m.impl("_silu_mul", boxed<&torch_foo::silu_mul>);
+  m.impl("silu_mul.out", boxed<&torch_foo::silu_mul_out>);
+  m.impl("_silu_mul_out", boxed<&torch_foo::silu_mul_out>);
+  m.impl("_silu_mul_backward", boxed<&torch_foo::silu_mul_backward>);
+  m.impl("gelu_mul", boxed<&torch_foo::gelu_mul>);
+  m.impl("_gelu_mul", boxed<&torch_foo::gelu_mul>);
+  m.impl("gelu_mul.out", boxed<&torch_foo::gelu_mul_out>);
+  m.impl("_gelu_mul_out", boxed<&torch_foo::gelu_mul_out>);
+  m.impl("_gelu_mul_backward", boxed<&torch_foo::gelu_mul_backward>);
+  m.impl("linear", boxed<&torch_foo::linear>);
+  m.impl("_linear", boxed<&torch_foo::linear>);
+  m.impl("linear.out", boxed<&torch_foo::linear_out>);
+  m.impl("_linear_out", boxed<&torch_foo::linear_out>);
+  m.impl("quantize_int8_rowwise", boxed<&torch_foo::quantize_int8_rowwise>);
+  m.impl("rms_norm", boxed<&torch_foo::rms_norm>);
+  m.impl("_rms_norm", boxed<&torch_foo::rms_norm>);
+  m.impl("rms_norm.out", boxed<&torch_foo::rms_norm_out>);
+  m.impl("_rms_norm_out", boxed<&torch_foo::rms_norm_out>);
+  m.impl("_rms_norm_backward", boxed<&torch_foo::rms_norm_backward>);
+  m.impl("add_rms_norm", boxed<&torch_foo::add_rms_norm>);
+  m.impl("_add_rms_norm", boxed<&torch_foo::add_rms_norm>);
+  m.impl("add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
+  m.impl("_add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
+  m.impl("_add_rms_norm_backward", boxed<&torch_foo::add_rms_norm_backward>);
+  m.impl("rope", boxed<&torch_foo::rope>);
+  m.impl("_rope", boxed<&torch_foo::rope>);
+  m.impl("rope.out", boxed<&torch_foo::rope_out>);
+  m.impl("_rope_out", boxed<&torch_foo::rope_out>);
+  m.impl("rope_", boxed<&torch_foo::rope_>);
+  m.impl("_rope_", boxed<&torch_foo::rope_>);
+  m.impl("_rope_backward", boxed<&torch_foo::rope_backward>);
+}
+
+}  // namespace
+
+// Adaptors refuse sparse and quantized tensors in one sentence; without kernels
+// for these the dispatcher would, with a page about backends.
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, CUDA, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCsrCPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, MkldnnCPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, QuantizedCPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCUDA, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCsrCUDA, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_foo, QuantizedCUDA, m) { implement(m); }
