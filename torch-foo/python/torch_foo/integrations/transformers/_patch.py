@@ -8,16 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from torch_foo.integrations.transformers import _forwards, _recognize
+from torch_foo.integrations.transformers._recognize import Target, class_of
 from torch_foo.integrations.transformers._report import Report
-
-# A module, or a class that stands for all its modules.
-_Target: TypeAlias = "nn.Module | type[nn.Module]"
 
 # The attribute of a replacement that holds what it replaces.
 _REPLACES = "_torch_foo_replaces"
@@ -61,7 +59,7 @@ def patch(
         TypeError: The argument is neither a module nor a class of modules.
     """
     _check("patch", model_or_class)
-    report = Report(_class(model_or_class).__name__)
+    report = Report(class_of(model_or_class).__name__)
     targets = list(_targets(model_or_class))
     wanted = {
         "rms_norm": rms_norm,
@@ -72,7 +70,7 @@ def patch(
     for target in targets:
         for replacement in _REPLACEMENTS:
             if wanted[replacement.kind] and replacement.is_candidate(
-                _class(target)
+                class_of(target)
             ):
                 _replace(target, replacement, report)
         if cross_entropy:
@@ -95,8 +93,8 @@ def unpatch(model_or_class: nn.Module | type[nn.Module]) -> int:
     changes = sum(_restore(target) for target in _targets(model_or_class))
     if not changes:
         warnings.warn(
-            f"torch_foo: {_class(model_or_class).__name__} is not patched, so "
-            "there is nothing to undo",
+            f"torch_foo: {class_of(model_or_class).__name__} is not patched, "
+            "so there is nothing to undo",
             stacklevel=2,
         )
     return changes
@@ -106,7 +104,7 @@ def unpatch(model_or_class: nn.Module | type[nn.Module]) -> int:
 class _Replacement:
     kind: str
     is_candidate: Callable[[type[nn.Module]], bool]
-    refuse: Callable[[object, type[nn.Module]], str | None]
+    refuse: Callable[[Target], str | None]
     make: Callable[[Any], Callable[..., Any]]
 
 
@@ -138,11 +136,11 @@ _REPLACEMENTS = (
 )
 
 
-def _is_known(target: _Target) -> bool:
+def _is_known(target: Target) -> bool:
     """Whether it is like a module of Llama's, which nn.Linear is not."""
-    cls = _class(target)
+    cls = class_of(target)
     return any(
-        replacement.is_candidate(cls) and not replacement.refuse(target, cls)
+        replacement.is_candidate(cls) and not replacement.refuse(target)
         for replacement in _REPLACEMENTS
         if replacement.kind != "linear"
     )
@@ -159,11 +157,7 @@ def _check(function: str, model: object) -> None:
     )
 
 
-def _class(target: _Target) -> type[nn.Module]:
-    return target if isinstance(target, type) else type(target)
-
-
-def _targets(model: _Target) -> Iterator[_Target]:
+def _targets(model: Target) -> Iterator[Target]:
     """Yield the modules of a model, or the classes in its class's source."""
     if isinstance(model, nn.Module):
         yield from model.modules()
@@ -177,13 +171,11 @@ def _targets(model: _Target) -> Iterator[_Target]:
             yield value
 
 
-def _replace(
-    target: _Target, replacement: _Replacement, report: Report
-) -> None:
-    cls = _class(target)
+def _replace(target: Target, replacement: _Replacement, report: Report) -> None:
+    cls = class_of(target)
     own = vars(target).get("forward")
     if not (hasattr(own, _REPLACES) or hasattr(cls.forward, _REPLACES)):
-        reason = replacement.refuse(target, cls)
+        reason = replacement.refuse(target)
         if reason is None and own is not None and target is not cls:
             reason = "its forward was already replaced by another library"
         if reason is not None:
@@ -200,7 +192,7 @@ def _replace(
 
 
 def _replace_loss(target: Any, report: Report) -> None:
-    cls = _class(target)
+    cls = class_of(target)
     is_class, name = target is cls, cls.__name__
     if is_class:
         if not name.endswith("ForCausalLM"):

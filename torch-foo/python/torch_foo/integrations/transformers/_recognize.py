@@ -1,21 +1,28 @@
 """Recognize the modules that compute what Llama's do.
 
-Each `refuse_*` takes a module or a class, and its class, and returns the reason
-why it cannot be replaced, or None.
+Each `refuse_*` takes a module or a class and returns the reason why it cannot
+be replaced, or None.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama as llama
 
 from torch_foo.integrations.transformers._forwards import GATES
 
+#: A module, or a class that stands for all its modules.
+Target: TypeAlias = "nn.Module | type[nn.Module]"
+
 _DIFFERENT = "it does not compute what Llama's does"
+
+
+def class_of(target: Target) -> type[nn.Module]:
+    return target if isinstance(target, type) else type(target)
 
 
 def rotates(cls: type[nn.Module]) -> bool:
@@ -24,13 +31,13 @@ def rotates(cls: type[nn.Module]) -> bool:
     return code is not None and "apply_rotary_pos_emb" in code.co_names
 
 
-def refuse_norm(target: object, cls: type[nn.Module]) -> str | None:
-    if not _is_like(cls.forward, llama.LlamaRMSNorm.forward):
+def refuse_norm(target: Target) -> str | None:
+    if not _is_like(class_of(target).forward, llama.LlamaRMSNorm.forward):
         return _DIFFERENT
-    return refuse_weight(target, cls)
+    return refuse_weight(target)
 
 
-def refuse_weight(target: object, cls: type[nn.Module]) -> str | None:
+def refuse_weight(target: Target) -> str | None:
     if isinstance(target, nn.Module) and (
         type(target.weight) not in (Tensor, nn.Parameter)
     ):
@@ -39,8 +46,8 @@ def refuse_weight(target: object, cls: type[nn.Module]) -> str | None:
     return None
 
 
-def refuse_mlp(target: object, cls: type[nn.Module]) -> str | None:
-    if not _is_like(cls.forward, llama.LlamaMLP.forward):
+def refuse_mlp(target: Target) -> str | None:
+    if not _is_like(class_of(target).forward, llama.LlamaMLP.forward):
         return _DIFFERENT
     if isinstance(target, nn.Module) and type(target.act_fn) not in GATES:
         name = type(target.act_fn).__name__
@@ -48,8 +55,8 @@ def refuse_mlp(target: object, cls: type[nn.Module]) -> str | None:
     return None
 
 
-def refuse_attention(target: object, cls: type[nn.Module]) -> str | None:
-    scope = inspect.unwrap(cls.forward).__globals__
+def refuse_attention(target: Target) -> str | None:
+    scope = inspect.unwrap(class_of(target).forward).__globals__
     embeddings = [
         value.forward
         for name, value in scope.items()
