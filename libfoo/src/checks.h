@@ -12,16 +12,13 @@ namespace foo_core {
 
 /// A tensor and its name in messages.
 struct Argument {
-  Argument(const char* its_name, const ConstTensorView& its_view)
-      : name(its_name), view(its_view), given(true) {}
-  /// Null stands for an argument that was not given.
-  Argument(const char* its_name, const ConstTensorView* its_view)
-      : name(its_name), given(its_view != nullptr) {
-    if (given) view = *its_view;
-  }
-  Argument(const char* its_name, const TensorView* its_view)
-      : name(its_name), given(its_view != nullptr) {
-    if (given) view = *its_view;
+  Argument(const char* label, const ConstTensorView& tensor)
+      : name(label), view(tensor), given(true) {}
+  /// A null tensor stands for an argument that was not given.
+  template <class View>
+  Argument(const char* label, const View* tensor)
+      : name(label), given(tensor != nullptr) {
+    if (given) view = *tensor;
   }
 
   const char* name;

@@ -17,8 +17,8 @@ constexpr std::int64_t kGrain = 32768;
 [[noreturn]] void refuse_device(const char* op, Device device);
 
 /// The caller's threads. An operator constructs it after it has checked its
-/// arguments and before it reads or writes any element. A build with CUDA
-/// kernels launches one right before that, if the executor has a stream.
+/// arguments and before it reads or writes any element. For Device::kCuda, a
+/// build with CUDA kernels branches to a launch right before that.
 class CpuThreads {
  public:
   /// Throws if the executor is for another device than the CPU.

@@ -79,7 +79,7 @@ class CMake:
     def check_finds(
         self, folder: Path, build: Path, **options: str | Path
     ) -> None:
-        """Build and run a consumer, which must find the foo_core in `folder`."""
+        """Build and run a consumer, which must find foo_core in `folder`."""
         self.build(FIND_PACKAGE, build, **options)
         self.test(build)
         check_found(self.run, folder, build)

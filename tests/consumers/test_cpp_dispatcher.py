@@ -11,13 +11,13 @@ PROJECT = Path(__file__).parent / "cpp_dispatcher"
 
 
 def test_cpp_dispatcher(run, tmp_path: Path) -> None:
-    """The commands of its README, then the program once more."""
+    """Run the commands of the README, then the program once more."""
     shutil.copytree(PROJECT, tmp_path, dirs_exist_ok=True)
     readme = (PROJECT / "README.md").read_text()
     (commands,) = re.findall(r"^```sh\n(.*?)^```", readme, re.M | re.S)
     env = {
         "CMAKE_GENERATOR": "Ninja",
-        # Drops a library of which no function is called, unless told not to.
+        # This drops a library without a called function, unless told not to.
         "LDFLAGS": f"{os.environ.get('LDFLAGS', '')} -Wl,--as-needed",
     }
     run("bash", "-ec", commands, cwd=tmp_path, env=env)
@@ -26,7 +26,7 @@ def test_cpp_dispatcher(run, tmp_path: Path) -> None:
     loaded = run("ldd", program)
     assert "libtorch_foo.so" in loaded
     assert not re.search(r"lib(torch_)?python", loaded)
-    # Looks up every symbol at once, as linkers that are told `-z now` demand.
+    # The loader binds every symbol at once, as after linking with `-z now`.
     said = run(program, env={"LD_BIND_NOW": "1"})
     for dtype in ("Float", "Double", "BFloat16"):
         assert f"{dtype}: equal to ATen" in said

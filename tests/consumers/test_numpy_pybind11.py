@@ -1,4 +1,4 @@
-"""A Python package over foo_core without PyTorch: built, installed and used."""
+"""Build, install and use a Python package over foo_core without PyTorch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOLERANCE = {
 
 @pytest.fixture(scope="session")
 def site(run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the package is installed."""
+    """Return the folder in which the package is installed."""
     folder = tmp_path_factory.mktemp("foo_numpy")
     pip = [sys.executable, "-m", "pip", "install", "--target", folder / "site"]
     here = ["--no-deps", "--no-build-isolation", PROJECT]
@@ -40,7 +40,7 @@ def site(run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def foo(site: Path) -> Iterator[ModuleType]:
-    """The module foo_numpy."""
+    """Import foo_numpy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         import foo_numpy
@@ -86,7 +86,7 @@ def layout(request: pytest.FixtureRequest) -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def normal(dtype, layout) -> Callable[..., np.ndarray]:
-    """Makes an array of normally distributed numbers."""
+    """Return an array of normally distributed numbers."""
     rng = np.random.default_rng(0)
     return lambda *shape: layout(rng.standard_normal(shape).astype(dtype))
 
@@ -96,11 +96,11 @@ def wide(x: np.ndarray) -> np.ndarray:
 
 
 def check(got: np.ndarray, wanted: np.ndarray, dtype: np.dtype[Any]) -> None:
-    """`got` has that dtype and equals a result of float64 arithmetic."""
+    """Check the dtype of `got`, and its values against float64 arithmetic."""
     assert type(got) is np.ndarray
     assert got.dtype == dtype
     assert got.shape == wanted.shape
-    # Sums that cancel have the error of the type they were computed in.
+    # A sum that cancels keeps the error of its type of computation.
     small = 8 * (2.0**-52 if dtype == np.float64 else 2.0**-23)
     np.testing.assert_allclose(
         wide(got), wanted, rtol=TOLERANCE[dtype.name], atol=small
@@ -201,7 +201,7 @@ def test_rope(foo, normal, dtype, interleaved: bool, positions) -> None:
 
 
 def test_quantize_int8_rowwise(foo, normal, dtype) -> None:
-    """Equal in every bit: computed in float32, or in float64 for float64."""
+    """Check every bit: computed in float32, or in float64 for float64."""
     x = normal(3, 2, 19)
     x[0, 0] = 0
     number = x.astype(np.float64 if dtype == np.float64 else np.float32)
@@ -239,7 +239,7 @@ def test_cross_entropy(foo, normal, dtype) -> None:
 
 
 ANGLES = [np.ones((64, 32), np.float32), np.zeros((64, 32), np.float32)]
-# Operators with out=, and their arguments that may be it.
+# Operators with out=, and the arguments that may be exactly it.
 WITH_OUT: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
     "add": ("a b", lambda foo, x, y, **out: foo.add(x, y, **out)),
     "mul": ("a b", lambda foo, x, y, **out: foo.mul(x, y, **out)),
@@ -252,7 +252,7 @@ WITH_OUT: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
 
 
 def images(layout: Callable[..., np.ndarray]) -> list[np.ndarray]:
-    """Two arrays of 4 MiB."""
+    """Return two arrays of 4 MiB."""
     rng = np.random.default_rng(0)
     shape = (4, 64, 64, 64)
     return [layout(rng.standard_normal(shape, "f4")) for _ in range(2)]
@@ -274,7 +274,7 @@ def test_out_is_written_and_returned(foo, layout, op: str) -> None:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most memory that NumPy and Python hold in a call beyond before."""
+    """Return the peak of the memory that NumPy and Python add in a call."""
     tracemalloc.start()
     try:
         call()
@@ -284,7 +284,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def test_out_of_linear(foo, layout) -> None:
-    """It is written and returned, and takes no other memory."""
+    """Check that out= is written and returned, without other memory."""
     x, y = images(layout)
     weight = y[0, 0]
     wanted = foo.linear(x, weight)
@@ -318,7 +318,7 @@ def test_results_take_no_memory_but_their_own(foo, layout) -> None:
     assert excess(lambda: foo.add_rms_norm(x, y)) < 2**16
     assert excess(lambda: foo.quantize_int8_rowwise(x)) < 2**16
     assert excess(lambda: foo.linear(x, y[0, 0])) < 2**16
-    # What its gradient would need: a float64 for each row.
+    # The gradient would need a float64 for each row.
     lse = target.size * 8
     assert excess(lambda: foo.cross_entropy(x, target)) < lse + 2**16
 
@@ -495,7 +495,7 @@ def test_wrong_argument(foo, kind, message: str, call) -> None:
 
 
 def test_wrong_number_is_refused(foo) -> None:
-    """By pybind11, which shows what rms_norm takes."""
+    """Check that pybind11 shows the signature of rms_norm."""
     with pytest.raises(TypeError, match=r"rms_norm\(\): .*\n.*eps: "):
         foo.rms_norm(X, eps="small")
 
@@ -536,7 +536,7 @@ LONG_CALLS: dict[str, Callable[[ModuleType, np.ndarray], object]] = {
 
 @pytest.mark.parametrize("call", LONG_CALLS.values(), ids=LONG_CALLS)
 def test_kernels_run_without_the_gil(foo, call) -> None:
-    """The main thread runs while another one is in a kernel.
+    """Check that the main thread runs while another one is in a kernel.
 
     No thread is interrupted here: if the kernel held the GIL, this one could
     not run before the kernel's end, however often that is tried.
@@ -547,7 +547,7 @@ def test_kernels_run_without_the_gil(foo, call) -> None:
     times = {}
 
     def work() -> None:
-        # Many rows in the memory of one, so that only the kernel takes time.
+        # Many rows share the memory of one, so only the kernel takes time.
         x = np.broadcast_to(row, (rows, row.size))
         kernel_began.set()
         times["begin"] = time.perf_counter()
@@ -575,7 +575,7 @@ def test_kernels_run_without_the_gil(foo, call) -> None:
 
 
 def test_example_runs_without_torch(run, site: Path) -> None:
-    """That of the README."""
+    """Run the README's example."""
     readme = (PROJECT / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     code = f"{example}\nimport sys; print('torch' in sys.modules)"

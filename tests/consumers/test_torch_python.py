@@ -1,4 +1,4 @@
-"""A C++ torch::nn::Module over foo_core: what it can do and what it cannot.
+"""What a C++ torch::nn::Module over foo_core can do, and what it cannot.
 
 The limits are those that torch_python/README.md tells. When one of their tests
 fails, PyTorch has changed, and the README has to.
@@ -30,7 +30,7 @@ DIM, HIDDEN, EPS = 48, 80, 1e-5
 def package(
     run, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ModuleType]:
-    """The project, built and imported."""
+    """Build and import the project."""
     folder = tmp_path_factory.mktemp("torch_python")
     site = folder / "site"
     pip = [sys.executable, "-m", "pip", "install", "--target", site]
@@ -48,7 +48,7 @@ def block(package: ModuleType) -> nn.Module:
 
 
 class Eager(nn.Module):
-    """The same block in plain PyTorch."""
+    """The block in plain PyTorch."""
 
     def __init__(self, dim: int, hidden: int, eps: float) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Eager(nn.Module):
 
 
 def eager_copy(block: nn.Module, dtype: torch.dtype = torch.float64) -> Eager:
-    """A block of PyTorch's with the same values."""
+    """Return a block of PyTorch's with the same values."""
     eager = Eager(DIM, HIDDEN, EPS).to(dtype)
     eager.load_state_dict(dict(block.named_parameters().items()))
     return eager
@@ -80,7 +80,7 @@ def randomize_norm(block: nn.Module) -> None:
 def outputs(
     block: nn.Module, x: torch.Tensor, grad: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The result and all gradients, in float64."""
+    """Return the result and all gradients, in float64."""
     leaf = x.detach().requires_grad_()
     out = block(leaf)
     parameters = dict(block.named_parameters())
@@ -106,7 +106,7 @@ def outputs(
 def test_result_and_gradients(
     block: nn.Module, dtype: torch.dtype, bound: float
 ) -> None:
-    """Errors relative to the largest element, of PyTorch's in float64."""
+    """Check errors relative to the largest element of PyTorch's in float64."""
     randomize_norm(block)
     block.to(dtype)
     # The last dimension is not contiguous.
@@ -164,7 +164,7 @@ def test_gradients_that_nobody_wants(block: nn.Module) -> None:
 
 
 def test_a_step_of_training(block: nn.Module) -> None:
-    """SGD changes all parameters as it does those of PyTorch's block."""
+    """Check that SGD changes all parameters like those of PyTorch's block."""
     block.double()
     eager = eager_copy(block)
     x, target = torch.randn(2, 64, DIM, dtype=torch.float64)
@@ -291,7 +291,7 @@ LIMITS: dict[str, Limit] = {
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 @pytest.mark.parametrize("limit", LIMITS)
 def test_limit(block: nn.Module, limit: str) -> None:
-    """The README tells the error's first line."""
+    """Check the first line of the error against the README."""
     call, error, message = LIMITS[limit]
     torch.compiler.reset()
     with pytest.raises(error) as caught:
@@ -308,7 +308,7 @@ def test_limit_to_returns_nothing(block: nn.Module) -> None:
 
 
 def test_limit_one_python_and_one_torch(package: ModuleType) -> None:
-    """No stable ABI: neither Python's nor libtorch's, and pybind11's own."""
+    """Check that no stable ABI is used: not Python's, not libtorch's."""
     library = Path(package._C.__file__)
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     assert library.name == f"_C{suffix}"
@@ -321,7 +321,7 @@ def test_limit_one_python_and_one_torch(package: ModuleType) -> None:
     ]
     assert internals[0]
     assert internals[0] == internals[1]
-    # Mangled names of torch::nn::Module's functions.
+    # These are mangled names of functions of torch::nn::Module.
     assert b"_ZN5torch2nn6Module" in library.read_bytes()
 
 

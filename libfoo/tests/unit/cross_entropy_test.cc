@@ -2,9 +2,7 @@
 // formula in float32.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include "testing.h"

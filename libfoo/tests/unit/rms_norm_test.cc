@@ -1,9 +1,7 @@
 // rms_norm, add_rms_norm and their gradients against long double.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "testing.h"
@@ -522,6 +520,139 @@ TEST_P(RmsNormTest, WeightGradientIsMoreAccurateThanARunningSum) {
       relative_l2(grad_weight.values(), expected.weight, expected.weight);
   EXPECT_LT(ours, plain / 3);
   RecordProperty("ratio", std::to_string(plain / ours));
+}
+
+class RmsNormChecksTest : public BufferTest {
+ protected:
+  static constexpr auto kF32 = DType::kFloat32;
+};
+
+TEST_F(RmsNormChecksTest, Forward) {
+  Tensor x(kF32, {2, 4}), weight(kF32, {4}), out(kF32, {2, 4});
+  Tensor small(kF32, {3}), square(kF32, {4, 4}), scalar(kF32, {});
+  Tensor half(DType::kFloat16, {4});
+  const ConstTensorView w = weight, w3 = small, w2 = square, wh = half;
+  EXPECT_INVALID(rms_norm(scalar, nullptr, 0, scalar),
+                 "rms_norm: x has no dimensions, expected at least 1");
+  EXPECT_INVALID(
+      rms_norm(x, &w3, 0, out),
+      "rms_norm: weight has 3 elements, but x's last dimension is 4");
+  EXPECT_INVALID(rms_norm(x, &w2, 0, out),
+                 "rms_norm: weight has 2 dimensions, expected 1");
+  EXPECT_INVALID(rms_norm(x, &wh, 0, out),
+                 "rms_norm: weight is float16, but x is float32");
+  EXPECT_INVALID(rms_norm(x, &w, 0, weight),
+                 "rms_norm: out has shape (4,), expected (2, 4)");
+  const View in = at(0, {2, 4}, {4, 1});
+  const View inside_view = at(4, {4}, {1}), shifted = at(1, {2, 4}, {4, 1});
+  const ConstTensorView inside = inside_view;
+  EXPECT_INVALID(rms_norm(in, &inside, 0, in),
+                 "rms_norm: out overlaps weight, expected memory of its own");
+  EXPECT_INVALID(rms_norm(in, nullptr, 0, shifted),
+                 "rms_norm: out overlaps x without being exactly x");
+}
+
+TEST_F(RmsNormChecksTest, AddForward) {
+  const View x = at(0, {2, 4}, {4, 1}), residual = at(16, {2, 4}, {4, 1});
+  const View out = at(32, {2, 4}, {4, 1}), sum = at(48, {2, 4}, {4, 1});
+  const View weight = at(64, {4}, {1}), moved = at(1, {2, 4}, {4, 1});
+  const View moved_residual = at(17, {2, 4}, {4, 1});
+  const View tall = at(100, {4, 2}, {2, 1}), on_weight = at(62, {2, 4}, {4, 1});
+  const ConstTensorView w = weight;
+  const std::string op = "add_rms_norm: ";
+  const auto refuse_add = [&](const View& a, const View& b, const View& y,
+                              const View& s, const std::string& message) {
+    expect_refused([&] { add_rms_norm(a, b, &w, 0, y, s); }, op + message);
+  };
+  EXPECT_NO_THROW(add_rms_norm(x, residual, &w, 0, out, sum));
+  EXPECT_NO_THROW(add_rms_norm(x, residual, &w, 0, x, residual));
+  EXPECT_NO_THROW(add_rms_norm(x, residual, &w, 0, residual, x));
+  EXPECT_NO_THROW(add_rms_norm(x, x, nullptr, 0, out, x));
+  refuse_add(x, residual, out, out,
+             "out overlaps residual_out, expected memory of its own");
+  refuse_add(x, residual, x, x,
+             "out overlaps residual_out, expected memory of its own");
+  refuse_add(x, residual, moved, sum, "out overlaps x without being exactly x");
+  refuse_add(x, residual, out, moved_residual,
+             "residual_out overlaps residual without being exactly residual");
+  refuse_add(x, residual, out, on_weight,
+             "residual_out overlaps weight, expected memory of its own");
+  refuse_add(x, tall, out, sum, "residual has shape (4, 2), expected (2, 4)");
+  refuse_add(x, residual, tall, sum, "out has shape (4, 2), expected (2, 4)");
+  refuse_add(x, residual, out, tall,
+             "residual_out has shape (4, 2), expected (2, 4)");
+  refuse_add(x, residual, at(32, {2, 4}, {0, 1}), sum,
+             "out overlaps itself: two of its indices share memory");
+  Tensor half(DType::kFloat16, {2, 4}), scalar(kF32, {});
+  EXPECT_INVALID(add_rms_norm(x, half, &w, 0, out, sum),
+                 op + "residual is float16, but x is float32");
+  EXPECT_INVALID(add_rms_norm(scalar, x, &w, 0, out, sum),
+                 op + "x has no dimensions, expected at least 1");
+}
+
+TEST_F(RmsNormChecksTest, AddBackward) {
+  const View sum = at(0, {2, 4}, {4, 1}), grad = at(16, {2, 4}, {4, 1});
+  const View addend = at(32, {2, 4}, {4, 1}), out = at(48, {2, 4}, {4, 1});
+  const View moved = at(33, {2, 4}, {4, 1}), tall = at(100, {4, 2}, {2, 1});
+  const std::string op = "add_rms_norm_backward: ";
+  const auto run = [&](const View& gr, const View& gx) {
+    const ConstTensorView gr_view = gr;
+    const TensorView gx_view = gx;
+    add_rms_norm_backward(grad, &gr_view, sum, nullptr, 0, &gx_view, nullptr,
+                          nullptr);
+  };
+  EXPECT_NO_THROW(run(addend, out));
+  for (const View& input : {addend, grad, sum}) {
+    EXPECT_NO_THROW(run(addend, input));
+  }
+  EXPECT_INVALID(run(addend, moved),
+                 op + "grad_x overlaps grad_residual without being exactly "
+                      "grad_residual");
+  EXPECT_INVALID(run(tall, out),
+                 op + "grad_residual has shape (4, 2), expected (2, 4)");
+  EXPECT_INVALID(run(addend, at(1, {2, 4}, {4, 1})),
+                 op + "grad_x overlaps residual_out without being exactly "
+                      "residual_out");
+}
+
+TEST_F(RmsNormChecksTest, Backward) {
+  const View x = at(0, {2, 4}, {4, 1}), grad = at(16, {2, 4}, {4, 1});
+  const View weight = at(32, {4}, {1});
+  const View second = at(48, {2, 4}, {4, 1}), third = at(64, {4}, {1});
+  const View inner = at(50, {4}, {1}), moved = at(1, {2, 4}, {4, 1});
+  const View tall = at(100, {4, 2}, {2, 1});
+  const TensorView grad_x = second, on_x = x;
+  const TensorView grad_weight = third, on_weight = weight;
+  const ConstTensorView w = weight;
+  const std::string op = "rms_norm_backward: ";
+  const std::int64_t needed = rms_norm_backward_scratch_size(x);
+  const Memory memory = aligned_memory(needed + 64);
+  void* scratch = memory.get();
+  const auto run = [&](const TensorView* gx, const TensorView* gw, void* p) {
+    rms_norm_backward(grad, x, &w, 0, gx, gw, p);
+  };
+  EXPECT_NO_THROW(run(&grad_x, &grad_weight, scratch));
+  EXPECT_NO_THROW(run(&on_x, &grad_weight, scratch));
+  EXPECT_INVALID(
+      run(&grad_x, &grad_weight, nullptr),
+      op + "scratch is null, expected " + std::to_string(needed) + " bytes");
+  EXPECT_INVALID(run(&grad_x, &grad_weight, static_cast<char*>(scratch) + 4),
+                 op + "scratch is not aligned to 64 bytes");
+  EXPECT_INVALID(
+      run(&grad_x, &on_weight, scratch),
+      op + "grad_weight overlaps weight, expected memory of its own");
+  const TensorView in_grad_x = inner;
+  EXPECT_INVALID(
+      run(&grad_x, &in_grad_x, scratch),
+      op + "grad_x overlaps grad_weight, expected memory of its own");
+  const TensorView shifted = moved;
+  EXPECT_INVALID(run(&shifted, &grad_weight, scratch),
+                 op + "grad_x overlaps x without being exactly x");
+  const TensorView wrong = tall;
+  EXPECT_INVALID(run(&wrong, &grad_weight, scratch),
+                 op + "grad_x has shape (4, 2), expected (2, 4)");
+  EXPECT_INVALID(rms_norm_backward(weight, x, &w, 0, &grad_x, nullptr, nullptr),
+                 op + "grad has shape (4,), expected (2, 4)");
 }
 
 }  // namespace

@@ -132,4 +132,33 @@ std::string kernel_test_name(
     EXPECT_EQ(std::string(error.what()), message);           \
   }
 
+/// A fixture with float32 views into one buffer of ones.
+class BufferTest : public ::testing::Test {
+ protected:
+  struct View {
+    float* data;
+    Shape sizes, strides;
+    operator TensorView() const& {
+      return {data, DType::kFloat32, static_cast<std::int64_t>(sizes.size()),
+              sizes.data(), strides.data()};
+    }
+    operator ConstTensorView() const& { return TensorView(*this); }
+  };
+
+  View at(std::int64_t offset, Shape sizes, Shape strides) {
+    return {buffer_.data() + offset, std::move(sizes), std::move(strides)};
+  }
+
+  /// Expects that `call` throws InvalidArgument and writes nothing before.
+  template <class Call>
+  void expect_refused(const Call& call, const std::string& message) {
+    const auto before = buffer_;
+    EXPECT_INVALID(call(), message);
+    EXPECT_EQ(buffer_, before) << "written before all checks passed";
+  }
+
+ private:
+  std::vector<float> buffer_ = std::vector<float>(4096, 1);
+};
+
 }  // namespace foo_core::testing
