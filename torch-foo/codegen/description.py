@@ -19,9 +19,10 @@ from functools import cached_property
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
-os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # it may be half-built
-import torch
+with mock.patch.dict(os.environ, TORCH_DEVICE_BACKEND_AUTOLOAD="0"):
+    import torch  # without the torch_foo that is installed
 from torchgen.model import Argument, FunctionSchema, OptionalType, Type
 
 # The types that LibTorch's stable ABI has from torch 2.10 on, as C++ sees them.

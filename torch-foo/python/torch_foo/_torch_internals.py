@@ -48,6 +48,16 @@ def operation(overload: OpOverload) -> Callable[..., Any]:
     return overload._op
 
 
+def saved_tensor_hooks_are_active() -> bool:
+    """Return whether the user has set hooks, as gradient checkpointing does.
+
+    Where a version of torch does not tell, they may be active.
+    """
+    name = "_top_saved_tensors_default_hooks"
+    top = getattr(torch._C._autograd, name, None)
+    return top is None or bool(top(False))
+
+
 def apply_without_transforms(
     function: type[torch.autograd.Function],
 ) -> Callable[..., Any]:

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torch_foo._torch_internals import saved_tensor_hooks_are_active
+
 # Each recomputable result, with its version and the call that yields it.
 _recipes: MutableMapping[Tensor, tuple[int, Callable[[], Tensor]]]
 _recipes = WeakTensorKeyDictionary()
-# The user's saved-tensor hooks, such as those of gradient checkpointing.
-_active_hooks = getattr(
-    torch._C._autograd, "_top_saved_tensors_default_hooks", None
-)
 
 
 def recomputable(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -46,8 +44,7 @@ def recomputed(tensor: Tensor) -> AbstractContextManager[object]:
     if (
         compute is None
         or version != tensor._version  # a module's hook changed it in place
-        or _active_hooks is None
-        or _active_hooks(False)  # they expect to be handed every tensor
+        or saved_tensor_hooks_are_active()  # which expect to get every tensor
     ):
         return nullcontext()
     memory, numel = tensor.data_ptr(), tensor.numel()
