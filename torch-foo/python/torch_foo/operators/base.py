@@ -1,4 +1,4 @@
-"""What an operator is to Python: one class with all that is known of it."""
+"""The base class of operators, their samples, and what their rules share."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -90,10 +90,11 @@ class Sample:
 
 
 class Operator:
-    """Base class of all operators; a subclass bears the operator's name.
+    """Base class of all operators; a subclass is named after its operator.
 
-    Its docstring is that of the Python function: a summary, ``Args:``,
-    ``Returns:`` unless there is an ``out`` variant, ``Source:`` and an example.
+    The docstring of a subclass is that of the Python function: a summary,
+    ``Args:``, ``Returns:``, ``Source:`` and an example. That of a private
+    operator is a summary.
     """
 
     #: As in PyTorch's native_functions.yaml.
