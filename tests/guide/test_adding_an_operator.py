@@ -57,9 +57,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, target / name)
     for name, before, text in steps():
         content = (target / name).read_text()
-        lines = [l for l in content.split("\n") if l.startswith(before)]
-        assert lines, f"{name} has no line that begins with {before!r}"
-        at = f"\n{lines[0]}\n"
+        found = [
+            line for line in content.split("\n") if line.startswith(before)
+        ]
+        assert found, f"{name} has no line that begins with {before!r}"
+        at = f"\n{found[0]}\n"
         assert content.count(at) == 1
         (target / name).write_text(content.replace(at, f"\n{text}{at[1:]}"))
     return target
