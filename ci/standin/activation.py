@@ -7,10 +7,10 @@ import shlex
 import subprocess
 import sys
 
-from standin.basics import StandinError
 from standin.channel import Channel
 from standin.environments import Prefix, rattler_cache
 from standin.manifest import PLATFORM, Environment, Manifest
+from standin.progress import StandinError
 
 # The caller's settings that would make a task see another environment.
 LEAKS = (

@@ -10,18 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from standin.basics import (
+from standin.commands import run
+from standin.files import (
     NO_SPACE,
-    StandinError,
     cache_root,
     check_space,
     digest,
     locked,
     no_space,
-    run,
-    say,
-    step,
 )
+from standin.progress import StandinError, say, step
 
 PIP_INSTALL = ["-m", "pip", "install", "--only-binary", ":all:", "-r"]
 SPACE_NEEDED = 400_000_000  # twice what it takes

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from standin.basics import digest, file_digest
+from standin.files import digest, file_digest
 
 
 def pattern(glob: str) -> re.Pattern[str]:

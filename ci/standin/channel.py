@@ -15,18 +15,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from standin.basics import (
-    StandinError,
-    cache_root,
-    check_space,
-    digest,
-    locked,
-    megabytes,
-    run,
-    say,
-    step,
-    written_whole,
-)
+from standin.commands import run
+from standin.files import cache_root, check_space, digest, locked, written_whole
 from standin.manifest import Manifest
 from standin.packages import (
     buildtools,
@@ -38,6 +28,7 @@ from standin.packages import (
 from standin.packages.conda import Package, stored
 from standin.packages.wheels import Names, Wheel, pypi_version, python_package
 from standin.parser import read_toml
+from standin.progress import StandinError, megabytes, say, step
 from standin.wheelhouse import Wheelhouse, download
 
 HERE = Path(__file__).parent

@@ -10,14 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from standin.basics import (
-    NO_SPACE,
-    StandinError,
-    cache_root,
-    megabytes,
-    no_space,
-    say,
-)
+from standin.files import NO_SPACE, cache_root, no_space
+from standin.progress import StandinError, megabytes, say
 
 if TYPE_CHECKING:
     from standin.manifest import Manifest

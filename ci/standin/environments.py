@@ -11,19 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from standin.basics import (
-    StandinError,
-    cache_root,
-    digest,
-    is_no_space,
-    locked,
-    no_space,
-    run,
-    say,
-    step,
-)
 from standin.channel import Channel, content
+from standin.commands import run
+from standin.files import cache_root, digest, is_no_space, locked, no_space
 from standin.manifest import Environment, Manifest, nearest
+from standin.progress import StandinError, say, step
 
 MARKER = "conda-meta/ci-pixi.json"
 

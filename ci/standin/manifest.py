@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from standin.basics import StandinError
+from standin.progress import StandinError
 
 PLATFORM = "linux-64"
 FILE = "pixi.toml"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from standin.basics import StandinError
 from standin.manifest import (
     PLATFORM,
     Argument,
@@ -22,6 +21,7 @@ from standin.manifest import (
     Task,
     nearest,
 )
+from standin.progress import StandinError
 from standin.strict import Checker
 
 if sys.version_info >= (3, 11):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from standin.basics import StandinError
 from standin.manifest import nearest
+from standin.progress import StandinError
 
 
 class Checker:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from standin import activation, environments, offline
-from standin.basics import StandinError, say
 from standin.caching import Record
 from standin.channel import Channel
 from standin.channel import prepared as prepared_channel
 from standin.environments import Prefix
 from standin.manifest import Manifest, Task, nearest
+from standin.progress import StandinError, say
 
 STRICT_BASH = ("bash", "-euo", "pipefail", "-c")
 

@@ -11,21 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from standin.basics import (
-    StandinError,
-    digest,
-    file_digest,
-    megabytes,
-    run,
-    say,
-    step,
-    written_whole,
-)
+from standin.commands import run
+from standin.files import digest, file_digest, written_whole
 from standin.packages.sources import (
     download_debian,
     unpack_debian,
     unpack_highway,
 )
+from standin.progress import StandinError, megabytes, say, step
 
 PIP_DOWNLOAD = [
     "-m",

@@ -20,7 +20,7 @@ def test_reissued_package_is_not_shadowed(in_standin, tmp_path):
     script = """
 import asyncio, subprocess, sys
 from pathlib import Path
-from standin.basics import run
+from standin.commands import run
 from standin.channel import Channel, link
 from standin.environments import solve_and_link
 from standin.packages.conda import Package, stored, text_files

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from standin.basics import StandinError
 from standin.parser import load, read_toml
+from standin.progress import StandinError
 
 ROOT = Path(__file__).parents[2]
 HEAD = """\

@@ -35,7 +35,7 @@ TYPES = {
 }
 STANDARD_FINDERS = [BuiltinImporter, FrozenImporter, PathFinder]
 # What the generated functions call something else.
-RESERVED = ("is_special", "out")
+RESERVED = ("is_recorded", "out")
 
 
 class DescriptionError(Exception):

@@ -211,8 +211,8 @@ def results_to_return(op: Operator) -> str:
     return "[0]" if kept == 1 else f"[:{kept}]"
 
 
-def is_special(op: Operator, out: bool = False) -> str:
-    """Whether PyTorch traces, transforms or differentiates a call.
+def is_recorded(op: Operator, out: bool = False) -> str:
+    """Whether PyTorch records a call: traces, transforms, differentiates it.
 
     The tensors come before the mode, so that what is no tensor is noticed.
     """
@@ -253,21 +253,21 @@ def function(op: Operator) -> str:
     text = f"""
 def {name}({python_parameters(op, op.has_out)}) -> {python_result(op)}:
     try:
-        is_special = {is_special(op, op.has_out)}
+        is_recorded = {is_recorded(op, op.has_out)}
     except AttributeError:  # not a tensor: the documented operator says so
         return _{name}_documented({with_out}){rest}
 """
     if op.has_out:
         text += f"""
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _{name}_documented({with_out})
         _{name}_out({given}, out)
         _mark_written(out)
         return out
 """
     text += f"""
-    if is_special:
+    if is_recorded:
         return _{name}_{special}({given}){rest}
     return _{name}({given}){rest}
 """
@@ -276,10 +276,10 @@ def {name}({python_parameters(op, op.has_out)}) -> {python_result(op)}:
 
 def {name}_({python_parameters(op)}) -> None:
     try:
-        is_special = {is_special(op)}
+        is_recorded = {is_recorded(op)}
     except AttributeError:
-        is_special = True
-    if is_special:
+        is_recorded = True
+    if is_recorded:
         _ops.{name}_.default({python_arguments(op, True)})
     else:
         _{name}_({given})

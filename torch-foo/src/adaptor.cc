@@ -1,3 +1,5 @@
+// The checks of devices, layouts and dtypes, which foo_core cannot see; the
+// allocation of results; and PyTorch's threads for foo_core.
 #include "adaptor.h"
 
 #ifdef __linux__

@@ -1,4 +1,4 @@
-// Adaptors of add, mul and muladd.
+// Adaptors of the element-wise operators.
 #include "adaptor.h"
 #include "generated/operators.h"
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from standin.basics import file_digest
+from standin.files import file_digest
 from standin.packages.conda import Package
 from standin.packages.wheels import Wheel
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from conda_package_streaming.create import conda_builder
 
-from standin.basics import digest
+from standin.files import digest
 
 # Replaced by the environment's folder when a package is installed.
 PLACEHOLDER = "/opt/standin_placeholder_" + "p" * 120

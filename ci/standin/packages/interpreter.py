@@ -9,9 +9,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from standin.basics import StandinError
 from standin.packages.conda import PLACEHOLDER, Package, text_files
 from standin.packages.wheels import Python
+from standin.progress import StandinError
 
 LEFT_OUT = {
     "__pycache__",

@@ -10,7 +10,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from standin.basics import file_digest
+from standin.files import file_digest
 from standin.packages.conda import Package
 from standin.packages.wheels import (
     Names,

@@ -12,9 +12,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from standin.basics import StandinError, file_digest, run
+from standin.commands import run
+from standin.files import file_digest
 from standin.packages.conda import PLACEHOLDER, Package
 from standin.packages.toolchain import Compiler
+from standin.progress import StandinError
 
 HIGHWAY_IN_NUMPY = "numpy/_core/src/highway"
 HIGHWAY_VERSION = "1.3.0"

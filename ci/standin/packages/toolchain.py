@@ -9,8 +9,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from standin.basics import StandinError
 from standin.packages.conda import Package, copy_library, text_files
+from standin.progress import StandinError
 
 TRIPLE = "x86_64-conda-linux-gnu"
 SCRIPTS = Path(__file__).parent / "activate"

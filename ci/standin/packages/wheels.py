@@ -17,8 +17,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from standin.basics import StandinError, file_digest
+from standin.files import file_digest
 from standin.packages.conda import PLACEHOLDER, Package
+from standin.progress import StandinError
 
 LAUNCHER = """#!{prefix}/bin/python
 import sys

@@ -1,5 +1,5 @@
 /// @file
-/// Element-wise operators with broadcasting: add, mul and muladd.
+/// Element-wise operators with broadcasting.
 ///
 /// a, b and out have the same dtype. float32, float16 and bfloat16 are computed
 /// in float32 and rounded once; float64 is computed in float64.

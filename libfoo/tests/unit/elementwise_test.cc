@@ -1,4 +1,4 @@
-// add, mul and muladd against long double, for every shape, stride and alias.
+// Element-wise operators against long double, for every shape, stride and alias.
 #include <cmath>
 #include <limits>
 

@@ -34,10 +34,10 @@ def register(operator: type[Operator]) -> None:
     name = operator.__name__
     full = getattr(_ops, name).default
     operator.documented = _call_by_position(full)
-    has_raw = operator.is_public() and operator.backward is not None
-    raw = getattr(_ops, f"_{name}").default if has_raw else full
+    is_differentiable = operator.is_public() and operator.backward is not None
+    raw = getattr(_ops, f"_{name}").default if is_differentiable else full
     operator.raw = raw
-    overloads = [full, raw] if has_raw else [full]
+    overloads = [full, raw] if is_differentiable else [full]
     for overload in overloads:
         torch.library.register_fake(overload.name(), _fake_of(operator, full))
         torch.library.register_vmap(
@@ -46,7 +46,7 @@ def register(operator: type[Operator]) -> None:
         if operator.autocast:
             for device in ("CPU", "CUDA"):
                 _register_autocast(overload, f"Autocast{device}", _promote)
-    if has_raw:
+    if is_differentiable:
         operator.apply = _register_autograd(operator, full, raw)
     elif operator.is_public():
         # Nothing has a gradient: without this, asking for one is a warning.

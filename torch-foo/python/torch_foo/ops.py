@@ -97,7 +97,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -112,7 +112,7 @@ def cross_entropy(
             logits, target, ignore_index, reduction, label_smoothing
         )[0]
 
-    if is_special:
+    if is_recorded:
         return _cross_entropy_apply(
             logits, target, ignore_index, reduction, label_smoothing
         )[0]
@@ -123,7 +123,7 @@ def cross_entropy(
 
 def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -141,20 +141,20 @@ def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
         return _add_documented(a, b, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _add_documented(a, b, out=out)
         _add_out(a, b, out)
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _add_apply(a, b)
     return _add(a, b)
 
 
 def mul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -172,13 +172,13 @@ def mul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
         return _mul_documented(a, b, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _mul_documented(a, b, out=out)
         _mul_out(a, b, out)
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _mul_apply(a, b)
     return _mul(a, b)
 
@@ -187,7 +187,7 @@ def muladd(
     a: Tensor, b: Tensor, c: float, *, out: Tensor | None = None
 ) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -205,13 +205,13 @@ def muladd(
         return _muladd_documented(a, b, c, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _muladd_documented(a, b, c, out=out)
         _muladd_out(a, b, c, out)
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _muladd_apply(a, b, c)
     return _muladd(a, b, c)
 
@@ -220,7 +220,7 @@ def silu_mul(
     gate: Tensor, up: Tensor | None = None, *, out: Tensor | None = None
 ) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -238,13 +238,13 @@ def silu_mul(
         return _silu_mul_documented(gate, up, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _silu_mul_documented(gate, up, out=out)
         _silu_mul_out(gate, up, out)
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _silu_mul_apply(gate, up)
     return _silu_mul(gate, up)
 
@@ -257,7 +257,7 @@ def gelu_mul(
     out: Tensor | None = None,
 ) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -275,13 +275,13 @@ def gelu_mul(
         return _gelu_mul_documented(gate, up, approximate, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _gelu_mul_documented(gate, up, approximate, out=out)
         _gelu_mul_out(gate, up, approximate, out)
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _gelu_mul_apply(gate, up, approximate)
     return _gelu_mul(gate, up, approximate)
 
@@ -294,7 +294,7 @@ def linear(
     out: Tensor | None = None,
 ) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -313,26 +313,26 @@ def linear(
         return _linear_documented(x, weight, bias, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _linear_documented(x, weight, bias, out=out)
         _linear_out(x, weight, bias, out)
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _linear_apply(x, weight, bias)
     return _linear(x, weight, bias)
 
 
 def quantize_int8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling() or _compiler_state._is_exporting_flag
         )
     except AttributeError:  # not a tensor: the documented operator says so
         return _quantize_int8_rowwise_documented(x)
 
-    if is_special:
+    if is_recorded:
         return _quantize_int8_rowwise_documented(x)
     return _quantize_int8_rowwise(x)
 
@@ -345,7 +345,7 @@ def rms_norm(
     out: Tensor | None = None,
 ) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -363,13 +363,13 @@ def rms_norm(
         return _rms_norm_documented(x, weight, eps, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _rms_norm_documented(x, weight, eps, out=out)
         _rms_norm_out(x, weight, eps, out)
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _rms_norm_apply(x, weight, eps)
     return _rms_norm(x, weight, eps)
 
@@ -378,7 +378,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -395,7 +395,7 @@ def add_rms_norm(
     except AttributeError:  # not a tensor: the documented operator says so
         return _add_rms_norm_documented(x, residual, weight, eps)
 
-    if is_special:
+    if is_recorded:
         return _add_rms_norm_apply(x, residual, weight, eps)
     return _add_rms_norm(x, residual, weight, eps)
 
@@ -404,7 +404,7 @@ def add_rms_norm_(
     x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
 ) -> None:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -419,8 +419,8 @@ def add_rms_norm_(
             )
         )
     except AttributeError:
-        is_special = True
-    if is_special:
+        is_recorded = True
+    if is_recorded:
         _ops.add_rms_norm_.default(x, residual, weight, eps)
     else:
         _add_rms_norm_(x, residual, weight, eps)
@@ -437,7 +437,7 @@ def rope(
     out: Tensor | None = None,
 ) -> Tensor:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -457,7 +457,7 @@ def rope(
         return _rope_documented(x, cos, sin, positions, interleaved, out=out)
 
     if out is not None:
-        if is_special:
+        if is_recorded:
             return _rope_documented(
                 x, cos, sin, positions, interleaved, out=out
             )
@@ -465,7 +465,7 @@ def rope(
         _mark_written(out)
         return out
 
-    if is_special:
+    if is_recorded:
         return _rope_apply(x, cos, sin, positions, interleaved)
     return _rope(x, cos, sin, positions, interleaved)
 
@@ -479,7 +479,7 @@ def rope_(
     interleaved: bool = False,
 ) -> None:
     try:
-        is_special = (
+        is_recorded = (
             _is_dynamo_compiling()
             or _compiler_state._is_exporting_flag
             or _transforms_are_active()
@@ -495,8 +495,8 @@ def rope_(
             )
         )
     except AttributeError:
-        is_special = True
-    if is_special:
+        is_recorded = True
+    if is_recorded:
         _ops.rope_.default(x, cos, sin, positions, interleaved=interleaved)
     else:
         _rope_(x, cos, sin, positions, interleaved)

@@ -1,4 +1,4 @@
-"""add, mul and muladd: element-wise, with broadcasting."""
+"""Element-wise operators with broadcasting, and their gradients."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What every module here uses: errors, progress, digests, locks, the cache."""
+"""Hashes, locks, folders that are written whole, and the disk's space."""
 
 from __future__ import annotations
 
@@ -8,37 +8,13 @@ import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from standin.progress import StandinError, megabytes, say
+
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class StandinError(Exception):
-    """Something the caller can mend: shown as one line, no traceback."""
-
-
-def say(text: str) -> None:
-    """Print a line about what ci/pixi does; stdout is left to the tasks."""
-    sys.stderr.write(f"ci/pixi: {text}\n")  # one write: threads say things
-
-
-@contextlib.contextmanager
-def step(text: str) -> Iterator[None]:
-    """Say that a step begins and, when it is over, how long it took."""
-    say(f"{text} ...")
-    start = time.monotonic()
-    yield
-    say(f"{text}: {time.monotonic() - start:.1f} s")
-
-
-def megabytes(size: int) -> str:
-    """A size for people."""
-    return f"{size / 1e6:.1f} MB"
 
 
 def digest(*parts: object) -> str:
@@ -126,46 +102,3 @@ def is_no_space(text: str) -> bool:
     """Does a tool's message say that the disk is full?"""
     known = [os.strerror(number).lower() for number in NO_SPACE]
     return any(sentence in text.lower() for sentence in known)
-
-
-def run(
-    command: Sequence[str | Path],
-    what: str,
-    show: Sequence[str] = (),
-    cwd: Path | None = None,
-    env: dict[str, str] | None = None,
-) -> str:
-    """Run a tool and return its output; a failure is a StandinError.
-
-    Lines that begin with one of `show` are passed on as progress.
-    """
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        cwd=cwd,
-        env=env,
-    )
-    lines = []
-    for line in process.stdout or ():
-        lines.append(line)
-        if show and line.lstrip().startswith(tuple(show)):
-            say(f"  {line.strip()[:100]}")
-    output = "".join(lines)
-    if process.wait():
-        if is_no_space(output):
-            raise no_space(cache_root(), what)
-        raise StandinError(f"{what} failed: {reason(lines)}")
-    return output
-
-
-def reason(lines: Sequence[str]) -> str:
-    """What a tool's output says of its failure."""
-    offline = ("name resolution", "Temporary failure", "unreachable")
-    if any(word in line for line in lines for word in offline):
-        return "there is no network, and this first run needs it"
-    shown = [x for x in lines if x.startswith(("ERROR", "E:", "error"))]
-    shown = shown[-3:] or list(lines[-12:])
-    return "".join(f"\n    {line.rstrip()}" for line in shown)
