@@ -1,4 +1,5 @@
-// Element-wise operators against long double, for every shape, stride and alias.
+// Element-wise operators against long double, for every shape, stride and
+// alias.
 #include <cmath>
 #include <limits>
 
