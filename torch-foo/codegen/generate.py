@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +20,6 @@ from torchgen.model import Argument, OptionalType, Type
 PROJECT = Path(__file__).resolve().parents[1]
 LINE, BLOCK = "\n", "\n\n"
 HEAD = "Generated from python/torch_foo/operators by codegen/generate.py."
-FORMATTERS = {
-    ".h": ["clang-format", "--assume-filename"],
-    ".cc": ["clang-format", "--assume-filename"],
-    ".py": ["ruff", "format", "-", "--stdin-filename"],
-}
 
 
 # --- schemas ----------------------------------------------------------------
@@ -32,9 +28,8 @@ FORMATTERS = {
 def schemas(op: Operator) -> list[tuple[str, str]]:
     """What to register: schemas, each with its kernel.
 
-    Those of the raw operators, `_NAME`, which have no derivatives, take all
-    arguments by position: the Python functions call them, and keywords take
-    time.
+    Raw operators, `_NAME`, have no derivatives, and no keywords, which take
+    time: only the Python functions call them.
     """
     text = str(op.schema.arguments)
     full = text.split(", ") if text else []
@@ -126,8 +121,6 @@ def register_cc(ops: list[Operator]) -> str:
         f"boxed<&torch_foo::{kernel}>);"
         for schema, kernel in all_schemas
     ]
-    # Without the others, tensors of layouts that the adaptors refuse would give
-    # a page about backends in place of one sentence.
     keys = ["CPU", "CUDA", "SparseCPU", "SparseCsrCPU", "MkldnnCPU"]
     keys += ["QuantizedCPU", "SparseCUDA", "SparseCsrCUDA", "QuantizedCUDA"]
     implementations = [
@@ -160,7 +153,7 @@ void implement(torch::stable::detail::StableLibrary& m) {{
 }}  // namespace
 
 // Adaptors refuse sparse and quantized tensors in one sentence; without kernels
-// for these the dispatcher would, with a page about backends.
+// for their keys the dispatcher would, with a page about backends.
 {LINE.join(implementations)}
 """
 
@@ -233,76 +226,85 @@ def is_recorded(op: Operator, out: bool = False) -> str:
     return f"({' or '.join(questions)})"
 
 
-def handles(op: Operator) -> str:
-    raw = f"_{op.name}" if op.has_gradients else op.name
-    names = [(f"_{op.name}", raw)]
-    if op.has_out:
-        names.append((f"_{op.name}_out", f"_{op.name}_out"))
-    if op.cls.inplace:
-        names.append((f"_{op.name}_", f"_{op.name}_"))
-    text = LINE.join(f"{n} = _operation(_ops.{of}.default)" for n, of in names)
-    for role in ["documented"] + ["apply"] * op.has_gradients:
-        text += f'\n_{op.name}_{role} = _OPERATORS["{op.name}"].{role}'
-    return text
+def wrapped(text: str, indent: int = 0) -> str:
+    """Break a line of Python, which has its spaces inside of brackets."""
+    text = text.replace(") -> ", ")\0->\0").replace(" = (", "\0=\0(")
+    text = text.replace("return ", "return\0").replace("def ", "def\0")
+    first, rest = " " * indent, " " * (indent + 4)
+    indents = {"initial_indent": first, "subsequent_indent": rest}
+    return textwrap.fill(text, 80, **indents).replace("\0", " ")
 
 
 def function(op: Operator) -> str:
     name, given, rest = op.name, python_arguments(op), results_to_return(op)
     with_out = f"{given}, out=out" if op.has_out else given
-    special = "apply" if op.has_gradients else "documented"
-    text = f"""
-def {name}({python_parameters(op, op.has_out)}) -> {python_result(op)}:
-    try:
-        is_recorded = {is_recorded(op, op.has_out)}
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _{name}_documented({with_out}){rest}
-"""
+    parameters = python_parameters(op, op.has_out)
+    raw = f"_{name}" if op.has_gradients else name
+    lines = [
+        f"_{name} = _operation(_ops.{raw}.default)",
+        f'_{name}_operator = _OPERATORS["{name}"]',
+        f"_{name}_apply = _{name}_operator.apply",
+        "",
+        "",
+        wrapped(f"def {name}({parameters}) -> {python_result(op)}:"),
+        "    try:",
+        wrapped(f"is_recorded = {is_recorded(op, op.has_out)}", 8),
+        "    except AttributeError:  # not a tensor: the full operator says so",
+        wrapped(f"return _{name}_operator.documented({with_out}){rest}", 8),
+    ]
     if op.has_out:
-        text += f"""
-    if out is not None:
-        if is_recorded:
-            return _{name}_documented({with_out})
-        _{name}_out({given}, out)
-        _mark_written(out)
-        return out
-"""
-    text += f"""
-    if is_recorded:
-        return _{name}_{special}({given}){rest}
-    return _{name}({given}){rest}
-"""
+        lines[1:1] = [f"_{name}_out = _operation(_ops._{name}_out.default)"]
+        lines += [
+            "    if out is not None:",
+            "        if is_recorded:",
+            wrapped(f"return _{name}_operator.documented({with_out})", 12),
+            wrapped(f"_{name}_out({given}, out)", 8),
+            "        _mark_written(out)",
+            "        return out",
+        ]
+    lines += [
+        "    if is_recorded:",
+        wrapped(f"return _{name}_apply({given}){rest}", 8),
+        wrapped(f"return _{name}({given}){rest}", 4),
+    ]
     if op.cls.inplace:
-        text += f"""
-
-def {name}_({python_parameters(op)}) -> None:
-    try:
-        is_recorded = {is_recorded(op)}
-    except AttributeError:
-        is_recorded = True
-    if is_recorded:
-        _ops.{name}_.default({python_arguments(op, True)})
-    else:
-        _{name}_({given})
-        _mark_written({", ".join(op.cls.inplace.values())})
-"""
-    return text
+        full = f"_ops.{name}_.default({python_arguments(op, True)})"
+        lines += [
+            "",
+            "",
+            f"_{name}_ = _operation(_ops._{name}_.default)",
+            "",
+            "",
+            wrapped(f"def {name}_({python_parameters(op)}) -> None:"),
+            "    try:",
+            wrapped(f"is_recorded = {is_recorded(op)}", 8),
+            "    except AttributeError:",
+            "        is_recorded = True",
+            "    if is_recorded:",
+            wrapped(full, 8),
+            "    else:",
+            wrapped(f"_{name}_({given})", 8),
+            f"        _mark_written({', '.join(op.cls.inplace.values())})",
+        ]
+    return LINE.join(lines)
 
 
 def ops_py(ops: list[Operator]) -> str:
     public = [op for op in ops if op.cls.is_public()]
     names = [op.name for op in public]
     names += [f"{op.name}_" for op in public if op.cls.inplace]
+    exports = ", ".join(f'"{name}"' for name in sorted(names))
     return f'''\
 # {HEAD} Do not edit.
 """The operators as functions.
 
 A plain call goes to an operator that has no derivatives, because those of
 torch.library cost more than a small kernel even where nobody needs them. While
-PyTorch traces or transforms, and where a gradient is needed, it goes to
-Operator.apply, which knows about derivatives.
+PyTorch records a call, to trace, transform or differentiate it, the call goes
+to Operator.apply, which knows about derivatives.
 """
 # mypy: disable-error-code="no-any-return"
-# (the dispatcher's functions have no types)
+# fmt: off
 
 import torch
 from torch import Tensor
@@ -317,15 +319,14 @@ from torch_foo._torch_internals import (
 )
 from torch_foo.operators import OPERATORS as _OPERATORS
 
-__all__ = {sorted(names)}
+{wrapped(f"__all__ = [{exports}]")}
 
 _ops = torch.ops.torch_foo
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 
-{LINE.join(map(handles, public))}
+{(BLOCK + LINE).join(map(function, public))}
 
-{BLOCK.join(map(function, public))}
 
 _document(globals())
 '''
@@ -396,9 +397,6 @@ Each is a function of `torch_foo` and, under the same name, an operator of
 Wrong input is a `RuntimeError` that names the operator, the argument, what was
 expected and what came. It is raised before anything is written.
 
-They run on CPUs. Tensors on a CUDA device go to foo_core's CUDA kernels, which
-no version of it has yet: an error says so.
-
 | operator | computes |
 |---|---|
 {LINE.join(rows)}
@@ -417,21 +415,18 @@ OUTPUTS: dict[str, Callable[[list[Operator]], str]] = {
 
 
 def formatted(text: str, path: Path) -> str:
-    if path.suffix not in FORMATTERS:
+    if path.suffix not in (".h", ".cc"):
         return text
-    *words, option = FORMATTERS[path.suffix]
-    command = [*words, f"{option}={path}"]
+    command = ["clang-format", f"--assume-filename={path}"]
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True
+            command, input=text, stdout=subprocess.PIPE, text=True, check=True
         )
     except FileNotFoundError:
         sys.exit(
-            f"generate: {words[0]} is not installed; run this as "
+            "generate: clang-format is not installed; run this as "
             "`pixi run generate`, which has it"
         )
-    if done.returncode:
-        sys.exit(f"generate: {path.name}: {done.stderr.strip()}")
     return done.stdout
 
 

@@ -3,11 +3,11 @@
 
 A plain call goes to an operator that has no derivatives, because those of
 torch.library cost more than a small kernel even where nobody needs them. While
-PyTorch traces or transforms, and where a gradient is needed, it goes to
-Operator.apply, which knows about derivatives.
+PyTorch records a call, to trace, transform or differentiate it, the call goes
+to Operator.apply, which knows about derivatives.
 """
 # mypy: disable-error-code="no-any-return"
-# (the dispatcher's functions have no types)
+# fmt: off
 
 import torch
 from torch import Tensor
@@ -22,402 +22,270 @@ from torch_foo._torch_internals import (
 )
 from torch_foo.operators import OPERATORS as _OPERATORS
 
-__all__ = [
-    "add",
-    "add_rms_norm",
-    "add_rms_norm_",
-    "cross_entropy",
-    "gelu_mul",
-    "linear",
-    "mul",
-    "muladd",
-    "quantize_int8_rowwise",
-    "rms_norm",
-    "rope",
-    "rope_",
-    "silu_mul",
-]
+__all__ = ["add", "add_rms_norm", "add_rms_norm_", "cross_entropy", "gelu_mul",
+    "linear", "mul", "muladd", "quantize_int8_rowwise", "rms_norm", "rope",
+    "rope_", "silu_mul"]
 
 _ops = torch.ops.torch_foo
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 
 _cross_entropy = _operation(_ops._cross_entropy.default)
-_cross_entropy_documented = _OPERATORS["cross_entropy"].documented
-_cross_entropy_apply = _OPERATORS["cross_entropy"].apply
+_cross_entropy_operator = _OPERATORS["cross_entropy"]
+_cross_entropy_apply = _cross_entropy_operator.apply
+
+
+def cross_entropy(logits: Tensor, target: Tensor, *, ignore_index: int = -100,
+    reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((logits.requires_grad or
+            target.requires_grad) and _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _cross_entropy_operator.documented(logits, target, ignore_index,
+            reduction, label_smoothing)[0]
+    if is_recorded:
+        return _cross_entropy_apply(logits, target, ignore_index, reduction,
+            label_smoothing)[0]
+    return _cross_entropy(logits, target, ignore_index, reduction,
+        label_smoothing)[0]
+
+
 _add = _operation(_ops._add.default)
 _add_out = _operation(_ops._add_out.default)
-_add_documented = _OPERATORS["add"].documented
-_add_apply = _OPERATORS["add"].apply
-_mul = _operation(_ops._mul.default)
-_mul_out = _operation(_ops._mul_out.default)
-_mul_documented = _OPERATORS["mul"].documented
-_mul_apply = _OPERATORS["mul"].apply
-_muladd = _operation(_ops._muladd.default)
-_muladd_out = _operation(_ops._muladd_out.default)
-_muladd_documented = _OPERATORS["muladd"].documented
-_muladd_apply = _OPERATORS["muladd"].apply
-_silu_mul = _operation(_ops._silu_mul.default)
-_silu_mul_out = _operation(_ops._silu_mul_out.default)
-_silu_mul_documented = _OPERATORS["silu_mul"].documented
-_silu_mul_apply = _OPERATORS["silu_mul"].apply
-_gelu_mul = _operation(_ops._gelu_mul.default)
-_gelu_mul_out = _operation(_ops._gelu_mul_out.default)
-_gelu_mul_documented = _OPERATORS["gelu_mul"].documented
-_gelu_mul_apply = _OPERATORS["gelu_mul"].apply
-_linear = _operation(_ops._linear.default)
-_linear_out = _operation(_ops._linear_out.default)
-_linear_documented = _OPERATORS["linear"].documented
-_linear_apply = _OPERATORS["linear"].apply
-_quantize_int8_rowwise = _operation(_ops.quantize_int8_rowwise.default)
-_quantize_int8_rowwise_documented = _OPERATORS[
-    "quantize_int8_rowwise"
-].documented
-_rms_norm = _operation(_ops._rms_norm.default)
-_rms_norm_out = _operation(_ops._rms_norm_out.default)
-_rms_norm_documented = _OPERATORS["rms_norm"].documented
-_rms_norm_apply = _OPERATORS["rms_norm"].apply
-_add_rms_norm = _operation(_ops._add_rms_norm.default)
-_add_rms_norm_ = _operation(_ops._add_rms_norm_.default)
-_add_rms_norm_documented = _OPERATORS["add_rms_norm"].documented
-_add_rms_norm_apply = _OPERATORS["add_rms_norm"].apply
-_rope = _operation(_ops._rope.default)
-_rope_out = _operation(_ops._rope_out.default)
-_rope_ = _operation(_ops._rope_.default)
-_rope_documented = _OPERATORS["rope"].documented
-_rope_apply = _OPERATORS["rope"].apply
-
-
-def cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (logits.requires_grad or target.requires_grad)
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _cross_entropy_documented(
-            logits, target, ignore_index, reduction, label_smoothing
-        )[0]
-
-    if is_recorded:
-        return _cross_entropy_apply(
-            logits, target, ignore_index, reduction, label_smoothing
-        )[0]
-    return _cross_entropy(
-        logits, target, ignore_index, reduction, label_smoothing
-    )[0]
+_add_operator = _OPERATORS["add"]
+_add_apply = _add_operator.apply
 
 
 def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    a.requires_grad
-                    or b.requires_grad
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _add_documented(a, b, out=out)
-
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((a.requires_grad or
+            b.requires_grad or (out is not None and out.requires_grad)) and
+            _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _add_operator.documented(a, b, out=out)
     if out is not None:
         if is_recorded:
-            return _add_documented(a, b, out=out)
+            return _add_operator.documented(a, b, out=out)
         _add_out(a, b, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _add_apply(a, b)
     return _add(a, b)
 
 
+_mul = _operation(_ops._mul.default)
+_mul_out = _operation(_ops._mul_out.default)
+_mul_operator = _OPERATORS["mul"]
+_mul_apply = _mul_operator.apply
+
+
 def mul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
     try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    a.requires_grad
-                    or b.requires_grad
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _mul_documented(a, b, out=out)
-
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((a.requires_grad or
+            b.requires_grad or (out is not None and out.requires_grad)) and
+            _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _mul_operator.documented(a, b, out=out)
     if out is not None:
         if is_recorded:
-            return _mul_documented(a, b, out=out)
+            return _mul_operator.documented(a, b, out=out)
         _mul_out(a, b, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _mul_apply(a, b)
     return _mul(a, b)
 
 
-def muladd(
-    a: Tensor, b: Tensor, c: float, *, out: Tensor | None = None
-) -> Tensor:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    a.requires_grad
-                    or b.requires_grad
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _muladd_documented(a, b, c, out=out)
+_muladd = _operation(_ops._muladd.default)
+_muladd_out = _operation(_ops._muladd_out.default)
+_muladd_operator = _OPERATORS["muladd"]
+_muladd_apply = _muladd_operator.apply
 
+
+def muladd(a: Tensor, b: Tensor, c: float, *, out: Tensor | None =
+    None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((a.requires_grad or
+            b.requires_grad or (out is not None and out.requires_grad)) and
+            _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _muladd_operator.documented(a, b, c, out=out)
     if out is not None:
         if is_recorded:
-            return _muladd_documented(a, b, c, out=out)
+            return _muladd_operator.documented(a, b, c, out=out)
         _muladd_out(a, b, c, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _muladd_apply(a, b, c)
     return _muladd(a, b, c)
 
 
-def silu_mul(
-    gate: Tensor, up: Tensor | None = None, *, out: Tensor | None = None
-) -> Tensor:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    gate.requires_grad
-                    or (up is not None and up.requires_grad)
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _silu_mul_documented(gate, up, out=out)
+_silu_mul = _operation(_ops._silu_mul.default)
+_silu_mul_out = _operation(_ops._silu_mul_out.default)
+_silu_mul_operator = _OPERATORS["silu_mul"]
+_silu_mul_apply = _silu_mul_operator.apply
 
+
+def silu_mul(gate: Tensor, up: Tensor | None = None, *, out: Tensor | None =
+    None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((gate.requires_grad or (up
+            is not None and up.requires_grad) or (out is not None and
+            out.requires_grad)) and _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _silu_mul_operator.documented(gate, up, out=out)
     if out is not None:
         if is_recorded:
-            return _silu_mul_documented(gate, up, out=out)
+            return _silu_mul_operator.documented(gate, up, out=out)
         _silu_mul_out(gate, up, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _silu_mul_apply(gate, up)
     return _silu_mul(gate, up)
 
 
-def gelu_mul(
-    gate: Tensor,
-    up: Tensor | None = None,
-    *,
-    approximate: str = "none",
-    out: Tensor | None = None,
-) -> Tensor:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    gate.requires_grad
-                    or (up is not None and up.requires_grad)
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _gelu_mul_documented(gate, up, approximate, out=out)
+_gelu_mul = _operation(_ops._gelu_mul.default)
+_gelu_mul_out = _operation(_ops._gelu_mul_out.default)
+_gelu_mul_operator = _OPERATORS["gelu_mul"]
+_gelu_mul_apply = _gelu_mul_operator.apply
 
+
+def gelu_mul(gate: Tensor, up: Tensor | None = None, *, approximate: str =
+    "none", out: Tensor | None = None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((gate.requires_grad or (up
+            is not None and up.requires_grad) or (out is not None and
+            out.requires_grad)) and _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _gelu_mul_operator.documented(gate, up, approximate, out=out)
     if out is not None:
         if is_recorded:
-            return _gelu_mul_documented(gate, up, approximate, out=out)
+            return _gelu_mul_operator.documented(gate, up, approximate, out=out)
         _gelu_mul_out(gate, up, approximate, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _gelu_mul_apply(gate, up, approximate)
     return _gelu_mul(gate, up, approximate)
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    x.requires_grad
-                    or weight.requires_grad
-                    or (bias is not None and bias.requires_grad)
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _linear_documented(x, weight, bias, out=out)
+_linear = _operation(_ops._linear.default)
+_linear_out = _operation(_ops._linear_out.default)
+_linear_operator = _OPERATORS["linear"]
+_linear_apply = _linear_operator.apply
 
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
+    | None = None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((x.requires_grad or
+            weight.requires_grad or (bias is not None and bias.requires_grad) or
+            (out is not None and out.requires_grad)) and _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _linear_operator.documented(x, weight, bias, out=out)
     if out is not None:
         if is_recorded:
-            return _linear_documented(x, weight, bias, out=out)
+            return _linear_operator.documented(x, weight, bias, out=out)
         _linear_out(x, weight, bias, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _linear_apply(x, weight, bias)
     return _linear(x, weight, bias)
 
 
+_quantize_int8_rowwise = _operation(_ops.quantize_int8_rowwise.default)
+_quantize_int8_rowwise_operator = _OPERATORS["quantize_int8_rowwise"]
+_quantize_int8_rowwise_apply = _quantize_int8_rowwise_operator.apply
+
+
 def quantize_int8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     try:
-        is_recorded = (
-            _is_dynamo_compiling() or _compiler_state._is_exporting_flag
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _quantize_int8_rowwise_documented(x)
-
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag)
+    except AttributeError:  # not a tensor: the full operator says so
+        return _quantize_int8_rowwise_operator.documented(x)
     if is_recorded:
-        return _quantize_int8_rowwise_documented(x)
+        return _quantize_int8_rowwise_apply(x)
     return _quantize_int8_rowwise(x)
 
 
-def rms_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    eps: float = 1e-6,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    x.requires_grad
-                    or (weight is not None and weight.requires_grad)
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _rms_norm_documented(x, weight, eps, out=out)
+_rms_norm = _operation(_ops._rms_norm.default)
+_rms_norm_out = _operation(_ops._rms_norm_out.default)
+_rms_norm_operator = _OPERATORS["rms_norm"]
+_rms_norm_apply = _rms_norm_operator.apply
 
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, out:
+    Tensor | None = None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((x.requires_grad or
+            (weight is not None and weight.requires_grad) or (out is not None
+            and out.requires_grad)) and _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _rms_norm_operator.documented(x, weight, eps, out=out)
     if out is not None:
         if is_recorded:
-            return _rms_norm_documented(x, weight, eps, out=out)
+            return _rms_norm_operator.documented(x, weight, eps, out=out)
         _rms_norm_out(x, weight, eps, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _rms_norm_apply(x, weight, eps)
     return _rms_norm(x, weight, eps)
 
 
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
-) -> tuple[Tensor, Tensor]:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    x.requires_grad
-                    or residual.requires_grad
-                    or (weight is not None and weight.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _add_rms_norm_documented(x, residual, weight, eps)
+_add_rms_norm = _operation(_ops._add_rms_norm.default)
+_add_rms_norm_operator = _OPERATORS["add_rms_norm"]
+_add_rms_norm_apply = _add_rms_norm_operator.apply
 
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor | None = None, eps:
+    float = 1e-6) -> tuple[Tensor, Tensor]:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((x.requires_grad or
+            residual.requires_grad or (weight is not None and
+            weight.requires_grad)) and _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _add_rms_norm_operator.documented(x, residual, weight, eps)
     if is_recorded:
         return _add_rms_norm_apply(x, residual, weight, eps)
     return _add_rms_norm(x, residual, weight, eps)
 
 
-def add_rms_norm_(
-    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
-) -> None:
+_add_rms_norm_ = _operation(_ops._add_rms_norm_.default)
+
+
+def add_rms_norm_(x: Tensor, residual: Tensor, weight: Tensor | None = None,
+    eps: float = 1e-6) -> None:
     try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    x.requires_grad
-                    or residual.requires_grad
-                    or (weight is not None and weight.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((x.requires_grad or
+            residual.requires_grad or (weight is not None and
+            weight.requires_grad)) and _is_grad_enabled()))
     except AttributeError:
         is_recorded = True
     if is_recorded:
@@ -427,73 +295,47 @@ def add_rms_norm_(
         _mark_written(x, residual)
 
 
-def rope(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor | None = None,
-    *,
-    interleaved: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
-    try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    x.requires_grad
-                    or cos.requires_grad
-                    or sin.requires_grad
-                    or (positions is not None and positions.requires_grad)
-                    or (out is not None and out.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
-    except AttributeError:  # not a tensor: the documented operator says so
-        return _rope_documented(x, cos, sin, positions, interleaved, out=out)
+_rope = _operation(_ops._rope.default)
+_rope_out = _operation(_ops._rope_out.default)
+_rope_operator = _OPERATORS["rope"]
+_rope_apply = _rope_operator.apply
 
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
+    *, interleaved: bool = False, out: Tensor | None = None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((x.requires_grad or
+            cos.requires_grad or sin.requires_grad or (positions is not None and
+            positions.requires_grad) or (out is not None and out.requires_grad))
+            and _is_grad_enabled()))
+    except AttributeError:  # not a tensor: the full operator says so
+        return _rope_operator.documented(x, cos, sin, positions, interleaved,
+            out=out)
     if out is not None:
         if is_recorded:
-            return _rope_documented(
-                x, cos, sin, positions, interleaved, out=out
-            )
+            return _rope_operator.documented(x, cos, sin, positions,
+                interleaved, out=out)
         _rope_out(x, cos, sin, positions, interleaved, out)
         _mark_written(out)
         return out
-
     if is_recorded:
         return _rope_apply(x, cos, sin, positions, interleaved)
     return _rope(x, cos, sin, positions, interleaved)
 
 
-def rope_(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor | None = None,
-    *,
-    interleaved: bool = False,
-) -> None:
+_rope_ = _operation(_ops._rope_.default)
+
+
+def rope_(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
+    *, interleaved: bool = False) -> None:
     try:
-        is_recorded = (
-            _is_dynamo_compiling()
-            or _compiler_state._is_exporting_flag
-            or _transforms_are_active()
-            or _forward_ad_state._current_level >= 0
-            or (
-                (
-                    x.requires_grad
-                    or cos.requires_grad
-                    or sin.requires_grad
-                    or (positions is not None and positions.requires_grad)
-                )
-                and _is_grad_enabled()
-            )
-        )
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((x.requires_grad or
+            cos.requires_grad or sin.requires_grad or (positions is not None and
+            positions.requires_grad)) and _is_grad_enabled()))
     except AttributeError:
         is_recorded = True
     if is_recorded:

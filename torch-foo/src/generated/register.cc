@@ -171,7 +171,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
 }  // namespace
 
 // Adaptors refuse sparse and quantized tensors in one sentence; without kernels
-// for these the dispatcher would, with a page about backends.
+// for their keys the dispatcher would, with a page about backends.
 STABLE_TORCH_LIBRARY_IMPL(torch_foo, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(torch_foo, CUDA, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCPU, m) { implement(m); }
