@@ -5,6 +5,7 @@ needed nor loaded: the classes are tried with their reference formulas.
 """
 
 import ast
+import builtins
 import importlib
 import inspect
 import keyword
@@ -34,8 +35,9 @@ TYPES = {
     "str": "std::string",
 }
 STANDARD_FINDERS = [BuiltinImporter, FrozenImporter, PathFinder]
-# What the generated functions call something else.
+# What has another meaning in the generated functions, or in torch_foo.
 RESERVED = ("is_recorded", "out")
+TAKEN = ("build_info", "cmake_prefix_path", *dir(builtins))
 
 
 class DescriptionError(Exception):
@@ -135,6 +137,8 @@ def load(package: Path) -> list[Operator]:
         file = Path(cls.file).relative_to(package)
         try:
             operator = _operator(cls, base)
+            if operator.name in (*TAKEN, *(p.stem for p in package.iterdir())):
+                refuse("", f"torch_foo.{operator.name} is something else")
             for name in operator.names():
                 place = taken.setdefault(name, f"{file}:{_line(cls)}")
                 if place != f"{file}:{_line(cls)}":
@@ -236,11 +240,7 @@ def _schema(cls: Any) -> FunctionSchema:
     if name != cls.__name__:
         refuse("schema", f"the schema is of {name}, not {cls.__name__}")
     if name.endswith("_") or re.search(r"Tensor\([a-z]", cls.schema):
-        refuse(
-            "schema",
-            f"{name} is a variant; describe the operator that returns new "
-            'tensors, and add variants = ("out",) or inplace = {...}',
-        )
+        refuse("schema", f"{name} is a variant; use `variants` or `inplace`")
     try:
         schema = FunctionSchema.parse(cls.schema)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
@@ -276,11 +276,7 @@ def _schema(cls: Any) -> FunctionSchema:
         try:
             ast.literal_eval(argument.default or "None")
         except (SyntaxError, ValueError):
-            refuse(
-                "schema",
-                f"the default of {argument.name}, {argument.default}, is not a "
-                "literal of Python",
-            )
+            refuse("schema", f"{argument.default} is not a literal of Python")
     return schema
 
 
@@ -289,12 +285,14 @@ def _check_choices(operator: Operator) -> None:
     for attribute, given, allowed in [
         ("variants", cls.variants, ["out"]),
         ("autocast", [cls.autocast], ["", "promote"]),
-        ("tags", cls.tags, [t for t in dir(torch.Tag) if t.islower()]),
+        ("tags", cls.tags, [t for t in dir(torch.Tag) if t[0].isalpha()]),
         ("internal_results", cls.internal_results, results[1:]),
         ("inplace", cls.inplace, results),
         ("inplace", cls.inplace.values(), [a.name for a in operator.tensors]),
         ("peers", cls.peers, ["eager", "built-in", "built-in out"]),
     ]:
+        if isinstance(given, str):
+            refuse(attribute, f"{given!r} is a str, expected a tuple of them")
         for word in given:
             if word not in allowed:
                 choices = ", ".join(map(repr, allowed))
@@ -343,8 +341,9 @@ class _Context:
 def _try_samples(operator: Operator) -> None:
     """Try the reference, the fake kernel and the gradients on each sample."""
     samples = _call("samples", "", lambda: list(operator.cls.samples()))
-    if not samples:
-        refuse("samples", "there is no sample")
+    names = [sample.name for sample in samples]
+    if not names or len(set(names)) < len(names):
+        refuse("samples", f"expected samples of different names, found {names}")
     for sample in samples:
         if not sample.is_large:
             _try_sample(operator, sample)

@@ -423,10 +423,7 @@ def formatted(text: str, path: Path) -> str:
             command, input=text, stdout=subprocess.PIPE, text=True, check=True
         )
     except FileNotFoundError:
-        sys.exit(
-            "generate: clang-format is not installed; run this as "
-            "`pixi run generate`, which has it"
-        )
+        sys.exit("generate: no clang-format here; use `ci/pixi run generate`")
     return done.stdout
 
 
@@ -458,7 +455,7 @@ def main(arguments: list[str] | None = None, project: Path = PROJECT) -> None:
     if not changed:
         print(f"generate: {len(OUTPUTS)} files are up to date")
     elif options.check:
-        sys.exit("generate: files are out of date; run `pixi run generate`")
+        sys.exit("generate: files are out of date; run `ci/pixi run generate`")
 
 
 if __name__ == "__main__":

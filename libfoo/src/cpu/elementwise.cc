@@ -1,5 +1,5 @@
-// add, mul and muladd, which are bound by memory. The host walks the tensors in
-// the order of out's memory and merges contiguous dimensions, so that the
+// Element-wise operators, which are bound by memory. The host walks the tensors
+// in the order of out's memory and merges contiguous dimensions, so that the
 // kernel runs over long rows; rows with other strides are copied tile by tile.
 #include "foo_core/elementwise.h"
 

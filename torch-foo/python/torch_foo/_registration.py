@@ -32,6 +32,13 @@ _library = torch.library.Library("torch_foo", "IMPL")
 def register(operator: type[Operator]) -> None:
     """Register an operator's rules, and set what it is called by."""
     name = operator.__name__
+    if not hasattr(_ops, name):
+        raise ImportError(
+            f"torch_foo's native library has no operator {name}: it was built "
+            "from other sources than this Python package. Reinstall torch-foo, "
+            "or in a checkout, run `ci/pixi run generate` and `ci/pixi run "
+            "build`."
+        )
     full = getattr(_ops, name).default
     operator.documented = _call_by_position(full)
     is_differentiable = operator.is_public() and operator.backward is not None
@@ -122,8 +129,7 @@ def _fake_of(operator: type[Operator], full: OpOverload) -> Callable[..., Any]:
             if value is not None
         ]
         raise RuntimeError(
-            f"torch_foo.{name}: these arguments do not fit together: "
-            + ", ".join(described)
+            f"torch_foo.{name} cannot take {', '.join(described)}"
         ) from error
 
     def fake(*args: Any, **kwargs: Any) -> Any:
@@ -292,7 +298,7 @@ def _register_mutating(
 ) -> list[OpOverload]:
     raw: OpOverload = getattr(_ops, raw_name).default
     op = operator.__name__
-    form, instead = ("out=", "leave out= away")
+    form, instead = ("out=", "omit out=")
     if written != ["out"]:
         form, instead = (f"{op}_", f"use torch_foo.{op}")
     names = [a.name for a in arguments(overload)]
@@ -357,7 +363,7 @@ def _resolve_neg(value: Any) -> Any:
 # --- documentation ----------------------------------------------------------
 
 _RAISES = """Raises:
-    RuntimeError: for arguments that do not fit together. Nothing has been
+    RuntimeError: for arguments that it cannot take. Nothing has been
         written then.
 
 """

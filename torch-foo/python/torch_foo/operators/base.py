@@ -54,6 +54,8 @@ class Sample:
         layout: Callable[[Tensor], Tensor] = unchanged,
         **named: Any,
     ) -> None:
+        if any(isinstance(a, list) for a in args):
+            raise TypeError(f"sample {name!r}: write a shape as a tuple")
         self.name = name
         self.arguments = args
         self.layout = layout
@@ -237,7 +239,7 @@ def expect_same_dtype(*tensors: Tensor | None) -> None:
 def wanted(ctx: Any, count: int) -> tuple[bool, ...]:
     """Return which of the first arguments need a gradient.
 
-    torch.library leaves arguments away that equal their defaults.
+    torch.library omits arguments that equal their defaults.
     """
     return (*ctx.needs_input_grad, *[False] * count)[:count]
 
