@@ -191,7 +191,7 @@ def squeezed(text):
 # What is changed in linear.py, what stands in the line named, the message.
 BAD = [
     ("-> Tensor", "=> Tensor", "schema =", "torchgen cannot parse 'linear("),
-    ("(Tensor x", "(Tensor(a!) x", "schema =", "linear is a variant; use `vari"),
+    ("(Tensor x", "(Tensor(a!) x", "schema =", "linear is a variant; use `"),
     ("Tensor x,", "Scalar x,", "schema =", "x is a Scalar, which cannot cross"),
     ("linear(T", "matmul(T", "schema =", "the schema is of matmul, not linear"),
     ("Tensor x,", "Tensor if,", "schema =", "'if' is a keyword of Python"),

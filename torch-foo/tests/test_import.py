@@ -204,6 +204,18 @@ def test_operators_missing(site):
     assert "Reinstall torch-foo and libfoo-core" in error
 
 
+def test_operator_that_was_not_built():
+    error = run(
+        "from torch_foo import _registration, operators\n"
+        "class linea(operators.Operator): pass\n"
+        "_registration.register(linea)"
+    )
+    assert last_line(error).startswith(
+        "ImportError: torch_foo's native library has no operator linea: it was "
+        "built from other sources than this Python package. Reinstall torch-foo"
+    )
+
+
 def test_native_library_missing(site):
     (site / "torch_foo" / "_C.abi3.so").unlink()
     error = last_line(run_in(site, "import torch_foo"))
