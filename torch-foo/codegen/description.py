@@ -214,9 +214,9 @@ def _line(cls: Any, attribute: str = "") -> int:
 
 
 def _operator(cls: Any, base: Any) -> Operator:
-    for name in vars(cls):
-        known = name in vars(base) or name in base.__annotations__
-        if not known and not name.startswith("_"):
+    # What its family has is for the family to know.
+    for name in vars(cls).keys() - {n for c in cls.__mro__[1:] for n in dir(c)}:
+        if name not in base.__annotations__ and not name.startswith("_"):
             refuse(name, f"unknown attribute {name}; see class Operator")
     for name, why in [
         ("schema", "write it as in native_functions.yaml"),
@@ -225,7 +225,7 @@ def _operator(cls: Any, base: Any) -> Operator:
         ("vmap", "torch.func needs it for gradients, too"),
         ("samples", "tests take their arguments from it"),
     ]:
-        if name not in vars(cls):
+        if getattr(cls, name, None) is getattr(base, name, None):
             refuse("", f"{name} is missing: {why}")
     if (cls.backward is None) != (cls.setup_context is None):
         refuse("backward", "setup_context and backward go together")

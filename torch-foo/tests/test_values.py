@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch_foo.operators import OPERATORS, Sample
-from torch_foo.operators.elementwise import broadcast_fake
+from torch_foo.operators.elementwise import Elementwise
 
 reference = SimpleNamespace(**{n: o.reference for n, o in OPERATORS.items()})
 
@@ -262,13 +262,8 @@ SPECIAL = [0.0, -0.0, 1.0, -2.5, math.inf, -math.inf, math.nan, 1e38, 6e-8]
 
 
 BROADCASTING = [
-    name for name, o in OPERATORS.items() if o.fake is broadcast_fake
+    name for name, o in OPERATORS.items() if issubclass(o, Elementwise)
 ]
-
-
-def scalars_of(op: str) -> tuple:
-    """The arguments that follow the two tensors of a broadcasting operator."""
-    return next(OPERATORS[op].samples()).arguments[2:]
 
 
 @pytest.mark.parametrize("op", BROADCASTING)
@@ -276,7 +271,7 @@ def test_special_values(op, dtype, device):
     values = [*SPECIAL, torch.finfo(dtype).smallest_normal / 4]
     values = torch.tensor(values, dtype=torch.float64)
     values = values.to(dtype).to(device)
-    args = [values[:, None], values, *scalars_of(op)]
+    args = [values[:, None], values, *OPERATORS[op].scalars]
     got = getattr(torch_foo, op)(*args)
     expected = getattr(reference, op)(*args)
     assert_equal(got, expected)
@@ -348,7 +343,7 @@ def _layout(draw, shape: list[int], dtype: torch.dtype) -> Tensor:
 @settings(deadline=None, max_examples=200)
 @given(_tensors(2), st.sampled_from(BROADCASTING))
 def test_any_shape(tensors, op):
-    args = [*tensors, *scalars_of(op)]
+    args = [*tensors, *OPERATORS[op].scalars]
     got = getattr(torch_foo, op)(*args)
     assert_accurate(got, *exact_result(op, args))
 

@@ -178,8 +178,13 @@ class Operator:
     raw: ClassVar[Callable[..., Any]]
     apply: ClassVar[Callable[..., Any]]
 
-    def __init_subclass__(cls) -> None:
-        """Remember the operator, and where it is defined."""
+    def __init_subclass__(cls, family: bool = False) -> None:
+        """Remember the operator, and where it is defined.
+
+        With ``family=True`` the class only holds what several operators share.
+        """
+        if family:
+            return
         frame = sys._getframe(1)
         cls.file, cls.line = frame.f_code.co_filename, frame.f_lineno
         # Without the native library, the formula that autograd can derive.

@@ -1,5 +1,7 @@
 """Element-wise operators with broadcasting, and their gradients."""
 
+from typing import ClassVar
+
 import torch
 
 from torch_foo.operators.base import (
@@ -13,33 +15,44 @@ from torch_foo.operators.base import (
 )
 
 
-def broadcast_fake(a, b, *_):
-    expect_same_dtype(a, b)
-    return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
+class Elementwise(Operator, family=True):
+    """What operators on two tensors that broadcast share."""
 
+    variants = ("out",)
+    tags = ("pointwise",)
+    autocast = "promote"
+    #: The arguments after the tensors, in samples.
+    scalars: ClassVar[tuple[float, ...]] = ()
 
-def broadcast_vmap(op, info, in_dims, a, b, *rest):
-    """Broadcast over one more dimension."""
-    da, db, *_ = in_dims
-    ndim = max(a.dim() - (da is not None), b.dim() - (db is not None))
-    return op(batch_first(a, da, ndim), batch_first(b, db, ndim), *rest), 0
+    @staticmethod
+    def fake(a, b, *_):
+        expect_same_dtype(a, b)
+        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
 
+    @staticmethod
+    def vmap(op, info, in_dims, a, b, *rest):
+        """Broadcast over one more dimension."""
+        da, db, *_ = in_dims
+        ndim = max(a.dim() - (da is not None), b.dim() - (db is not None))
+        return op(batch_first(a, da, ndim), batch_first(b, db, ndim), *rest), 0
 
-def pairs(*others):
-    """Samples of two tensors, followed by other arguments."""
-    yield Sample("row", (3, 5), (5,), *others)
-    yield Sample("equal", (3, 5), (3, 5), *others)
-    yield Sample("column", (1, 3, 1), (2, 1, 5), *others)
-    yield Sample("scalar", (), (2, 3), *others)
-    yield Sample("scalars", (), (), *others)
-    yield Sample("empty", (0, 3), (1, 3), *others)
-    yield Sample("transposed", (4, 3), (4, 3), *others, layout=transposed)
-    yield Sample("strided", (3, 5), (3, 5), *others, layout=every_other)
-    yield Sample("large", (67, 4099), (4099,), *others)
+    @classmethod
+    def samples(cls):
+        c = cls.scalars
+        yield Sample("row", (3, 5), (5,), *c)
+        yield Sample("equal", (3, 5), (3, 5), *c)
+        yield Sample("column", (1, 3, 1), (2, 1, 5), *c)
+        yield Sample("scalar", (), (2, 3), *c)
+        yield Sample("scalars", (), (), *c)
+        yield Sample("empty", (0, 3), (1, 3), *c)
+        yield Sample("transposed", (4, 3), (4, 3), *c, layout=transposed)
+        yield Sample("strided", (3, 5), (3, 5), *c, layout=every_other)
+        yield Sample("large", (67, 4099), (4099,), *c)
 
-
-def two_matrices(rows, columns):
-    return Sample("matrices", (rows, columns), (rows, columns))
+    @classmethod
+    def benchmark(cls, rows, columns):
+        shape = rows, columns
+        return Sample("matrices", shape, shape, *cls.scalars)
 
 
 def gradient_of_product(grad, factor, shape):
@@ -69,7 +82,7 @@ def product_gradients(ctx, grad):
     )
 
 
-class add(Operator):
+class add(Elementwise):
     """Compute ``a + b``.
 
     Args:
@@ -90,13 +103,6 @@ class add(Operator):
     """
 
     schema = "add(Tensor a, Tensor b) -> Tensor"
-    variants = ("out",)
-    tags = ("pointwise",)
-    autocast = "promote"
-    fake = staticmethod(broadcast_fake)
-    vmap = staticmethod(broadcast_vmap)
-    samples = staticmethod(pairs)
-    benchmark = staticmethod(two_matrices)
     peers = {"eager": torch.add, "built-in out": torch.add}
 
     @staticmethod
@@ -118,7 +124,7 @@ class add(Operator):
         )
 
 
-class mul(Operator):
+class mul(Elementwise):
     """Compute ``a * b``.
 
     Args:
@@ -138,13 +144,6 @@ class mul(Operator):
     """
 
     schema = "mul(Tensor a, Tensor b) -> Tensor"
-    variants = ("out",)
-    tags = ("pointwise",)
-    autocast = "promote"
-    fake = staticmethod(broadcast_fake)
-    vmap = staticmethod(broadcast_vmap)
-    samples = staticmethod(pairs)
-    benchmark = staticmethod(two_matrices)
     peers = {"eager": torch.mul, "built-in out": torch.mul}
     setup_context = staticmethod(save_factors)
     backward = staticmethod(product_gradients)
@@ -154,7 +153,7 @@ class mul(Operator):
         return (widen(a) * widen(b)).to(a.dtype)
 
 
-class muladd(Operator):
+class muladd(Elementwise):
     """Compute ``a * b + c``, rounded once.
 
     Args:
@@ -175,11 +174,7 @@ class muladd(Operator):
     """
 
     schema = "muladd(Tensor a, Tensor b, float c) -> Tensor"
-    variants = ("out",)
-    tags = ("pointwise",)
-    autocast = "promote"
-    fake = staticmethod(broadcast_fake)
-    vmap = staticmethod(broadcast_vmap)
+    scalars = (-0.5,)
     setup_context = staticmethod(save_factors)
     peers = {
         "eager": lambda a, b, c: a * b + c,
@@ -196,11 +191,3 @@ class muladd(Operator):
     @staticmethod
     def backward(ctx, grad):
         return *product_gradients(ctx, grad), None
-
-    @staticmethod
-    def samples():
-        yield from pairs(-0.5)
-
-    @staticmethod
-    def benchmark(rows, columns):
-        return Sample("matrices", (rows, columns), (rows, columns), 0.5)

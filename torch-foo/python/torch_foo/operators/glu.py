@@ -1,6 +1,7 @@
 """silu_mul and gelu_mul: gated linear units, and their gradients."""
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,18 +28,8 @@ def gate_and_up(gate, up):
     return first, second
 
 
-def gated_fake(gate, up, *_):
-    expect_same_dtype(gate, up)
-    if up is not None:
-        expect_shape(up, *gate.shape)
-        return gate.new_empty(gate.shape)
-    expect(gate.dim() > 0)
-    expect(gate.shape[-1] % 2 == 0)
-    return gate.new_empty((*gate.shape[:-1], gate.shape[-1] // 2))
-
-
 def gradients_fake(grad, gate, up, wants_gate, wants_up):
-    out = gated_fake(gate, up)
+    out = Gated.fake(gate, up)
     expect_same_dtype(gate, grad)
     expect_shape(grad, *out.shape)
     return (
@@ -58,28 +49,58 @@ def gradients(grad, gate, up, activation, derivative, wants_gate, wants_up):
     return grad_gate if wants_gate else None, grad_up if wants_up else None
 
 
-def gated_vmap(op, info, in_dims, gate, up, *rest):
-    """Add a dimension to both."""
-    dgate, dup, *_ = in_dims
-    gate, up = batched(gate, dgate, info), batched(up, dup, info)
-    return op(gate, up, *rest), 0
+class Gated(Operator, family=True):
+    """What gated linear units share, whatever their activation is."""
 
+    #: Keyword arguments, in samples.
+    options: ClassVar[tuple[dict[str, str], ...]] = ({},)
+    variants = ("out",)
+    tags = ("pointwise",)
+    autocast = "promote"
 
-def gated_samples(**named):
-    yield Sample("two", (3, 5), (3, 5), **named)
-    yield Sample("packed", (3, 8), **named)
-    yield Sample("row", (7,), (7,), **named)
-    yield Sample("packed-row", (6,), **named)
-    yield Sample("scalars", (), (), **named)
-    yield Sample("3d", (2, 3, 4), (2, 3, 4), **named)
-    yield Sample("empty", (0, 3), (0, 3), **named)
-    yield Sample("packed-empty", (3, 0), **named)
-    yield Sample("strided", (3, 5), (3, 5), layout=every_other, **named)
-    yield Sample("transposed", (4, 3), (4, 3), layout=transposed, **named)
-    yield Sample("packed-strided", (3, 4), layout=every_other, **named)
-    yield Sample("packed-transposed", (2, 3, 4), layout=transposed, **named)
-    yield Sample("large", (67, 4099), (67, 4099), **named)
-    yield Sample("packed-large", (67, 8198), **named)
+    @staticmethod
+    def fake(gate, up, *_):
+        expect_same_dtype(gate, up)
+        if up is not None:
+            expect_shape(up, *gate.shape)
+            return gate.new_empty(gate.shape)
+        expect(gate.dim() > 0)
+        expect(gate.shape[-1] % 2 == 0)
+        return gate.new_empty((*gate.shape[:-1], gate.shape[-1] // 2))
+
+    @staticmethod
+    def vmap(op, info, in_dims, gate, up, *rest):
+        """Add a dimension to both."""
+        dgate, dup, *_ = in_dims
+        gate, up = batched(gate, dgate, info), batched(up, dup, info)
+        return op(gate, up, *rest), 0
+
+    @classmethod
+    def samples(cls):
+        for named in cls.options:
+            suffix = "".join(f"-{value}" for value in named.values())
+
+            def sample(name, *shapes, named=named, suffix=suffix, **layout):
+                return Sample(name + suffix, *shapes, **named, **layout)
+
+            yield sample("two", (3, 5), (3, 5))
+            yield sample("packed", (3, 8))
+            yield sample("row", (7,), (7,))
+            yield sample("packed-row", (6,))
+            yield sample("scalars", (), ())
+            yield sample("3d", (2, 3, 4), (2, 3, 4))
+            yield sample("empty", (0, 3), (0, 3))
+            yield sample("packed-empty", (3, 0))
+            yield sample("strided", (3, 5), (3, 5), layout=every_other)
+            yield sample("transposed", (4, 3), (4, 3), layout=transposed)
+            yield sample("packed-strided", (3, 4), layout=every_other)
+            yield sample("packed-transposed", (2, 3, 4), layout=transposed)
+            yield sample("large", (67, 4099), (67, 4099))
+            yield sample("packed-large", (67, 8198))
+
+    @staticmethod
+    def benchmark(rows, columns):
+        return Sample("matrices", (rows, columns), (rows, columns))
 
 
 def backward_samples(*others):
@@ -89,11 +110,7 @@ def backward_samples(*others):
         yield Sample(f"{name}-packed", (3, 5), (3, 10), None, *others, *wants)
 
 
-def two_matrices(rows, columns):
-    return Sample("matrices", (rows, columns), (rows, columns))
-
-
-class silu_mul(Operator):
+class silu_mul(Gated):
     """Compute ``silu(gate) * up``, rounded once; the gate of SwiGLU.
 
     Args:
@@ -115,13 +132,6 @@ class silu_mul(Operator):
     """
 
     schema = "silu_mul(Tensor gate, Tensor? up=None) -> Tensor"
-    variants = ("out",)
-    tags = ("pointwise",)
-    autocast = "promote"
-    fake = staticmethod(gated_fake)
-    vmap = staticmethod(gated_vmap)
-    samples = staticmethod(gated_samples)
-    benchmark = staticmethod(two_matrices)
     peers = {
         "eager": lambda gate, up: F.silu(gate) * up,
         "built-in out": lambda gate, up, out: torch.mul(
@@ -165,7 +175,7 @@ class _silu_mul_backward(Operator):
         return gradients(grad, gate, up, x * s, derivative, *wants)
 
 
-class gelu_mul(Operator):
+class gelu_mul(Gated):
     """Compute ``gelu(gate) * up``, rounded once; the gate of GEGLU.
 
     Args:
@@ -192,11 +202,7 @@ class gelu_mul(Operator):
         "gelu_mul(Tensor gate, Tensor? up=None, *, "
         'str approximate="none") -> Tensor'
     )
-    variants = ("out",)
-    tags = ("pointwise",)
-    autocast = "promote"
-    vmap = staticmethod(gated_vmap)
-    benchmark = staticmethod(two_matrices)
+    options = ({}, {"approximate": "tanh"})
     peers = {
         "eager": lambda gate, up: F.gelu(gate) * up,
         "built-in out": lambda gate, up, out: torch.mul(
@@ -213,7 +219,7 @@ class gelu_mul(Operator):
     @staticmethod
     def fake(gate, up, approximate):
         expect(approximate in ("none", "tanh"))
-        return gated_fake(gate, up)
+        return Gated.fake(gate, up)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -225,13 +231,6 @@ class gelu_mul(Operator):
         tensors, wants = ctx.saved_tensors, wanted(ctx, 2)
         call = _gelu_mul_backward.call
         return *call(grad, *tensors, ctx.approximate, *wants), None
-
-    @staticmethod
-    def samples():
-        yield from gated_samples()
-        for sample in gated_samples(approximate="tanh"):
-            sample.name += "-tanh"
-            yield sample
 
 
 class _gelu_mul_backward(Operator):
