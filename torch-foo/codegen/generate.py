@@ -429,8 +429,7 @@ def formatted(text: str, path: Path) -> str:
 
 def main(arguments: list[str] | None = None, project: Path = PROJECT) -> None:
     parser = argparse.ArgumentParser(prog="generate", description=__doc__)
-    about = "write nothing; show what would change, and fail if so"
-    parser.add_argument("--check", action="store_true", help=about)
+    parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
     try:
         operators = load(project / "python" / "torch_foo")

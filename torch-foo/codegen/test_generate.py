@@ -264,6 +264,5 @@ def test_name_of_something_else(project, run, name):
 
 def test_all_mistakes_are_reported(project, run):
     for name in ("linear", "quantize"):
-        path = project / f"python/torch_foo/operators/{name}.py"
-        edit(path, "def fake", "def _fake")
+        edit(project / f"{LINEAR[:-9]}{name}.py", "def fake", "def _fake")
     assert run()[2].count("fake is missing") == 2
