@@ -429,7 +429,7 @@ def formatted(text: str, path: Path) -> str:
 
 def main(arguments: list[str] | None = None, project: Path = PROJECT) -> None:
     parser = argparse.ArgumentParser(prog="generate", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--check", action="store_true", help="only compare")
     options = parser.parse_args(arguments)
     try:
         operators = load(project / "python" / "torch_foo")
