@@ -16,7 +16,7 @@ With --device cuda the times are those of the kernels: CUDA events enclose many
 calls, which are in the queue before the GPU begins. Clocks are warm. Arguments
 and results change from call to call, so that the L2 cache does not hold them,
 unless they are small. In place of a probe there is the rate of a copy of 1 GiB.
---goals takes about a minute, --quick two, half of it for torch.compile.
+Most of the time goes to torch.compile, unless --no-compile leaves it out.
 """
 
 import argparse

@@ -200,10 +200,13 @@ def mark_rows(
     operator: type[Operator], columns: int, args: tuple[object, ...]
 ) -> None:
     """Let one compilation be for all numbers of rows, but for a single row."""
-    two, three = (
-        operator.peer_arguments(*operator.benchmark(rows, columns).args())
-        for rows in (2, 3)
-    )
+    with torch.device("meta"):
+        two, three = (
+            operator.peer_arguments(
+                *operator.benchmark(rows, columns).args(device="meta")
+            )
+            for rows in (2, 3)
+        )
     for arg, a, b in zip(args, two, three, strict=True):
         if isinstance(arg, Tensor):
             sizes = enumerate(zip(a.shape, b.shape, strict=True))

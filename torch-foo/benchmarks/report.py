@@ -126,12 +126,11 @@ def compare(result: Result, goal: Goal) -> str:
 
 def gpu() -> dict[str, Any]:
     """Return what is known of the current GPU."""
-    properties = torch.cuda.get_device_properties()
+    properties = torch.cuda.get_device_properties("cuda")
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv"]
     try:
-        output = subprocess.run(command, capture_output=True, text=True).stdout
-        driver = output.split()[-1]
-    except (OSError, IndexError):
+        driver = subprocess.check_output(command, text=True).split()[-1]
+    except (OSError, subprocess.CalledProcessError):
         driver = "unknown"
     return {
         "gpu": properties.name,

@@ -144,7 +144,7 @@ class _Event:
 
 
 @pytest.fixture
-def no_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the benchmark of a GPU run on the CPU."""
     import bench
 
@@ -160,7 +160,7 @@ def no_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
         "_sleep": lambda cycles: None,
         "synchronize": lambda: None,
         "is_available": lambda: True,
-        "get_device_properties": lambda: properties,
+        "get_device_properties": lambda device: properties,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     info = torch_foo.build_info()._replace(cuda=True)
@@ -185,7 +185,7 @@ def no_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
 GOALS = ("bench", "--device", "cuda", "--goals", "--no-compile")
 
 
-def test_goals_of_a_gpu(run, no_gpu, tmp_path: Path) -> None:
+def test_goals_of_a_gpu(run, fake_gpu, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     file = tmp_path / "cuda.json"
     options = ("--seconds", "0.001", "--json", str(file))
@@ -216,7 +216,7 @@ def test_goals_of_a_gpu(run, no_gpu, tmp_path: Path) -> None:
 
 
 def test_failure_on_a_gpu(
-    run, no_gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run, fake_gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Go on with the other operators, and tell at the end."""
     threads = torch.get_num_threads()
@@ -248,22 +248,29 @@ def test_rotation() -> None:
     assert len({call.args[0].data_ptr() for call in made}) == 13
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("name", cases.OPERATORS)
-def test_arguments_are_made_on_the_device(
-    name: str, monkeypatch: pytest.MonkeyPatch
+def test_case_is_made_on_its_device(
+    name: str, backward: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None goes there from the CPU, which takes seconds for a large one."""
+    """Nothing goes there from the CPU, which takes seconds for a large size."""
     operator = cases.OPERATORS[name]
-    with torch.device("meta"):
-        sample = operator.benchmark(*operator.sizes[1])
-        moved = []
-        to = Tensor.to
-        monkeypatch.setattr(
-            Tensor, "to", lambda t, *a: moved.append(t.device.type) or to(t, *a)
+    moved, to = set(), Tensor.to
+
+    def spy(tensor: Tensor, *args: object) -> Tensor:
+        moved.add(tensor.device.type)
+        return to(tensor, *args)
+
+    backward = backward and cases.has_backward(operator)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "to", spy)
+        case = cases.build(
+            name, *operator.sizes[1], torch.bfloat16, backward, device="meta"
         )
-        args = sample.args(torch.bfloat16, "meta")
-    assert set(moved) == {"meta"}
-    assert {a.device.type for a in args if isinstance(a, Tensor)} == {"meta"}
+    assert moved == {"meta"}
+    with case.mode():
+        for call in case.calls.values():
+            assert {r.device.type for r in cases.flat(call())} == {"meta"}
 
 
 def test_table(run, tmp_path: Path) -> None:
