@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="only 16 and 512 rows: 3 minutes instead of up to 30",
+        help="only 16 and 512 rows: on a CPU, 3 minutes instead of up to 30",
     )
     parser.add_argument(
         "--calls",

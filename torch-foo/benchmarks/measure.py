@@ -120,8 +120,9 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + timer.warm_up
     while time.perf_counter() < end:
-        for name in names:
-            timer.once(calls[name])
+        for name in names:  # the first ones also waited for memory
+            n = timer.repeats(timer.once(calls[name]))
+            repeats[name] = max(repeats[name], n)
     end = time.perf_counter() + seconds
     rounds = 0
     while time.perf_counter() < end or rounds < MIN_ROUNDS:
