@@ -268,7 +268,7 @@ class RopeChecksTest : public ::testing::Test {
   static constexpr auto kF32 = DType::kFloat32;
   Tensor x_{kF32, {2, 5, 3, 8}}, out_{kF32, {2, 5, 3, 8}};
   Tensor cos_{kF32, {16, 4}}, sin_{kF32, {16, 4}};
-  const std::vector<unsigned char> before_ = out_.memory();
+  const Bytes before_ = out_.memory();
 };
 
 TEST_F(RopeChecksTest, Shapes) {
