@@ -6,6 +6,11 @@
 struct __half {
   std::uint16_t bits;
 };
+struct alignas(4) __half2 {
+  __half x, y;
+};
+
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
 
 inline float __half2float(__half x) {
   const unsigned magnitude = x.bits & 0x7FFFu, sign = (x.bits & 0x8000u) << 16;
@@ -33,4 +38,8 @@ inline __half __float2half_rn(float x) {
     bits = (bits - 0x38000000 + 0x0FFF + (bits >> 13 & 1)) >> 13;
   }
   return {static_cast<std::uint16_t>(sign | bits)};
+}
+
+inline __half2 __floats2half2_rn(float x, float y) {
+  return {__float2half_rn(x), __float2half_rn(y)};
 }
