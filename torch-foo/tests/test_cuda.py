@@ -319,7 +319,7 @@ def test_positions_out_of_range(bad, interleaved, dtype):
     )
     torch_foo.rope_(x, cos, sin, positions, interleaved=interleaved)
     assert_equal(x, got)
-    assert got[0, 1, :, :8].isnan().all()
+    assert got[0, 1].isnan().all()
     got[0, 1] = expected[0, 1]
     assert_equal(got, expected)
 
