@@ -416,6 +416,7 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
 
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
   const int64_t rows = count_rows(x), n = last_size(x);
+  if (n == 0) return 0;
   int64_t bytes = 0;
   if (n == 0) return bytes;
   for_dtype(x.dtype, [&](auto t) {
@@ -467,8 +468,10 @@ void rms_norm_backward(const ConstTensorView& grad,
                                                : backward_kernel<T, kN, 4>;
       launch(op, kernel, grid, shape.block, stream, arguments);
     } else {
+      const auto threads = static_cast<unsigned>(
+          std::min<int64_t>(kThreads, kWarp * ceil_div(n, kWarp)));
       const auto do_rows = [&] {
-        launch(op, any_rows_kernel<T>, dim3(grid_size(rows)), dim3(kThreads),
+        launch(op, any_rows_kernel<T>, dim3(grid_size(rows)), dim3(threads),
                stream, arguments);
       };
       if (grad_weight != nullptr) {
@@ -479,9 +482,9 @@ void rms_norm_backward(const ConstTensorView& grad,
         arguments.grad_x.data = nullptr;
         do_rows();
         launch(op, any_slices_kernel<T>,
-               dim3(grid_size(ceil_div(n, kThreads)),
+               dim3(grid_size(ceil_div(n, threads)),
                     static_cast<unsigned>(slices)),
-               dim3(kThreads), stream, arguments, slices);
+               dim3(threads), stream, arguments, slices);
         arguments = given;
       }
       if (grad_x != nullptr) do_rows();

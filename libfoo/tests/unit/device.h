@@ -20,6 +20,9 @@ bool on_cuda();
 /// Whether the machine has what they run on.
 bool has_device();
 
+/// Whether memory takes no space before it is accessed.
+bool has_lazy_memory();
+
 /// Waits for all kernels, and aborts if one failed.
 void synchronize();
 

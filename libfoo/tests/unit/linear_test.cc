@@ -86,6 +86,13 @@ TEST_P(LinearTest, EveryCountOfRowsAndColumns) {
   }
 }
 
+// On CUDA, a grid has 65535 tiles of 8 rows.
+TEST_P(LinearTest, MoreRowsThanAGrid) {
+  if (dtype() != DType::kFloat32)
+    GTEST_SKIP() << "for one dtype, as it is slow";
+  check(make({65536 * 8 + 1, 1}).randomize(1), make({1, 1}).randomize(2));
+}
+
 TEST_P(LinearTest, OneDimensionAndMany) {
   const Tensor weight = make({6, 40}).randomize(2);
   const Tensor bias = make({6}).randomize(3);

@@ -76,6 +76,17 @@ TEST_P(QuantizeTest, EverySizeAroundTheVectors) {
   }
 }
 
+// On CUDA, a block cannot keep these rows in its registers. The second stride
+// aligns no two rows alike.
+TEST_P(QuantizeTest, RowsLongerThanABlock) {
+  const std::int64_t even = 80000 / item_size(dtype());
+  for (const std::int64_t n : {even, even + 1}) {
+    check(make({2, n}).randomize(1), {n + 1, 1});
+    check(make({2, n}, {n + 1, 1}).randomize(2));
+    check(make({2, n}).randomize(3));
+  }
+}
+
 // The largest number is found at any position of a row.
 TEST_P(QuantizeTest, TheLargestIsFound) {
   constexpr std::int64_t kN = 150;

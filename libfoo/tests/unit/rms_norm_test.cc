@@ -202,6 +202,19 @@ TEST_P(RmsNormTest, LongRowsAreSummedInBlocks) {
   check(make({1, 300001}), make({300001}), make({1, 300001}));
 }
 
+// On CUDA, a block cannot keep these rows in its registers. The larger stride
+// aligns no two rows alike.
+TEST_P(RmsNormTest, RowsLongerThanABlock) {
+  const std::int64_t n = 80000 / item_size(dtype());
+  for (const std::int64_t stride : {n, n + 1}) {
+    const auto rows = [&] { return make({2, n}, {stride, 1}); };
+    check(rows(), make({n}), rows());
+    check_add(rows(), rows(), make({n}), rows(), rows());
+  }
+  check_backward(make({2, n}), make({2, n}), make({n}), make({2, n}),
+                 make({n}));
+}
+
 TEST_P(RmsNormTest, InPlaceAndThreads) {
   Tensor x = make({301, 333}).randomize(1), weight = make({333}).randomize(2);
   const ConstTensorView w = weight;
@@ -303,7 +316,7 @@ TEST_P(RmsNormTest, BackwardEverySizeAroundTheVectors) {
     check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
                    make({n}));
   }
-  for (const std::int64_t n : {1025, 4096, 8200}) {
+  for (const std::int64_t n : {1025, 2056, 4096, 4104, 8200}) {
     check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
                    make({n}));
   }
@@ -315,6 +328,13 @@ TEST_P(RmsNormTest, BackwardEveryNumberOfRowsAroundTheBlocks) {
     check_backward(make({rows, 19}), make({rows, 19}), make({19}),
                    make({rows, 19}), make({19}));
   }
+}
+
+// On CUDA, 256 blocks compute these rows, of which each takes a whole block.
+TEST_P(RmsNormTest, BackwardMoreRowsThanBlocks) {
+  const std::int64_t n = 4112 / item_size(dtype());
+  check_backward(make({300, n}), make({300, n}), make({n}), make({300, n}),
+                 make({n}));
 }
 
 TEST_P(RmsNormTest, BackwardAnyStrides) {
@@ -331,7 +351,7 @@ TEST_P(RmsNormTest, AddBackward) {
     check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
                    make({n}), &addend);
   }
-  for (const std::int64_t rows : {1, 2, 5, 17, 257}) {
+  for (const std::int64_t rows : {1, 2, 5, 17, on_cuda() ? 31 : 257}) {
     Tensor addend = make({rows, 1100});
     check_backward(make({rows, 1100}), make({rows, 1100}), make({1100}),
                    make({rows, 1100}), make({1100}), &addend);
@@ -371,9 +391,10 @@ TEST_P(RmsNormTest, AddBackwardIsRoundedOnce) {
 }
 
 TEST_P(RmsNormTest, AddBackwardInPlaceAndThreads) {
-  Tensor x = make({200, 331}).randomize(1, 2), weight = make({331});
-  Tensor grad = make({200, 331}).randomize(2);
-  Tensor addend = make({200, 331}).randomize(3);
+  const std::int64_t rows = on_cuda() ? 60 : 200;
+  Tensor x = make({rows, 331}).randomize(1, 2), weight = make({331});
+  Tensor grad = make({rows, 331}).randomize(2);
+  Tensor addend = make({rows, 331}).randomize(3);
   weight.randomize(4);
   const auto scratch = scratch_for(x);
   const ConstTensorView w = weight;
@@ -386,7 +407,7 @@ TEST_P(RmsNormTest, AddBackwardInPlaceAndThreads) {
                           executor);
     return grad_weight.memory();
   };
-  Tensor one = make({200, 331}), many = one;
+  Tensor one = make({rows, 331}), many = one;
   const auto expected = run(addend, one, {});
   EXPECT_EQ(run(addend, many, threads()), expected);
   EXPECT_EQ(many.memory(), one.memory());
@@ -471,7 +492,8 @@ TEST_P(RmsNormTest, BackwardOfNothing) {
 }
 
 TEST_P(RmsNormTest, BackwardInPlaceAndThreads) {
-  for (const std::int64_t rows : {200, 1500}) {
+  for (const std::int64_t rows :
+       {on_cuda() ? 60 : 200, on_cuda() ? 90 : 1500}) {
     Tensor x = make({rows, 331}).randomize(1, 2);
     Tensor grad = make({rows, 331}).randomize(2);
     Tensor weight = make({331}).randomize(3);

@@ -256,6 +256,29 @@ TEST_P(RopeTest, NaNInfinityAndExtremes) {
   }
 }
 
+// They cannot be checked before the kernel runs.
+TEST_P(RopeTest, PositionsWithoutARowOnCuda) {
+  if (!on_cuda()) GTEST_SKIP() << "the CPU refuses them";
+  const double far = 0x1p40;
+  const double at[] = {0, -1, 3, 4, far, -far};
+  Tensor positions(DType::kInt64, {6});
+  for (int i = 0; i < 6; ++i) positions.set(i, at[i]);
+  const ConstTensorView p = positions;
+  for (const std::int64_t rest : {0, 8, 5}) {  // the last is not aligned
+    const std::int64_t n = 32 + rest;
+    Tensor x = make({1, 6, 2, n}).randomize(1), out = make({1, 6, 2, n});
+    Tensor cos = make({4, 16}), sin = cos;
+    make_angles(cos, sin);
+    for (const RopeOptions& options : kOptions) {
+      rope(x, cos, sin, &p, options, out);
+      for (std::int64_t i = 0; i < out.numel(); ++i) {
+        const std::int64_t token = i / (2 * n);
+        ASSERT_EQ(std::isnan(out.get(i)), token != 0 && token != 2) << i;
+      }
+    }
+  }
+}
+
 class RopeChecksTest : public ::testing::Test {
  protected:
   void refuse(const ConstTensorView& x, const ConstTensorView& cos,
