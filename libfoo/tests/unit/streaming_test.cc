@@ -102,7 +102,7 @@ void cross_entropy_gradient(const ConstTensorView& x, const TensorView& out) {
   options.reduction = Reduction::kSum;
   cross_entropy_backward(one, x, {&target, DType::kInt64, 1, x.sizes, &stride},
                          {lse.view().data, lse.dtype, 1, x.sizes, &stride},
-                         options, out, threads());
+                         options, out, nullptr, threads());
 }
 
 const Operator kOperators[] = {
