@@ -67,10 +67,11 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& logits,
   const auto vlogits = view(logits);
   const std::int64_t bytes = foo_core::cross_entropy_backward_scratch_size(
       vlogits, options, device_of(logits));
-  const Tensor scratch = empty_bytes(bytes, logits);
+  std::optional<Tensor> scratch;
+  if (bytes > 0) scratch = empty_bytes(bytes, logits);
   launch(logits, foo_core::cross_entropy_backward, view(grad), vlogits,
          view(target), view(lse), options, mutable_view(grad_logits),
-         bytes > 0 ? scratch.mutable_data_ptr() : nullptr);
+         scratch ? scratch->mutable_data_ptr() : nullptr);
   return grad_logits;
 }
 

@@ -64,9 +64,52 @@ template <class T>
 constexpr int kWidth = 16 / sizeof(T);
 
 /// kN neighbouring elements, which one instruction loads or stores.
-template <class T, int kN>
+template <class T, int kN, bool kPacked = (sizeof(T) == 2 && kN > 1)>
 struct alignas(kN * sizeof(T)) Vec {
   T at[kN];
+
+  __device__ Compute<T> operator[](int i) const { return widen(at[i]); }
+
+  /// Rounds each number to T.
+  __device__ static Vec of(const Compute<T> (&x)[kN]) {
+    Vec y;
+    for (int i = 0; i < kN; ++i) y.at[i] = narrow<T>(x[i]);
+    return y;
+  }
+};
+
+/// Two 16-bit elements in a register. As elements of an array each would take
+/// one of its own.
+template <class T, int kN>
+struct alignas(kN * sizeof(T)) Vec<T, kN, true> {
+  std::uint32_t words[kN / 2];
+
+  __device__ float operator[](int i) const {
+    const std::uint32_t word = words[i / 2];
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xFFFF0000);
+    } else {
+      return __half2float(__ushort_as_half(
+          static_cast<unsigned short>(i % 2 == 0 ? word : word >> 16)));
+    }
+  }
+
+  __device__ static Vec of(const float (&x)[kN]) {
+    Vec y;
+    for (int i = 0; i < kN; i += 2) y.words[i / 2] = pack(x[i], x[i + 1]);
+    return y;
+  }
+
+ private:
+  __device__ static std::uint32_t pack(float low, float high) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      const __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
+      return reinterpret_cast<const std::uint32_t&>(x);
+    } else {
+      const __half2 x = __floats2half2_rn(low, high);
+      return reinterpret_cast<const std::uint32_t&>(x);
+    }
+  }
 };
 
 /// Elements `stride` apart. With kN > 1 they are aligned to kN elements, and
@@ -79,32 +122,35 @@ struct Line {
   template <int kN>
   __device__ Vec<std::remove_const_t<T>, kN> load(int64_t i) const {
     using Vector = Vec<std::remove_const_t<T>, kN>;
-    if constexpr (kN > 1) {
+    if constexpr (kN == 1) {
+      return {{data[i * stride]}};
+    } else {
       if (stride == 1) return *reinterpret_cast<const Vector*>(data + i);
+      const auto one = widen(*data);
+      Compute<std::remove_const_t<T>> x[kN];
+      for (auto& each : x) each = one;
+      return Vector::of(x);
     }
-    Vector x;
-    for (int j = 0; j < kN; ++j) x.at[j] = data[i * stride];
-    return x;
   }
 
   template <int kN>
   __device__ void store(int64_t i, const Vec<T, kN>& x) const {
-    if constexpr (kN > 1) {
-      *reinterpret_cast<Vec<T, kN>*>(data + i) = x;
-    } else {
+    if constexpr (kN == 1) {
       data[i * stride] = x.at[0];
+    } else {
+      *reinterpret_cast<Vec<T, kN>*>(data + i) = x;
     }
   }
 };
 
-/// Whether kWidth<T> elements at a time can be accessed in `x`, whose rows have
-/// `n` elements: null, or contiguous with aligned rows.
-template <class T, class View>
+/// Whether kN elements at a time can be accessed in `x`, whose rows have `n`
+/// elements: it is null, or contiguous with aligned rows.
+template <int kN, class View>
 bool is_aligned(const View* x, int64_t n) {
-  constexpr int64_t kN = kWidth<T>;
   if (x == nullptr) return true;
-  if (n % kN != 0 || reinterpret_cast<std::uintptr_t>(x->data) % 16 != 0 ||
-      (x->strides[x->ndim - 1] != 1 && n > 1)) {
+  const auto data = reinterpret_cast<std::uintptr_t>(x->data);
+  const auto bytes = static_cast<std::uintptr_t>(kN * item_bytes(x->dtype));
+  if (n % kN != 0 || data % bytes != 0 || (last_stride(*x) != 1 && n > 1)) {
     return false;
   }
   for (int64_t d = 0; d < x->ndim - 1; ++d) {
@@ -113,7 +159,7 @@ bool is_aligned(const View* x, int64_t n) {
   return true;
 }
 
-/// The type of x's memory, and where it begins; null for null.
+/// x's rows, without their offsets; null for null.
 template <class T>
 Line<const T> line_of(const ConstTensorView* x) {
   if (x == nullptr) return {nullptr, 0};
@@ -133,14 +179,30 @@ Line<T> line_of(const TensorView& x) {
   return line_of<T>(&x);
 }
 
+struct Division {
+  int64_t quotient, remainder;
+};
+
+/// x / y for x >= 0 and y > 0. A GPU divides 32 bits several times faster.
+__device__ inline Division divide(int64_t x, int64_t y) {
+  if (((x | y) >> 32) == 0) {
+    const auto a = static_cast<std::uint32_t>(x);
+    const auto b = static_cast<std::uint32_t>(y);
+    return {a / b, a % b};
+  }
+  return {x / y, x % y};
+}
+
 /// Where index `at` of a nest is in its N tensors.
 template <int N>
 struct Offsets {
   __device__ Offsets(const Nest<N>& nest, int64_t at) {
     for (int d = nest.ndim - 1; d > 0; --d) {
-      const int64_t index = at % nest.sizes[d];
-      at /= nest.sizes[d];
-      for (int k = 0; k < N; ++k) of[k] += index * nest.strides[d][k];
+      const Division index = divide(at, nest.sizes[d]);
+      at = index.quotient;
+      for (int k = 0; k < N; ++k) {
+        of[k] += index.remainder * nest.strides[d][k];
+      }
     }
     for (int k = 0; k < N; ++k) of[k] += at * nest.strides[0][k];
   }

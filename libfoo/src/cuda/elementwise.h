@@ -27,22 +27,23 @@ __global__ void elementwise_kernel(ElementwiseArguments<T, kIn, kOut> arguments,
   int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   for (; i * kN < count; i += step) {
     const Offsets<kIn + kOut> offset(nest, i * kN);
-    Vec<T, kN> in[kIn], out[kOut];
+    Vec<T, kN> in[kIn];
     for (int k = 0; k < kIn; ++k) {
       const Line<const T> line{arguments.in[k] + offset.of[k], strides[k]};
       in[k] = line.template load<kN>(0);
     }
+    C out[kOut][kN];
     for (int j = 0; j < kN; ++j) {
       C x[kIn], y[kOut];
-      for (int k = 0; k < kIn; ++k) x[k] = widen(in[k].at[j]);
+      for (int k = 0; k < kIn; ++k) x[k] = in[k][j];
       f(x, y);
-      for (int k = 0; k < kOut; ++k) out[k].at[j] = narrow<T>(y[k]);
+      for (int k = 0; k < kOut; ++k) out[k][j] = y[k];
     }
     for (int k = 0; k < kOut; ++k) {
       if (arguments.out[k] == nullptr) continue;
       const Line<T> line{arguments.out[k] + offset.of[kIn + k],
                          strides[kIn + k]};
-      line.template store<kN>(0, out[k]);
+      line.store(0, Vec<T, kN>::of(out[k]));
     }
   }
 }

@@ -29,7 +29,7 @@ using bfloat16_t = __nv_bfloat16;
 template <bool kCondition, class A, class B>
 using If = std::conditional_t<kCondition, A, B>;
 template <class A, class B>
-constexpr bool IsSame() {
+HWY_INLINE constexpr bool IsSame() {
   return std::is_same_v<A, B>;
 }
 }  // namespace hwy
