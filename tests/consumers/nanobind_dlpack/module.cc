@@ -50,6 +50,19 @@ void cross_entropy(const ConstTensorView& logits, const ConstTensorView& target,
                           executor);
 }
 
+void cross_entropy_backward(const ConstTensorView& grad,
+                            const ConstTensorView& logits,
+                            const ConstTensorView& target,
+                            const ConstTensorView& lse,
+                            const CrossEntropyOptions& options,
+                            const TensorView& grad_logits, Scratch& scratch,
+                            const Executor& executor) {
+  const std::int64_t size =
+      foo_core::cross_entropy_backward_scratch_size(logits, options, executor);
+  foo_core::cross_entropy_backward(grad, logits, target, lse, options,
+                                   grad_logits, scratch.get(size), executor);
+}
+
 }  // namespace
 
 NB_MODULE(foo_dlpack, m) {
@@ -108,8 +121,8 @@ CUDA, the error says how many bytes are needed.)";
       "scale", "stream");
   def(m, "cross_entropy", cross_entropy, "logits", "target", "options", "loss",
       "lse", "scratch", "stream");
-  def(m, "cross_entropy_backward", foo_core::cross_entropy_backward, "grad",
-      "logits", "target", "lse", "options", "grad_logits", "stream");
+  def(m, "cross_entropy_backward", cross_entropy_backward, "grad", "logits",
+      "target", "lse", "options", "grad_logits", "scratch", "stream");
 }
 
 }  // namespace foo_dlpack
