@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -666,7 +667,6 @@ Call = Callable[[Any], Any]
 
 
 def settings(column: str) -> dict[str, Any]:
-    tomllib = pytest.importorskip("tomllib", reason="since Python 3.11")
     folder = CONSUMERS / column
     if column == "torch-foo":
         folder = CONSUMERS.parents[1] / column
