@@ -417,6 +417,7 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
   const int64_t rows = count_rows(x), n = last_size(x);
   int64_t bytes = 0;
+  if (n == 0) return bytes;
   for_dtype(x.dtype, [&](auto t) {
     using T = decltype(t);
     bytes = slices_of<T>(rows, n) * n * int64_t{sizeof(Compute<T>)} +

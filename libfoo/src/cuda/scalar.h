@@ -94,7 +94,7 @@ HWY_INLINE V NegMulAdd(V x, V y, V z) {
 }
 template <class V>
 HWY_INLINE V Abs(V x) {
-  return x < 0 ? -x : x;
+  return fabs(x);  // also of -0
 }
 template <class V>
 HWY_INLINE V Min(V x, V y) {

@@ -141,6 +141,11 @@ const Operator kOperators[] = {
 
 class StreamingTest : public KernelTest {
  protected:
+  void SetUp() override {
+    FOO_CORE_SKIP_ON_CUDA("nothing is streamed");
+    KernelTest::SetUp();
+  }
+
   void check(std::int64_t columns, std::int64_t offset) {
     const std::int64_t repeats =
         kBytes / (2 * kBlock * columns * item_size(dtype())) + 1;
