@@ -28,7 +28,7 @@ def prepared(tmp_path: Path) -> Path:
         archive.writestr(f"{info}/WHEEL", tag)
         archive.writestr(f"{info}/RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    manifest = {"wheels": {wheel.name: digest}}
+    manifest = {"wheels": {f"wheels/{wheel.name}": digest}}
     (tmp_path / "prepared.json").write_text(json.dumps(manifest))
     return tmp_path
 
@@ -51,7 +51,7 @@ def test_without_a_gpu(root: Path, prepared: Path) -> None:
     assert (prepared / "site" / "nothing-1.dist-info").is_dir()
     summary = json.loads((prepared / "results/summary.json").read_text())
     assert summary["steps"] == []
-    assert len(summary["wheels"]) == 1
+    assert len(summary["prepared wheels"]) == 1
 
 
 def test_another_wheel_than_prepared(root: Path, prepared: Path) -> None:
