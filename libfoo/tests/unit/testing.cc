@@ -274,6 +274,7 @@ bool has_target(const std::string& name) {
 }
 
 void KernelTest::SetUp() {
+  calls_before_ = device_calls;
   if (on_cuda()) return;
   const std::string& target = std::get<0>(GetParam());
   if (!has_target(target)) {
@@ -283,7 +284,11 @@ void KernelTest::SetUp() {
   set_simd_target(target.c_str());
 }
 
-void KernelTest::TearDown() { set_simd_target(nullptr); }
+void KernelTest::TearDown() {
+  set_simd_target(nullptr);
+  if (IsSkipped() || device_calls != calls_before_) return;
+  ADD_FAILURE() << "device.h has none of the operators that are tested here";
+}
 
 std::string kernel_test_name(
     const ::testing::TestParamInfo<KernelTest::ParamType>& info) {

@@ -113,6 +113,9 @@ class KernelTest
   /// The error that an element may have, in ulp: 0.51 for the 16-bit types,
   /// which are rounded once, and 4 for the others.
   double gate() const { return item_size(dtype()) == 2 ? 0.51 : 4; }
+
+ private:
+  int calls_before_ = 0;
 };
 
 std::string kernel_test_name(
