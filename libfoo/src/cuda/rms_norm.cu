@@ -346,7 +346,7 @@ __global__ void any_slices_kernel(const BackwardArguments<T> arguments,
 }
 
 /// grad_weight from `count` slices: a column for each threadIdx.x, and the
-/// slices divided among the threadIdx.y.
+/// slices divided among the threadIdx.y, of which there are 2^i.
 template <class T>
 __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
                                   Line<T> grad_weight, int64_t n) {
@@ -357,12 +357,12 @@ __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
     const int64_t i = first + threadIdx.x;
     C sum = 0;
     if (i < n) {
-      for (int64_t k = threadIdx.y; k < count; k += kWarp) {
+      for (int64_t k = threadIdx.y; k < count; k += blockDim.y) {
         sum += slices[k * n + i];
       }
     }
     parts[threadIdx.y][threadIdx.x] = sum;
-    for (int half = kWarp / 2; half > 0; half /= 2) {
+    for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
       __syncthreads();
       if (threadIdx.y < half) {
         parts[threadIdx.y][threadIdx.x] +=
@@ -495,8 +495,10 @@ void rms_norm_backward(const ConstTensorView& grad,
       if (grad_x != nullptr) do_rows();
     }
     if (grad_weight == nullptr) return;
+    unsigned parts = 1;
+    while (parts < kWarp && parts < slices) parts *= 2;
     launch(op, add_slices_kernel<T>, dim3(grid_size(ceil_div(n, kWarp))),
-           dim3(kWarp, kWarp), stream, arguments.slices, slices,
+           dim3(kWarp, parts), stream, arguments.slices, slices,
            line_of<T>(grad_weight), n);
   });
 }
