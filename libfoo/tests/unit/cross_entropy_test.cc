@@ -257,6 +257,14 @@ TEST_P(CrossEntropyTest, AnyStrides) {
   }
 }
 
+TEST_P(CrossEntropyTest, MisalignedArguments) {
+  const Options options = options_of(kNone);
+  for (int one = 0; one < 2; ++one) {
+    check(make({3, 128}, {}, one == 0), make_target(128, {3}), options,
+          make_loss(options, {3}), make_lse({3}), make({3, 128}, {}, one == 1));
+  }
+}
+
 TEST_P(CrossEntropyTest, IgnoredRows) {
   Options options = options_of(kMean);
   Tensor logits = make({3, 40}).randomize(1),

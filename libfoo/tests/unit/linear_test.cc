@@ -129,6 +129,15 @@ TEST_P(LinearTest, AnyStrides) {
   check(x({5, 40}, {0, 1}), weight({40, -1}, 40));
 }
 
+TEST_P(LinearTest, MisalignedArguments) {
+  for (const std::int64_t rows : {1, 3}) {
+    for (int one = 0; one < 2; ++one) {
+      check(make({rows, 128}, {}, one == 0).randomize(1),
+            make({5, 128}, {}, one == 1).randomize(2));
+    }
+  }
+}
+
 TEST_P(LinearTest, NaNAndInfinityStayInTheirPlaces) {
   const double inf = INFINITY;
   Tensor x = make({3, 50}).randomize(1), weight = make({6, 50}).randomize(2);

@@ -60,8 +60,9 @@ class QuantizeTest : public KernelTest {
     EXPECT_TRUE(scale.guards_intact());
   }
 
-  void check(const Tensor& x, Shape q_strides = {}, Shape scale_strides = {}) {
-    Tensor q(DType::kInt8, x.sizes, std::move(q_strides));
+  void check(const Tensor& x, Shape q_strides = {}, Shape scale_strides = {},
+             std::int64_t q_shift = 0) {
+    Tensor q(DType::kInt8, x.sizes, std::move(q_strides), q_shift);
     Tensor scale = scale_of(x, std::move(scale_strides));
     quantize_int8_rowwise(x, q, scale);
     expect_quantized(x, q, scale);
@@ -85,6 +86,11 @@ TEST_P(QuantizeTest, RowsLongerThanABlock) {
     check(make({2, n}, {n + 1, 1}).randomize(2));
     check(make({2, n}).randomize(3));
   }
+}
+
+TEST_P(QuantizeTest, MisalignedArguments) {
+  check(make({3, 128}, {}, 1).randomize(1));
+  check(make({3, 128}).randomize(1), {}, {}, 1);
 }
 
 // The largest number is found at any position of a row.

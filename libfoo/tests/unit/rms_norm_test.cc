@@ -215,6 +215,27 @@ TEST_P(RmsNormTest, RowsLongerThanABlock) {
                  make({n}));
 }
 
+TEST_P(RmsNormTest, MisalignedArguments) {
+  for (int one = 0; one < 5; ++one) {
+    const auto x = [&](int i) { return make({3, 128}, {}, i == one); };
+    const auto weight = [&](int i) { return make({128}, {}, i == one); };
+    check(x(0), weight(1), x(2));
+    check_add(x(0), x(1), weight(2), x(3), x(4));
+    Tensor addend = x(3);
+    check_backward(x(0), x(1), weight(2), make({3, 128}), weight(4), &addend);
+  }
+  // On CUDA, a misaligned grad_x changes the order of grad_weight's sums.
+  const Tensor grad = make({3, 128}).randomize(1);
+  const Tensor x = make({3, 128}).randomize(2);
+  Tensor aligned = make({3, 128}), misaligned = make({3, 128}, {}, 1);
+  for (const TensorView grad_x : {aligned.view(), misaligned.view()}) {
+    rms_norm_backward(grad, x, nullptr, kEps, &grad_x, nullptr, nullptr);
+  }
+  EXPECT_LE(relative_l2(misaligned.values(), aligned.values(), x.values()),
+            tolerance(1));
+  EXPECT_TRUE(misaligned.guards_intact());
+}
+
 TEST_P(RmsNormTest, InPlaceAndThreads) {
   Tensor x = make({301, 333}).randomize(1), weight = make({333}).randomize(2);
   const ConstTensorView w = weight;

@@ -74,11 +74,13 @@ class RopeTest : public KernelTest {
 
   // Checks all options, with tables of both dtypes, out of place and in place.
   void check(const Tensor& x_like, std::int64_t half, const Tensor& out_like,
-             const Tensor* positions = nullptr, bool odd_tables = false) {
+             const Tensor* positions = nullptr, bool odd_tables = false,
+             std::int64_t cos_shift = 0, std::int64_t sin_shift = 0) {
     const std::int64_t rows = x_like.sizes[1] + 3;
     const Shape strides = odd_tables ? Shape{-2, 3 * rows} : Shape{half, 1};
     for (const DType table : {dtype(), DType::kFloat32}) {
-      Tensor cos(table, {rows, half}, strides), sin = cos;
+      Tensor cos(table, {rows, half}, strides, cos_shift);
+      Tensor sin(table, {rows, half}, strides, sin_shift);
       make_angles(cos, sin);
       const ConstTensorView view = positions != nullptr ? *positions : cos;
       const auto* p = positions != nullptr ? &view : nullptr;
@@ -129,6 +131,14 @@ TEST_P(RopeTest, AnyStrides) {
   }
   check(make({1, 2, 2, 3000}, {1, 12000, 6000, 2}), 1400,
         make({1, 2, 2, 3000}));
+}
+
+TEST_P(RopeTest, MisalignedArguments) {
+  const Shape sizes = {2, 3, 2, 96};
+  for (int one = 0; one < 4; ++one) {
+    check(make(sizes, {}, one == 0), 32, make(sizes, {}, one == 1), nullptr,
+          false, one == 2, one == 3);
+  }
 }
 
 TEST_P(RopeTest, BroadcastInput) {

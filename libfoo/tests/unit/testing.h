@@ -37,8 +37,9 @@ void encode(DType dtype, double value, void* p);
 /// would be outside of all memory.
 class Tensor {
  public:
-  /// Contiguous if no strides are given.
-  Tensor(DType dtype, Shape sizes, Shape strides = {});
+  /// Contiguous if no strides are given. It begins `shift` elements after an
+  /// aligned address.
+  Tensor(DType dtype, Shape sizes, Shape strides = {}, std::int64_t shift = 0);
 
   TensorView view() const;
   operator TensorView() const { return view(); }
@@ -106,8 +107,8 @@ class KernelTest
   DType dtype() const { return std::get<1>(GetParam()); }
 
   /// A tensor of the dtype.
-  Tensor make(Shape sizes, Shape strides = {}) const {
-    return Tensor(dtype(), std::move(sizes), std::move(strides));
+  Tensor make(Shape sizes, Shape strides = {}, std::int64_t shift = 0) const {
+    return Tensor(dtype(), std::move(sizes), std::move(strides), shift);
   }
 
   /// The error that an element may have, in ulp: 0.51 for the 16-bit types,
