@@ -356,7 +356,7 @@ __global__ void any_slices_kernel(const BackwardArguments<T> arguments,
 }
 
 /// grad_weight from `count` slices: a column for each threadIdx.x, and the
-/// slices divided among the threadIdx.y.
+/// slices divided among the threadIdx.y, of which there are 2^i.
 template <class T>
 __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
                                   Line<T> grad_weight, int64_t n) {
@@ -367,12 +367,12 @@ __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
     const int64_t i = first + threadIdx.x;
     C sum = 0;
     if (i < n) {
-      for (int64_t k = threadIdx.y; k < count; k += kWarp) {
+      for (int64_t k = threadIdx.y; k < count; k += blockDim.y) {
         sum += slices[k * n + i];
       }
     }
     parts[threadIdx.y][threadIdx.x] = sum;
-    for (int half = kWarp / 2; half > 0; half /= 2) {
+    for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
       __syncthreads();
       if (threadIdx.y < half) {
         parts[threadIdx.y][threadIdx.x] +=
@@ -432,6 +432,7 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
 
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
   const int64_t rows = count_rows(x), n = last_size(x);
+  if (n == 0) return 0;
   int64_t bytes = 0;
   if (n == 0) return bytes;
   for_dtype(x.dtype, [&](auto t) {
@@ -483,8 +484,10 @@ void rms_norm_backward(const ConstTensorView& grad,
                                                : backward_kernel<T, kN, 4>;
       launch(op, kernel, grid, shape.block, stream, arguments);
     } else {
+      const auto threads = static_cast<unsigned>(
+          std::min<int64_t>(kThreads, kWarp * ceil_div(n, kWarp)));
       const auto do_rows = [&] {
-        launch(op, any_rows_kernel<T>, dim3(grid_size(rows)), dim3(kThreads),
+        launch(op, any_rows_kernel<T>, dim3(grid_size(rows)), dim3(threads),
                stream, arguments);
       };
       if (grad_weight != nullptr) {
@@ -495,16 +498,18 @@ void rms_norm_backward(const ConstTensorView& grad,
         arguments.grad_x.data = nullptr;
         do_rows();
         launch(op, any_slices_kernel<T>,
-               dim3(grid_size(ceil_div(n, kThreads)),
+               dim3(grid_size(ceil_div(n, threads)),
                     static_cast<unsigned>(slices)),
-               dim3(kThreads), stream, arguments, slices);
+               dim3(threads), stream, arguments, slices);
         arguments = given;
       }
       if (grad_x != nullptr) do_rows();
     }
     if (grad_weight == nullptr) return;
+    unsigned parts = 1;
+    while (parts < kWarp && parts < slices) parts *= 2;
     launch(op, add_slices_kernel<T>, dim3(grid_size(ceil_div(n, kWarp))),
-           dim3(kWarp, kWarp), stream, arguments.slices, slices,
+           dim3(kWarp, parts), stream, arguments.slices, slices,
            line_of<T>(grad_weight), n);
   });
 }

@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
-#include <unistd.h>
 
 #include <climits>
 #include <cstdio>
@@ -22,6 +21,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace cuda_on_cpu {
 
 enum class State { kRuns, kWaitsForWarp, kWaitsForBlock, kEnded };
+void jump(void** registers);
 void suspend(State state);  // of the current fiber
 
 namespace {
@@ -39,7 +39,7 @@ struct Fiber {
 };
 
 Fiber fibers[kMaxThreads];
-unsigned current;
+unsigned current, warp_end;
 void* scheduler[5];
 void (*thread_body)(const void* context);
 const void* thread_context;
@@ -49,26 +49,22 @@ bool running = false;
 // the other.
 std::uint64_t exchanged[2][kMaxThreads];
 
-void describe(const char* sentence) {
-  char text[300];
-  const int size = std::snprintf(
-      text, sizeof(text),
-      "cuda_on_cpu: block (%u, %u, %u), thread (%u, %u, %u): %s\n", blockIdx.x,
-      blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, sentence);
-  if (write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) _exit(1);
-}
-
+// Ends the program, because a fiber cannot be left half-way. The names of tests
+// that have run are still in stdout's buffer.
 [[noreturn]] void fail(const char* sentence) {
-  describe(sentence);
-  std::abort();
+  std::fflush(stdout);
+  std::fprintf(stderr,
+               "cuda_on_cpu: block (%u, %u, %u), thread (%u, %u, %u): %s\n",
+               blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y,
+               threadIdx.z, sentence);
+  std::_Exit(1);
 }
 
-void on_signal(int signal, siginfo_t*, void*) {
+void on_signal(int signal) {
   if (running) {
-    describe(signal == SIGILL
-                 ? "a trap of UBSan: a misaligned access, an index beyond an "
-                   "array or an overflow"
-                 : "an access outside of all buffers");
+    fail(signal == SIGSEGV || signal == SIGBUS
+             ? "it accesses memory outside of all buffers"
+             : "it misaligns an access, leaves an array or overflows");
   }
   ::signal(signal, SIG_DFL);
   raise(signal);
@@ -81,7 +77,7 @@ void handle_signals() {
   stack.ss_size = sizeof(memory);
   sigaltstack(&stack, nullptr);
   struct sigaction action = {};
-  action.sa_sigaction = on_signal;
+  action.sa_handler = on_signal;
   action.sa_flags = SA_ONSTACK | SA_NODEFER;
   for (const int signal : {SIGSEGV, SIGBUS, SIGILL, SIGTRAP}) {
     sigaction(signal, &action, nullptr);
@@ -111,6 +107,16 @@ void run_fiber() {
   std::abort();
 }
 
+// Continues with the next lane of the warp, or with the scheduler.
+void run_next() {
+  if (++current == warp_end) jump(scheduler);
+  Fiber& fiber = fibers[current];
+  threadIdx = fiber.index;
+  fiber.state = State::kRuns;
+  if (fiber.started) jump(fiber.registers);
+  start(fiber);
+}
+
 }  // namespace
 
 // The compiler must not conclude from these functions which registers and
@@ -121,18 +127,13 @@ void run_fiber() {
 [[gnu::weak]] void suspend(State state) {
   Fiber& fiber = fibers[current];
   fiber.state = state;
-  if (__builtin_setjmp(fiber.registers) == 0) jump(scheduler);
+  if (__builtin_setjmp(fiber.registers) == 0) run_next();
 }
 
-[[gnu::weak]] void resume(unsigned i) {
-  Fiber& fiber = fibers[i];
-  current = i;
-  threadIdx = fiber.index;
-  fiber.state = State::kRuns;
-  if (__builtin_setjmp(scheduler) == 0) {
-    if (fiber.started) jump(fiber.registers);
-    start(fiber);
-  }
+[[gnu::weak]] void resume_warp(unsigned begin, unsigned end) {
+  current = begin - 1;
+  warp_end = end;
+  if (__builtin_setjmp(scheduler) == 0) run_next();
 }
 
 namespace {
@@ -140,7 +141,7 @@ namespace {
 // Runs threads [begin, end) to the next barrier of the block, or to the end.
 State run_warp(unsigned begin, unsigned end) {
   for (;;) {
-    for (unsigned i = begin; i < end; ++i) resume(i);
+    resume_warp(begin, end);
     const State state = fibers[begin].state;
     for (unsigned i = begin; i < end; ++i) {
       if (fibers[i].state == state) continue;
@@ -225,8 +226,8 @@ std::uint64_t exchange(unsigned mask, std::uint64_t bits, int lane) {
   auto& lanes = exchanged[fibers[current].exchanges++ % 2];
   lanes[current] = bits;
   suspend(State::kWaitsForWarp);
-  const unsigned source = current / warpSize * warpSize +
-                          static_cast<unsigned>(lane) % warpSize;
+  const unsigned source =
+      current / warpSize * warpSize + static_cast<unsigned>(lane) % warpSize;
   if (source >= blockDim.x * blockDim.y * blockDim.z) {
     fail("it reads from a lane that does not exist");
   }

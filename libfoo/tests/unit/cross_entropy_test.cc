@@ -207,6 +207,21 @@ TEST_P(CrossEntropyTest, EverySizeAroundTheVectors) {
   }
 }
 
+// On CUDA, a block computes these rows in several steps.
+TEST_P(CrossEntropyTest, RowsLongerThanABlock) {
+  const std::int64_t even = 80000 / item_size(dtype());
+  for (const std::int64_t n : {even, even + 1}) {
+    check({2}, n, options_of(kMean));
+    check({2}, n, options_of(kNone, 0.1));
+  }
+}
+
+TEST_P(CrossEntropyTest, MoreRowsThanThreads) {
+  for (const Reduction reduction : {kMean, kSum}) {
+    check({2500}, 3, options_of(reduction));
+  }
+}
+
 TEST_P(CrossEntropyTest, ReductionsAndSmoothing) {
   for (const Reduction reduction : {kNone, kMean, kSum}) {
     for (const double smoothing : {0.0, 0.1, 1.0}) {
@@ -239,6 +254,14 @@ TEST_P(CrossEntropyTest, AnyStrides) {
   const Values losses = losses_of(logits, make_target(2500, {2}));
   for (const double loss : losses) {
     EXPECT_NEAR(loss, std::log(2500), tolerance(std::log(2500)));
+  }
+}
+
+TEST_P(CrossEntropyTest, MisalignedArguments) {
+  const Options options = options_of(kNone);
+  for (int one = 0; one < 2; ++one) {
+    check(make({3, 128}, {}, one == 0), make_target(128, {3}), options,
+          make_loss(options, {3}), make_lse({3}), make({3, 128}, {}, one == 1));
   }
 }
 
@@ -538,6 +561,37 @@ TEST_P(CrossEntropyTest, GradientThatIsNotFinite) {
   for (int j = 0; j < 40; ++j) {
     EXPECT_EQ(grad_logits.get(j), j == target.get(0) ? -kInf : kInf);
     EXPECT_TRUE(std::isnan(grad_logits.get(40 + j)));
+  }
+}
+
+// They cannot be checked before the kernel runs.
+TEST_P(CrossEntropyTest, TargetsThatAreNoClassesOnCuda) {
+  if (!on_cuda()) GTEST_SKIP() << "the CPU refuses them";
+  constexpr std::int64_t kN = 40;
+  const double far = 0x1p40;
+  const double labels[] = {-1, 7, kN, kIgnore, far, -far};
+  Tensor logits = make({6, kN}).randomize(1), grad_logits = make({6, kN});
+  Tensor target(DType::kInt64, {6}), lse = make_lse({6});
+  for (int i = 0; i < 6; ++i) target.set(i, labels[i]);
+  for (const Reduction reduction : {kNone, kMean, kSum}) {
+    const Options options = options_of(reduction);
+    Tensor loss = make_loss(options, {6});
+    forward(logits, target, options, loss, lse);
+    const Tensor grad = Tensor(loss).randomize(2);
+    backward(grad, logits, target, lse, options, grad_logits);
+    if (reduction != kNone) {
+      EXPECT_TRUE(std::isnan(loss.get(0)));
+    }
+    for (int row = 0; row < 6; ++row) {
+      const bool wrong = row != 1 && row != 3;
+      if (reduction == kNone) {
+        EXPECT_EQ(std::isnan(loss.get(row)), wrong) << row;
+      }
+      EXPECT_EQ(std::isnan(lse.get(row)), wrong) << row;
+      for (int j = 0; j < kN; ++j) {
+        ASSERT_EQ(std::isnan(grad_logits.get(row * kN + j)), wrong) << row;
+      }
+    }
   }
 }
 

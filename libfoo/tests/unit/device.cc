@@ -48,6 +48,14 @@ bool has_device() {
   return result;
 }
 
+bool has_lazy_memory() {
+#ifdef CUDART_VERSION
+  return false;
+#else
+  return true;  // tests/cuda_on_cpu
+#endif
+}
+
 void synchronize() { check(cudaDeviceSynchronize()); }
 
 void* allocate(std::size_t bytes) {
@@ -76,6 +84,7 @@ Executor device_executor() { return Executor::cuda(nullptr); }
 
 bool on_cuda() { return false; }
 bool has_device() { return true; }
+bool has_lazy_memory() { return true; }
 void synchronize() {}
 
 void* allocate(std::size_t bytes) {

@@ -20,6 +20,9 @@ bool on_cuda();
 /// Whether the machine has what they run on.
 bool has_device();
 
+/// Whether memory takes no space before it is accessed.
+bool has_lazy_memory();
+
 /// Waits for all kernels, and aborts if one failed.
 void synchronize();
 
@@ -52,6 +55,9 @@ using Bytes = Vector<unsigned char>;
 /// The executor of an operator that a test runs without one, or on threads().
 Executor device_executor();
 
+/// How often an operator has been called through OnDevice.
+inline int device_calls = 0;
+
 template <class T>
 const T& on_device(const T& argument) {
   return argument;
@@ -68,6 +74,7 @@ template <auto kOperator, class... P, std::size_t... kIndices>
 struct WithoutExecutor<kOperator, std::tuple<P...>,
                        std::index_sequence<kIndices...>> {
   static auto call(P... arguments) {
+    ++device_calls;
     if constexpr (std::is_void_v<decltype(kOperator(arguments...))>) {
       kOperator(on_device(arguments)...);
       synchronize();
@@ -94,7 +101,8 @@ struct OnDevice<kOperator, R (*)(P...) noexcept(kNoexcept)>
   constexpr operator Function() const { return &OnDevice::call; }
 };
 
-// The tests find these before the functions of foo_core.
+// The tests find these before the functions of foo_core. Those of an operator
+// that is not here would run on the CPU alone, which KernelTest reports.
 inline constexpr OnDevice<&foo_core::add> add;
 inline constexpr OnDevice<&foo_core::add_rms_norm> add_rms_norm;
 inline constexpr OnDevice<&foo_core::add_rms_norm_backward>

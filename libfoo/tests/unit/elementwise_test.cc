@@ -111,6 +111,13 @@ TEST_P(ElementwiseTest, AnyStrides) {
         make({1, 33, 1}, {5, 1, 5}));
 }
 
+TEST_P(ElementwiseTest, MisalignedArguments) {
+  for (int one = 0; one < 3; ++one) {
+    check(make({128}, {}, one == 0), make({128}, {}, one == 1),
+          make({128}, {}, one == 2));
+  }
+}
+
 TEST_P(ElementwiseTest, SixtyFourDimensions) {
   Shape sizes(64, 1), gaps(64, 0);
   sizes[0] = sizes[20] = sizes[63] = 3;

@@ -179,6 +179,14 @@ TEST_P(GluTest, AnyShapeAndStrides) {
         make({2, 3, 4, 5}, {60, 20, 1, 4}));
 }
 
+TEST_P(GluTest, MisalignedArguments) {
+  for (int one = 0; one < 5; ++one) {
+    const auto x = [&](int i) { return make({128}, {}, i == one); };
+    check(x(0), x(1), x(2));
+    check_backward(x(0), x(1), x(2), x(3), x(4));
+  }
+}
+
 // Results keep their bits where the exponential has few left, or underflows.
 TEST_P(GluTest, GatesOfAllSizes) {
   Values gates;

@@ -86,6 +86,13 @@ TEST_P(LinearTest, EveryCountOfRowsAndColumns) {
   }
 }
 
+// On CUDA, a grid has 65535 tiles of 8 rows.
+TEST_P(LinearTest, MoreRowsThanAGrid) {
+  if (dtype() != DType::kFloat32)
+    GTEST_SKIP() << "for one dtype, as it is slow";
+  check(make({65536 * 8 + 1, 1}).randomize(1), make({1, 1}).randomize(2));
+}
+
 TEST_P(LinearTest, OneDimensionAndMany) {
   const Tensor weight = make({6, 40}).randomize(2);
   const Tensor bias = make({6}).randomize(3);
@@ -120,6 +127,15 @@ TEST_P(LinearTest, AnyStrides) {
   check(x({20, 2500}, {1, 0}), weight({1, 0}, 2500), nullptr, {7, 1});
   check(x({2, 3, 40}, {40, 80, 1}), weight({0, 1}, 40), &bias, {7, 14, 1});
   check(x({5, 40}, {0, 1}), weight({40, -1}, 40));
+}
+
+TEST_P(LinearTest, MisalignedArguments) {
+  for (const std::int64_t rows : {1, 3}) {
+    for (int one = 0; one < 2; ++one) {
+      check(make({rows, 128}, {}, one == 0).randomize(1),
+            make({5, 128}, {}, one == 1).randomize(2));
+    }
+  }
 }
 
 TEST_P(LinearTest, NaNAndInfinityStayInTheirPlaces) {

@@ -60,8 +60,9 @@ class QuantizeTest : public KernelTest {
     EXPECT_TRUE(scale.guards_intact());
   }
 
-  void check(const Tensor& x, Shape q_strides = {}, Shape scale_strides = {}) {
-    Tensor q(DType::kInt8, x.sizes, std::move(q_strides));
+  void check(const Tensor& x, Shape q_strides = {}, Shape scale_strides = {},
+             std::int64_t q_shift = 0) {
+    Tensor q(DType::kInt8, x.sizes, std::move(q_strides), q_shift);
     Tensor scale = scale_of(x, std::move(scale_strides));
     quantize_int8_rowwise(x, q, scale);
     expect_quantized(x, q, scale);
@@ -74,6 +75,22 @@ TEST_P(QuantizeTest, EverySizeAroundTheVectors) {
   for (const std::int64_t n : {1023, 1024, 1025, 4096, 5000}) {
     check(make({3, n}).randomize(2, 100));
   }
+}
+
+// On CUDA, a block cannot keep these rows in its registers. The second stride
+// aligns no two rows alike.
+TEST_P(QuantizeTest, RowsLongerThanABlock) {
+  const std::int64_t even = 80000 / item_size(dtype());
+  for (const std::int64_t n : {even, even + 1}) {
+    check(make({2, n}).randomize(1), {n + 1, 1});
+    check(make({2, n}, {n + 1, 1}).randomize(2));
+    check(make({2, n}).randomize(3));
+  }
+}
+
+TEST_P(QuantizeTest, MisalignedArguments) {
+  check(make({3, 128}, {}, 1).randomize(1));
+  check(make({3, 128}).randomize(1), {}, {}, 1);
 }
 
 // The largest number is found at any position of a row.

@@ -202,6 +202,40 @@ TEST_P(RmsNormTest, LongRowsAreSummedInBlocks) {
   check(make({1, 300001}), make({300001}), make({1, 300001}));
 }
 
+// On CUDA, a block cannot keep these rows in its registers. The larger stride
+// aligns no two rows alike.
+TEST_P(RmsNormTest, RowsLongerThanABlock) {
+  const std::int64_t n = 80000 / item_size(dtype());
+  for (const std::int64_t stride : {n, n + 1}) {
+    const auto rows = [&] { return make({2, n}, {stride, 1}); };
+    check(rows(), make({n}), rows());
+    check_add(rows(), rows(), make({n}), rows(), rows());
+  }
+  check_backward(make({2, n}), make({2, n}), make({n}), make({2, n}),
+                 make({n}));
+}
+
+TEST_P(RmsNormTest, MisalignedArguments) {
+  for (int one = 0; one < 5; ++one) {
+    const auto x = [&](int i) { return make({3, 128}, {}, i == one); };
+    const auto weight = [&](int i) { return make({128}, {}, i == one); };
+    check(x(0), weight(1), x(2));
+    check_add(x(0), x(1), weight(2), x(3), x(4));
+    Tensor addend = x(3);
+    check_backward(x(0), x(1), weight(2), make({3, 128}), weight(4), &addend);
+  }
+  // On CUDA, a misaligned grad_x changes the order of grad_weight's sums.
+  const Tensor grad = make({3, 128}).randomize(1);
+  const Tensor x = make({3, 128}).randomize(2);
+  Tensor aligned = make({3, 128}), misaligned = make({3, 128}, {}, 1);
+  for (const TensorView grad_x : {aligned.view(), misaligned.view()}) {
+    rms_norm_backward(grad, x, nullptr, kEps, &grad_x, nullptr, nullptr);
+  }
+  EXPECT_LE(relative_l2(misaligned.values(), aligned.values(), x.values()),
+            tolerance(1));
+  EXPECT_TRUE(misaligned.guards_intact());
+}
+
 TEST_P(RmsNormTest, InPlaceAndThreads) {
   Tensor x = make({301, 333}).randomize(1), weight = make({333}).randomize(2);
   const ConstTensorView w = weight;
@@ -303,7 +337,7 @@ TEST_P(RmsNormTest, BackwardEverySizeAroundTheVectors) {
     check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
                    make({n}));
   }
-  for (const std::int64_t n : {1025, 4096, 8200}) {
+  for (const std::int64_t n : {1025, 2056, 4096, 4104, 8200}) {
     check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
                    make({n}));
   }
@@ -315,6 +349,13 @@ TEST_P(RmsNormTest, BackwardEveryNumberOfRowsAroundTheBlocks) {
     check_backward(make({rows, 19}), make({rows, 19}), make({19}),
                    make({rows, 19}), make({19}));
   }
+}
+
+// On CUDA, 256 blocks compute these rows, of which each takes a whole block.
+TEST_P(RmsNormTest, BackwardMoreRowsThanBlocks) {
+  const std::int64_t n = 4112 / item_size(dtype());
+  check_backward(make({300, n}), make({300, n}), make({n}), make({300, n}),
+                 make({n}));
 }
 
 TEST_P(RmsNormTest, BackwardAnyStrides) {
@@ -331,7 +372,7 @@ TEST_P(RmsNormTest, AddBackward) {
     check_backward(make({3, n}), make({3, n}), make({n}), make({3, n}),
                    make({n}), &addend);
   }
-  for (const std::int64_t rows : {1, 2, 5, 17, 257}) {
+  for (const std::int64_t rows : {1, 2, 5, 17, on_cuda() ? 31 : 257}) {
     Tensor addend = make({rows, 1100});
     check_backward(make({rows, 1100}), make({rows, 1100}), make({1100}),
                    make({rows, 1100}), make({1100}), &addend);
@@ -371,9 +412,10 @@ TEST_P(RmsNormTest, AddBackwardIsRoundedOnce) {
 }
 
 TEST_P(RmsNormTest, AddBackwardInPlaceAndThreads) {
-  Tensor x = make({200, 331}).randomize(1, 2), weight = make({331});
-  Tensor grad = make({200, 331}).randomize(2);
-  Tensor addend = make({200, 331}).randomize(3);
+  const std::int64_t rows = on_cuda() ? 60 : 200;
+  Tensor x = make({rows, 331}).randomize(1, 2), weight = make({331});
+  Tensor grad = make({rows, 331}).randomize(2);
+  Tensor addend = make({rows, 331}).randomize(3);
   weight.randomize(4);
   const auto scratch = scratch_for(x);
   const ConstTensorView w = weight;
@@ -386,7 +428,7 @@ TEST_P(RmsNormTest, AddBackwardInPlaceAndThreads) {
                           executor);
     return grad_weight.memory();
   };
-  Tensor one = make({200, 331}), many = one;
+  Tensor one = make({rows, 331}), many = one;
   const auto expected = run(addend, one, {});
   EXPECT_EQ(run(addend, many, threads()), expected);
   EXPECT_EQ(many.memory(), one.memory());
@@ -471,7 +513,8 @@ TEST_P(RmsNormTest, BackwardOfNothing) {
 }
 
 TEST_P(RmsNormTest, BackwardInPlaceAndThreads) {
-  for (const std::int64_t rows : {200, 1500}) {
+  for (const std::int64_t rows :
+       {on_cuda() ? 60 : 200, on_cuda() ? 90 : 1500}) {
     Tensor x = make({rows, 331}).randomize(1, 2);
     Tensor grad = make({rows, 331}).randomize(2);
     Tensor weight = make({331}).randomize(3);

@@ -74,11 +74,13 @@ class RopeTest : public KernelTest {
 
   // Checks all options, with tables of both dtypes, out of place and in place.
   void check(const Tensor& x_like, std::int64_t half, const Tensor& out_like,
-             const Tensor* positions = nullptr, bool odd_tables = false) {
+             const Tensor* positions = nullptr, bool odd_tables = false,
+             std::int64_t cos_shift = 0, std::int64_t sin_shift = 0) {
     const std::int64_t rows = x_like.sizes[1] + 3;
     const Shape strides = odd_tables ? Shape{-2, 3 * rows} : Shape{half, 1};
     for (const DType table : {dtype(), DType::kFloat32}) {
-      Tensor cos(table, {rows, half}, strides), sin = cos;
+      Tensor cos(table, {rows, half}, strides, cos_shift);
+      Tensor sin(table, {rows, half}, strides, sin_shift);
       make_angles(cos, sin);
       const ConstTensorView view = positions != nullptr ? *positions : cos;
       const auto* p = positions != nullptr ? &view : nullptr;
@@ -129,6 +131,14 @@ TEST_P(RopeTest, AnyStrides) {
   }
   check(make({1, 2, 2, 3000}, {1, 12000, 6000, 2}), 1400,
         make({1, 2, 2, 3000}));
+}
+
+TEST_P(RopeTest, MisalignedArguments) {
+  const Shape sizes = {2, 3, 2, 96};
+  for (int one = 0; one < 4; ++one) {
+    check(make(sizes, {}, one == 0), 32, make(sizes, {}, one == 1), nullptr,
+          false, one == 2, one == 3);
+  }
 }
 
 TEST_P(RopeTest, BroadcastInput) {
@@ -251,6 +261,29 @@ TEST_P(RopeTest, NaNInfinityAndExtremes) {
             EXPECT_NEAR(got[k], want, ulp(dtype(), want)) << "pair " << j;
           }
         }
+      }
+    }
+  }
+}
+
+// They cannot be checked before the kernel runs.
+TEST_P(RopeTest, PositionsWithoutARowOnCuda) {
+  if (!on_cuda()) GTEST_SKIP() << "the CPU refuses them";
+  const double far = 0x1p40;
+  const double at[] = {0, -1, 3, 4, far, -far};
+  Tensor positions(DType::kInt64, {6});
+  for (int i = 0; i < 6; ++i) positions.set(i, at[i]);
+  const ConstTensorView p = positions;
+  for (const std::int64_t rest : {0, 8, 5}) {  // the last is not aligned
+    const std::int64_t n = 32 + rest;
+    Tensor x = make({1, 6, 2, n}).randomize(1), out = make({1, 6, 2, n});
+    Tensor cos = make({4, 16}), sin = cos;
+    make_angles(cos, sin);
+    for (const RopeOptions& options : kOptions) {
+      rope(x, cos, sin, &p, options, out);
+      for (std::int64_t i = 0; i < out.numel(); ++i) {
+        const std::int64_t token = i / (2 * n);
+        ASSERT_EQ(std::isnan(out.get(i)), token != 0 && token != 2) << i;
       }
     }
   }

@@ -37,8 +37,9 @@ void encode(DType dtype, double value, void* p);
 /// would be outside of all memory.
 class Tensor {
  public:
-  /// Contiguous if no strides are given.
-  Tensor(DType dtype, Shape sizes, Shape strides = {});
+  /// Contiguous if no strides are given. It begins `shift` elements after an
+  /// aligned address.
+  Tensor(DType dtype, Shape sizes, Shape strides = {}, std::int64_t shift = 0);
 
   TensorView view() const;
   operator TensorView() const { return view(); }
@@ -106,13 +107,16 @@ class KernelTest
   DType dtype() const { return std::get<1>(GetParam()); }
 
   /// A tensor of the dtype.
-  Tensor make(Shape sizes, Shape strides = {}) const {
-    return Tensor(dtype(), std::move(sizes), std::move(strides));
+  Tensor make(Shape sizes, Shape strides = {}, std::int64_t shift = 0) const {
+    return Tensor(dtype(), std::move(sizes), std::move(strides), shift);
   }
 
   /// The error that an element may have, in ulp: 0.51 for the 16-bit types,
   /// which are rounded once, and 4 for the others.
   double gate() const { return item_size(dtype()) == 2 ? 0.51 : 4; }
+
+ private:
+  int calls_before_ = 0;
 };
 
 std::string kernel_test_name(
