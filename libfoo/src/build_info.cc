@@ -2,12 +2,13 @@
 #include "foo_core/build_info.h"
 
 #include "cpu/simd.h"
+#include "cuda/kernels.h"
 #include "foo_core/version.h"
 
 namespace foo_core {
 
 BuildInfo build_info() {
-  return {version(), false, simd::current_name(), simd::available_names()};
+  return {version(), cuda::kBuilt, simd::current_name(), simd::available_names()};
 }
 
 const char* version() noexcept { return FOO_CORE_VERSION; }

@@ -11,4 +11,7 @@ InvalidArgument::~InvalidArgument() = default;
 Unavailable::Unavailable(const char* message) : std::runtime_error(message) {}
 Unavailable::~Unavailable() = default;
 
+DeviceError::DeviceError(const char* message) : std::runtime_error(message) {}
+DeviceError::~DeviceError() = default;
+
 }  // namespace foo_core

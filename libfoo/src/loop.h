@@ -16,9 +16,20 @@ constexpr std::int64_t kGrain = 32768;
 /// Throws Unavailable for Device::kCuda, else InvalidArgument.
 [[noreturn]] void refuse_device(const char* op, Device device);
 
-/// The caller's threads. An operator constructs it after it has checked its
-/// arguments and before it reads or writes any element. For Device::kCuda, a
-/// build with CUDA kernels branches to a launch right before that.
+/// Whether the executor is for CUDA and this build has the kernels of
+/// cuda/kernels.h. An operator asks after it has checked its arguments:
+///
+///     if constexpr (cuda::kBuilt) {
+///       if (on_cuda(executor)) return cuda::op(..., executor.stream);
+///     }
+///     const CpuThreads threads(op, executor);
+///
+inline bool on_cuda(const Executor& executor) {
+  return executor.device == Device::kCuda;
+}
+
+/// The caller's threads. An operator constructs it before it reads or writes
+/// any element.
 class CpuThreads {
  public:
   /// Throws if the executor is for another device than the CPU.

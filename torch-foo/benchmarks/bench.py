@@ -11,6 +11,12 @@ Lines with `out=` or in place allocate nothing.
 
 torch.compile compiles once for each operator, dtype and direction, with a
 dynamic number of rows, and once more for a single row.
+
+With --device cuda the times are those of the kernels: CUDA events enclose many
+calls, which are in the queue before the GPU begins. Clocks are warm. Arguments
+and results change from call to call, so that the L2 cache does not hold them,
+unless they are small. In place of a probe there is the rate of a copy of 1 GiB.
+Most of the time goes to torch.compile, unless --no-compile leaves it out.
 """
 
 import argparse
@@ -20,18 +26,24 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cases
 import report
 import torch
-from cases import OPERATORS, Call, Case
-from measure import measure
-from roofline import probes
+import torch_foo
+from cases import GOALS, OPERATORS, Call, Case
+from measure import CudaTimer, measure
+from roofline import copy_rate, probes
+
+Make = Callable[[], Case]
 
 QUICK = (16, 512)  # rows
+COPY = 1 << 30  # bytes that are copied to measure the rate
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="only 16 and 512 rows: 3 minutes instead of up to 30",
+        help="only 16 and 512 rows: on a CPU, 3 minutes instead of up to 30",
     )
     parser.add_argument(
         "--calls",
@@ -62,6 +74,22 @@ def parse() -> argparse.Namespace:
         help="measure only torch_foo, with 1 thread and with --threads",
     )
     parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="default: cpu",
+    )
+    parser.add_argument(
+        "--goals",
+        action="store_true",
+        help="measure only what has a goal, on a GPU: bfloat16, large sizes",
+    )
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="leave out torch.compile, which takes seconds for each operator",
+    )
+    parser.add_argument(
         "--only",
         metavar="REGEX",
         default="",
@@ -72,7 +100,8 @@ def parse() -> argparse.Namespace:
         type=float,
         metavar="S",
         help="time for each measurement, of at least 5 rounds "
-        "(default: 2, with --quick 0.3)",
+        "(default: 2, with --quick 0.3; on a GPU 0.15, with --goals 0.5, and "
+        "as long before it to warm up)",
     )
     parser.add_argument(
         "--threads",
@@ -113,7 +142,10 @@ def check(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("--scaling: --calls are of one thread")
     if options.warm_allocator and platform.libc_ver()[0] != "glibc":
         parser.error("--warm-allocator: the C library is not glibc")
-    if options.seconds is None:
+    check_device(parser, options)
+    if options.seconds is None and options.device == "cuda":
+        options.seconds = 0.5 if options.goals else 0.15
+    elif options.seconds is None:
         options.seconds = 0.3 if options.quick else 2.0
     if not options.seconds > 0:
         parser.error("--seconds must be more than 0")
@@ -133,12 +165,27 @@ def check(parser: Parser, options: argparse.Namespace) -> None:
             parser.error(f"--{option}: cannot write to {file}")
     if options.plot is None:
         return
-    if options.calls or options.scaling:
-        parser.error("--plot: there is none of --calls and --scaling")
+    if options.calls or options.scaling or options.device == "cuda":
+        parser.error(
+            "--plot: there is none of --calls, --scaling and --device cuda"
+        )
     if Path(options.plot).suffix not in (".png", ".svg", ".pdf"):
         parser.error("--plot: the file must end in .png, .svg or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib, which is not installed")
+
+
+def check_device(parser: Parser, options: argparse.Namespace) -> None:
+    if options.device == "cpu":
+        if options.goals:
+            parser.error("--goals needs --device cuda")
+        return
+    if options.calls or options.scaling:
+        parser.error("--device cuda: --calls and --scaling are of the CPU")
+    if not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} finds no GPU")
+    if not torch_foo.build_info().cuda:
+        parser.error("--device cuda: this foo_core has no CUDA kernels")
 
 
 def keep_freed_memory() -> None:
@@ -174,6 +221,13 @@ class Progress:
 
 
 def groups(options: argparse.Namespace) -> Iterator[tuple]:
+    """Yield operators, dtypes, directions, sizes, and a goal or None."""
+    if options.goals:
+        for goal in GOALS:
+            if re.search(options.only, goal.operator):
+                dtype = torch.bfloat16
+                yield goal.operator, dtype, goal.backward, [goal.size], goal
+        return
     for name, operator in OPERATORS.items():
         if not re.search(options.only, name):
             continue
@@ -182,21 +236,26 @@ def groups(options: argparse.Namespace) -> Iterator[tuple]:
         ]
         for dtype in cases.DTYPES:
             for backward in (False, True)[: 1 + cases.has_backward(operator)]:
-                yield name, dtype, backward, sizes
+                yield name, dtype, backward, sizes, None
 
 
 class Results(list):
     """The results of a run, written to a file as they come."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(
+        self, options: argparse.Namespace, facts: dict[str, Any]
+    ) -> None:
+        self.options, self.facts = options, facts
+        self.failures = 0
 
     def add(self, results: list[report.Result]) -> None:
         for result in results:
             print(report.line(result), flush=True)
         self += results
         if self.options.json:
-            report.write(self.options.json, vars(self.options), self)
+            report.write(
+                self.options.json, self.facts, vars(self.options), self
+            )
 
 
 def run_calls(options: argparse.Namespace, results: Results) -> None:
@@ -211,28 +270,53 @@ def run_operators(options: argparse.Namespace, results: Results) -> None:
         if name not in OPERATORS and re.search(options.only, name):
             print(f"{name} is left out: its class has no benchmark()")
     chosen = list(groups(options))
-    progress = Progress(sum(len(sizes) for *_, sizes in chosen))
+    progress = Progress(sum(len(sizes) for *_, sizes, _ in chosen))
+    run = run_scaling if options.scaling else run_case
+    if options.device == "cuda":
+        run = partial(run_cuda, results.facts)
     shown = ""
-    for name, dtype, backward, sizes in chosen:
+    for name, dtype, backward, sizes, goal in chosen:
         if name != shown:
             print(name, flush=True)
             shown = name
         compiled = None
-        if not options.scaling:
+        if not (options.scaling or options.no_compile):
             torch.compiler.reset()
             compiled = torch.compile(
                 cases.eager(OPERATORS[name]), fullgraph=True, dynamic=False
             )
+        build = partial(
+            cases.build,
+            name,
+            dtype=dtype,
+            backward=backward,
+            compiled=compiled,
+            dynamic=len(sizes) > 1,
+            device=options.device,
+        )
         for rows, columns in sizes:
-            case = cases.build(name, rows, columns, dtype, backward, compiled)
-            progress.show(case.name)
-            run = run_scaling if options.scaling else run_case
-            lines = run(case, options)
+            size = f"{rows}x{columns} {dtype}"
+            progress.show(f"{name} {size}{' fwd+bwd' * backward}")
+            try:
+                lines = run(partial(build, rows, columns), options)
+            except Exception:  # a machine with a GPU is too dear to stop here
+                progress.clear()
+                print(f"{size} failed", flush=True)
+                traceback.print_exc()
+                results.failures += 1
+                continue
+            finally:
+                progress.done += 1
             progress.clear()
-            progress.done += 1
+            notes = [
+                f"without {call}: {why[:60]}"
+                for call, why in lines[0]["skipped"].items()
+            ]
+            if goal and goal.text:  # in place, where there is such a form
+                notes.append(report.compare(lines[-1], goal))
             results.add(lines)
-            for call, why in lines[0]["skipped"].items():
-                print(f"{'':>19} without {call}: {why[:60]}", flush=True)
+            for note in notes:
+                print(f"{'':>19} {note}", flush=True)
 
 
 def calls_of(case: Case) -> dict[str, Call]:
@@ -243,13 +327,34 @@ def calls_of(case: Case) -> dict[str, Call]:
     return case.calls | {report.PROBE + n: call for n, call in roof.items()}
 
 
-def run_case(case: Case, options: argparse.Namespace) -> list[report.Result]:
+def run_case(make: Make, options: argparse.Namespace) -> list[report.Result]:
+    case = make()
     with case.mode():
         times, skipped = measure(calls_of(case), options.seconds)
     return report.results_of(case, times, skipped)
 
 
-def run_scaling(case: Case, options: argparse.Namespace) -> list[report.Result]:
+def run_cuda(
+    facts: dict[str, Any], make: Make, options: argparse.Namespace
+) -> list[report.Result]:
+    case = cases.rotated(make, int(facts["l2_mib"] * 2**20))
+    # A fresh result costs nothing here: `out=` would only repeat the times.
+    calls = {
+        name: call
+        for name, call in case.calls.items()
+        if case.in_place or not name.endswith(" out")
+    }
+    with case.mode():
+        times, skipped = measure(
+            calls, options.seconds, timer=CudaTimer(options.seconds)
+        )
+    rate = facts["copy_gb_per_s"] * 1e9
+    times[report.PROBE + "copy"] = [(case.read + case.written) / rate]
+    return report.results_of(case, times, skipped)
+
+
+def run_scaling(make: Make, options: argparse.Namespace) -> list[report.Result]:
+    case = make()
     calls = {
         f"{threads} {name}": call
         for name, call in calls_of(case).items()
@@ -273,15 +378,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     kind = "calls" if options.calls else "scaling" if options.scaling else ""
-    print(report.heading(kind), flush=True)
-    results = Results(options)
     start = time.monotonic()
+    facts = report.environment()
+    if options.device == "cuda":
+        kind = "cuda"
+        rate = copy_rate(COPY, 0.5, CudaTimer(warm_up=0.5))
+        facts |= report.gpu() | {"copy_gb_per_s": round(rate / 1e9, 1)}
+    print(report.heading(kind, facts), flush=True)
+    results = Results(options, facts)
     (run_calls if options.calls else run_operators)(options, results)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     if options.plot:
         import plot  # needs matplotlib
 
-        plot.write(options.plot, report.environment(), results)
+        plot.write(options.plot, facts, results)
+    if results.failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

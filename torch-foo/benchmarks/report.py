@@ -5,13 +5,15 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch_foo
-from cases import Case
+from cases import Case, Goal
+from measure import HOST
 
 Times = dict[str, list[float]]
 Result = dict[str, Any]
@@ -47,8 +49,17 @@ def result_of(case: Case, times: Times, skipped: dict[str, str]) -> Result:
     }
     if case.read:
         result |= {"bytes_read": case.read, "bytes_written": case.written}
+    host = {n: t for n, t in times.items() if n.startswith(HOST)}
+    if host:
+        result["host_us"] = {
+            n.removeprefix(HOST): statistics.median(t) * 1e6
+            for n, t in host.items()
+            if t
+        }
     for kind, key, statistic in STATISTICS:
-        value = {n: statistic(t) * 1e6 for n, t in times.items()}
+        value = {
+            n: statistic(t) * 1e6 for n, t in times.items() if n not in host
+        }
         ours = value["torch_foo"]
         result[f"{kind}_us"] = value
         others = [n for n in value if n != "torch_foo"]
@@ -99,6 +110,38 @@ def scaling_of(case: Case, times: Times, threads: int) -> list[Result]:
     return results
 
 
+def compare(result: Result, goal: Goal) -> str:
+    """Add to a result whether it reaches its goal, and return that as text."""
+    if goal.share:
+        is_met = result["torch_foo_to_roofline_of_medians"] * goal.share <= 1
+    else:
+        is_met = result["median_us"]["torch_foo"] <= goal.microseconds
+    result |= {"goal": goal.text, "goal_is_met": is_met}
+    text = f"goal: {goal.text}, {'met' if is_met else 'MISSED'}"
+    if goal.published:
+        result["published"] = goal.published
+        text += f" (published: {goal.published})"
+    return text
+
+
+def gpu() -> dict[str, Any]:
+    """Return what is known of the current GPU."""
+    properties = torch.cuda.get_device_properties("cuda")
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv"]
+    try:
+        driver = subprocess.check_output(command, text=True).split()[-1]
+    except (OSError, subprocess.CalledProcessError):
+        driver = "unknown"
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "driver": driver,
+        "torch_cuda": torch.version.cuda,
+    }
+
+
 def environment() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
@@ -126,9 +169,8 @@ def allocator() -> str:
     return " ".join([name, *(f"{n}={os.environ[n]}" for n in sorted(tuned))])
 
 
-def heading(kind: str) -> str:
-    """Return the heading of a run of "calls", "scaling" or operators."""
-    facts = environment()
+def heading(kind: str, facts: dict[str, Any]) -> str:
+    """Return the heading of a run of a kind, or else of operators."""
     lines = [f"{key}: {value}" for key, value in facts.items()]
     if kind == "scaling":
         text = (
@@ -138,6 +180,20 @@ def heading(kind: str) -> str:
             "bytes."
         )
         columns = f"{'':<28}{'1 thread us':>19}{'speed-up':>16}{'probe':>16}"
+        return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
+    names = "".join(f"{n:>16}" for n in OTHERS)
+    if kind == "cuda":
+        text = (
+            "torch_foo: microseconds on the GPU, median and minimum, with a "
+            "full queue. Others: the speed-up of torch_foo over them, ratio of "
+            "medians (of minima); above 1, torch_foo is faster. copy rate: of "
+            "the median (the minimum), the share of the rate of a copy of "
+            f"{facts['copy_gb_per_s']} GB/s, bytes read and written. host us: "
+            "the time to enqueue the call, which counts where it is the longer "
+            "one."
+        )
+        names += f"{'copy rate':>16}{'host us':>9}"
+        columns = f"{'':<28}{'torch_foo us':>19}{names}"
         return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
     text = (
         "Warm buffers. torch_foo: microseconds, median and minimum. Others: "
@@ -152,8 +208,7 @@ def heading(kind: str) -> str:
         "too if it can. The others allocate, at a cost that depends on the "
         f"allocator, here {facts['allocator']}."
     )
-    names = "".join(f"{n:>16}" for n in [*OTHERS, "roofline"])
-    columns = f"{'':<28}{'torch_foo us':>19}{names}"
+    columns = f"{'':<28}{'torch_foo us':>19}{names}{'roofline':>16}"
     return "\n".join([*lines, "", *textwrap.wrap(text, 80), "", columns])
 
 
@@ -185,6 +240,10 @@ def line(result: Result) -> str:
         text += f"{cell:>16}"
     roof = "torch_foo_to_roofline_of_"
     distance = result[roof + "medians"], result[roof + "minima"]
+    if "host_us" in result:
+        share = "{:.0%} ({:.0%})".format(*(1 / d for d in distance))
+        host = result["host_us"].get("torch_foo")
+        return text + f"{share:>16}{rounded(host) if host else '-':>9}"
     return text + f"{pair(*distance):>16}"
 
 
@@ -196,12 +255,14 @@ def rounded(microseconds: float) -> str:
     return f"{microseconds:.{2 if microseconds < 1000 else 0}f}"
 
 
-def write(file: str, options: dict, results: list[Result]) -> None:
+def write(
+    file: str, facts: dict[str, Any], options: dict, results: list[Result]
+) -> None:
     """Write a line for each result; replace the file in one move."""
     rows = ",\n".join(json.dumps(significant(r)) for r in results)
     head = [
         f'"{key}": {json.dumps(value, indent=1)}'
-        for key, value in [("environment", environment()), ("options", options)]
+        for key, value in [("environment", facts), ("options", options)]
     ]
     text = ",\n".join([*head, f'"results": [\n{rows}\n]'])
     temporary = Path(f"{file}.part")

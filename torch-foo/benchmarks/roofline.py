@@ -14,10 +14,15 @@ in place  bitwise_not_ of that half; only for operators in place, because it
 
 The fastest probe is the roofline. Probes do not allocate, so an operator that
 does is further from the roofline by the page faults of its result.
+
+On a GPU the roofline is the time in which a large copy moves as many bytes.
 """
+
+import statistics
 
 import torch
 from cases import Call
+from measure import CudaTimer, measure
 
 
 def probes(read: int, written: int) -> dict[str, Call]:
@@ -48,3 +53,11 @@ def probes(read: int, written: int) -> dict[str, Call]:
         "copy": lambda: target.copy_(source),
         "in place": lambda: source.bitwise_not_(),
     }
+
+
+def copy_rate(size: int, seconds: float, timer: CudaTimer) -> float:
+    """Return the bytes per second, read and written, of a copy of this size."""
+    source, target = (torch.randn(size // 4, device="cuda") for _ in range(2))
+    calls = {"copy": lambda: target.copy_(source)}
+    times, _ = measure(calls, seconds, timer=timer)
+    return 2 * source.nbytes / statistics.median(times["copy"])

@@ -27,9 +27,10 @@ def best(result: Result) -> tuple[float, str]:
 
 
 def sizes(results: list[Result]) -> list[str]:
-    """Return the sizes by number of rows."""
+    """Return the sizes by number of rows, then of columns."""
     return sorted(
-        {r["size"] for r in results}, key=lambda size: int(size.split("x")[0])
+        {r["size"] for r in results},
+        key=lambda size: [int(n) for n in size.split("x")],
     )
 
 
@@ -77,6 +78,17 @@ def short(results: list[Result]) -> list[str]:
     return lines
 
 
+def goals(results: list[Result]) -> list[str]:
+    """Return a line for each result that has a goal."""
+    return [
+        f"- {r['case']}: {r['median_us']['torch_foo']:.1f} us, "
+        f"{100 / r['torch_foo_to_roofline_of_medians']:.0f} % of the rate of a "
+        f"copy; goal: {r['goal']}, {'met' if r['goal_is_met'] else 'missed'}"
+        for r in results
+        if "goal" in r
+    ]
+
+
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(f"{__doc__}\nusage: table.py FILE.json")
@@ -91,15 +103,20 @@ def main() -> None:
     if not results:
         sys.exit(f"table: {sys.argv[1]} holds no comparison of operators")
     dtypes = " · ".join(dict.fromkeys(r["dtype"] for r in results))
+    gpu = written["environment"].get("gpu")
+    roof = "rate of a copy" if gpu else "memory probe's speed"
     print(
         "Speed-up over the fastest of eager, built-in and torch.compile: "
-        f"medians, {dtypes} (in brackets: share of the memory probe's speed)."
+        f"medians, {dtypes} (in brackets: share of the {roof})"
+        f"{f', {gpu}' if gpu else ''}."
     )
     for name, text in DIRECTIONS.items():
         chosen = [r for r in results if direction(r) == name]
         if chosen:
             print(f"\n{text}:\n")
             print("\n".join(table(chosen)))
+    if lines := goals(results):
+        print("Goals:\n", *lines, "", sep="\n")
     print(f"Below {GOAL}:\n")
     print("\n".join(short(results)) or "none")
 

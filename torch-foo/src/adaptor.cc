@@ -288,6 +288,8 @@ void rethrow() {
     fail(error.what());
   } catch (const foo_core::Unavailable& error) {
     fail(error.what());
+  } catch (const foo_core::DeviceError& error) {
+    fail(error.what());
   }
 }
 

@@ -113,6 +113,12 @@ class OptionalResult {
 /// The cudaStream_t that PyTorch currently uses on a device.
 void* current_stream(std::int32_t device_index);
 
+/// An executor for the tensor's device, for foo_core's scratch_size functions.
+inline foo_core::Executor device_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? foo_core::Executor()
+                         : foo_core::Executor::cuda(nullptr);
+}
+
 /// PyTorch's threads, lent to foo_core.
 foo_core::Executor torch_threads();
 

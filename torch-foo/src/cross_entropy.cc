@@ -44,7 +44,8 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits,
       empty(reduced ? IntHeaderOnlyArrayRef() : target.sizes(), dtype, logits);
   Tensor lse = empty(target.sizes(), DType::kFloat64, logits);
   const Tensor scratch = empty_bytes(
-      foo_core::cross_entropy_scratch_size(vlogits, options), logits);
+      foo_core::cross_entropy_scratch_size(vlogits, options, device_of(logits)),
+      logits);
   launch(logits, foo_core::cross_entropy, vlogits, view(target), options,
          mutable_view(loss), mutable_view(lse),
          reduced ? scratch.mutable_data_ptr() : nullptr);
@@ -63,8 +64,14 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& logits,
   check_device(op, {"grad", grad}, {"logits", logits});
   check_argument(op, {"lse", lse}, DType::kFloat64, {"logits", logits});
   Tensor grad_logits = empty(logits.sizes(), logits);
-  launch(logits, foo_core::cross_entropy_backward, view(grad), view(logits),
-         view(target), view(lse), options, mutable_view(grad_logits));
+  const auto vlogits = view(logits);
+  const std::int64_t bytes = foo_core::cross_entropy_backward_scratch_size(
+      vlogits, options, device_of(logits));
+  std::optional<Tensor> scratch;
+  if (bytes > 0) scratch = empty_bytes(bytes, logits);
+  launch(logits, foo_core::cross_entropy_backward, view(grad), vlogits,
+         view(target), view(lse), options, mutable_view(grad_logits),
+         scratch ? scratch->mutable_data_ptr() : nullptr);
   return grad_logits;
 }
 

@@ -35,8 +35,9 @@ struct Gradients {
       : x(wants_x, like.sizes(), like),
         weight(wants_weight, last_size(op, like), like) {
     if (!wants_weight) return;
-    scratch =
-        empty_bytes(foo_core::rms_norm_backward_scratch_size(view(like)), like);
+    scratch = empty_bytes(
+        foo_core::rms_norm_backward_scratch_size(view(like), device_of(like)),
+        like);
   }
 
   static IntHeaderOnlyArrayRef last_size(const char* op, const Tensor& like) {

@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torch_foo
 from torch import Tensor
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -120,6 +122,157 @@ def test_results_are_written_as_they_come(run, tmp_path: Path) -> None:
     assert status == f"table: {file} holds no comparison of operators"
 
 
+class _Event:
+    """Stand in for torch.cuda.Event of a GPU that works while it is called."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def query(self) -> bool:
+        return _Event.is_early
+
+    def synchronize(self) -> None:
+        assert self.time
+
+    def elapsed_time(self, end: "_Event") -> float:
+        return (end.time - self.time) * 1e3
+
+    is_early = False
+
+
+@pytest.fixture
+def fake_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the benchmark of a GPU run on the CPU."""
+    import bench
+
+    build, randn = bench.cases.build, torch.randn
+    properties = SimpleNamespace(
+        name="none",
+        total_memory=1 << 30,
+        L2_cache_size=1 << 10,
+        multi_processor_count=1,
+    )
+    for name, value in {
+        "Event": _Event,
+        "_sleep": lambda cycles: None,
+        "synchronize": lambda: None,
+        "is_available": lambda: True,
+        "get_device_properties": lambda device: properties,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    info = torch_foo.build_info()._replace(cuda=True)
+    monkeypatch.setattr(torch_foo, "build_info", lambda: info)
+    monkeypatch.setattr(
+        bench.cases,
+        "build",
+        lambda *a, **kw: build(*a, **kw | {"device": "cpu"}),
+    )
+    monkeypatch.setattr(
+        torch, "randn", lambda *a, **kw: randn(*a, **kw | {"device": "cpu"})
+    )
+    monkeypatch.setattr(bench, "COPY", 1 << 10)
+    goals = [
+        bench.cases.Goal("add_rms_norm", (4, 8), share=1e-9),
+        bench.cases.Goal("silu_mul", (4, 8), backward=True, microseconds=1e-9),
+        bench.cases.Goal("rope", (4, 128)),
+    ]
+    monkeypatch.setattr(bench, "GOALS", goals)
+
+
+GOALS = ("bench", "--device", "cuda", "--goals", "--no-compile")
+
+
+def test_goals_of_a_gpu(run, fake_gpu, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    file = tmp_path / "cuda.json"
+    options = ("--seconds", "0.001", "--json", str(file))
+    status, output, error = run(*GOALS, *options)
+    torch.set_num_threads(threads)
+    assert status == 0, error
+    written = json.loads(file.read_text())
+    assert written["environment"]["gpu"] == "none"
+    rate = written["environment"]["copy_gb_per_s"]
+    results = {(r["operator"], r["direction"]): r for r in written["results"]}
+    norm = results["add_rms_norm", "in place"]
+    assert norm["goal_is_met"]
+    assert set(norm["median_us"]) == {
+        "torch_foo",
+        "eager",
+        "built-in",
+        "probe: copy",
+    }
+    assert set(norm["host_us"]) == {"torch_foo", "eager", "built-in"}
+    # Four tensors of 4 x 8 elements in bfloat16, and a weight.
+    floor = (4 * 4 * 8 + 8) * 2 / rate / 1e3
+    assert norm["median_us"]["probe: copy"] == pytest.approx(floor, rel=0.01)
+    assert not results["silu_mul", "forward+backward"]["goal_is_met"]
+    assert "goal" not in results["rope", "forward"]
+    assert output.count("goal: ") == 2
+    _, output, _ = run("table", str(file))
+    assert "of a copy; goal: 1e-09 us, missed" in output
+
+
+def test_failure_on_a_gpu(
+    run, fake_gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Go on with the other operators, and tell at the end."""
+    threads = torch.get_num_threads()
+    monkeypatch.delattr(torch_foo, "silu_mul")
+    monkeypatch.setattr(_Event, "is_early", True)
+    status, output, error = run(*GOALS, "--seconds", "0.001")
+    torch.set_num_threads(threads)
+    assert status == 1
+    assert "4x8 torch.bfloat16 failed" in output
+    assert "has no attribute 'silu_mul'" in error
+    # Whatever began before it was all in the queue has no time of the host.
+    assert output.splitlines()[-1].split()[-1] == "-"
+
+
+def test_rotation() -> None:
+    """Use other arguments and results until they exceed the caches."""
+    calls = [lambda i=i: torch.full((2,), i) for i in range(3)]
+    rotation = cases.Rotation(calls)
+    for _ in range(5):
+        rotation()
+    assert [int(r[0]) for r in rotation.results] == [2, 0, 1]
+
+    def make() -> cases.Case:
+        return cases.build("mul", 4, 8, torch.float32, False)
+
+    case = cases.rotated(make, 1024)  # bytes; a and b have 256
+    rotation = case.calls["torch_foo"]
+    made = [next(rotation.calls) for _ in range(14)]
+    assert len({call.args[0].data_ptr() for call in made}) == 13
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("name", cases.OPERATORS)
+def test_case_is_made_on_its_device(
+    name: str, backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing goes there from the CPU, which takes seconds for a large size."""
+    operator = cases.OPERATORS[name]
+    moved, to = set(), Tensor.to
+
+    def spy(tensor: Tensor, *args: object) -> Tensor:
+        moved.add(tensor.device.type)
+        return to(tensor, *args)
+
+    backward = backward and cases.has_backward(operator)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "to", spy)
+        case = cases.build(
+            name, *operator.sizes[1], torch.bfloat16, backward, device="meta"
+        )
+    assert moved == {"meta"}
+    with case.mode():
+        for call in case.calls.values():
+            assert {r.device.type for r in cases.flat(call())} == {"meta"}
+
+
 def test_table(run, tmp_path: Path) -> None:
     def result(
         size: str,
@@ -169,9 +322,19 @@ def test_table(run, tmp_path: Path) -> None:
         (["--json", "missing/x.json"], "--json: cannot write to missing/x"),
         (["--plot", "x.txt"], "--plot: the file must end in .png"),
         (["--plot", "x.png", "--calls"], "--plot: there is none of --calls"),
+        (["--goals"], "--goals needs --device cuda"),
+        (["--device", "cuda", "--calls"], "--device cuda: --calls and --scal"),
     ],
 )
 def test_wrong_options(run, arguments: list[str], message: str) -> None:
     status, _, error = run("bench", *arguments)
     assert status == 2
     assert error.startswith(f"bench: {message}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(run) -> None:
+    status, _, error = run("bench", "--device", "cuda")
+    assert status == 2
+    assert error.startswith(f"bench: --device cuda: torch {torch.__version__} ")
+    assert error.count("\n") == 1

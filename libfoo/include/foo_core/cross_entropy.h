@@ -62,6 +62,11 @@ FOO_CORE_EXPORT void cross_entropy(const ConstTensorView& logits,
                                    const TensorView& lse, void* scratch,
                                    const Executor& executor = {});
 
+/// Bytes of scratch memory that cross_entropy_backward needs; 0 on the CPU.
+FOO_CORE_EXPORT std::int64_t cross_entropy_backward_scratch_size(
+    const ConstTensorView& logits, const CrossEntropyOptions& options,
+    const Executor& executor = {}) noexcept;
+
 /// Computes the gradient of sum(grad * loss), where grad has the loss's shape
 /// and dtype and lse is what cross_entropy wrote:
 ///
@@ -70,13 +75,13 @@ FOO_CORE_EXPORT void cross_entropy(const ConstTensorView& logits,
 ///
 /// Reduction::kMean divides it by the number of rows that are not ignored.
 /// grad_logits has the logits' shape and dtype, and may be exactly the logits
-/// (the same memory and strides). Throws InvalidArgument.
-FOO_CORE_EXPORT void cross_entropy_backward(const ConstTensorView& grad,
-                                            const ConstTensorView& logits,
-                                            const ConstTensorView& target,
-                                            const ConstTensorView& lse,
-                                            const CrossEntropyOptions& options,
-                                            const TensorView& grad_logits,
-                                            const Executor& executor = {});
+/// (the same memory and strides). `scratch` is as in cross_entropy, but of
+/// cross_entropy_backward_scratch_size(logits, options, executor) bytes. Throws
+/// InvalidArgument.
+FOO_CORE_EXPORT void cross_entropy_backward(
+    const ConstTensorView& grad, const ConstTensorView& logits,
+    const ConstTensorView& target, const ConstTensorView& lse,
+    const CrossEntropyOptions& options, const TensorView& grad_logits,
+    void* scratch, const Executor& executor = {});
 
 }  // namespace foo_core

@@ -19,12 +19,24 @@ class FOO_CORE_EXPORT InvalidArgument : public std::invalid_argument {
   ~InvalidArgument() override;
 };
 
-/// This build lacks what the caller asked for, such as CUDA kernels.
+/// This build lacks what the caller asked for, such as CUDA kernels. Nothing
+/// has been written when it is thrown.
 class FOO_CORE_EXPORT Unavailable : public std::runtime_error {
  public:
   /// Copies `message`.
   explicit Unavailable(const char* message);
   ~Unavailable() override;
+};
+
+/// A call of the CUDA runtime failed, such as a launch on a machine without a
+/// GPU or with a driver that is too old. what() is one sentence with the
+/// operator, the runtime's error and, where there is a cure, that. An error in
+/// an earlier kernel of the process may be reported by a later call.
+class FOO_CORE_EXPORT DeviceError : public std::runtime_error {
+ public:
+  /// Copies `message`.
+  explicit DeviceError(const char* message);
+  ~DeviceError() override;
 };
 
 }  // namespace foo_core

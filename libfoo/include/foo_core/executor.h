@@ -24,10 +24,11 @@ enum class Device : std::int32_t { kCpu = 0, kCuda = 1 };
 /// calling thread; its result never depends on the number of threads.
 ///
 /// With Executor::cuda, all tensors and scratch are memory of the current CUDA
-/// device, the kernel is queued on the stream, and indices that are held in
-/// tensors (positions, targets) are not checked. A build without CUDA kernels
-/// throws Unavailable (build_info().cuda tells). An unknown device throws
-/// InvalidArgument.
+/// device, and the kernel is queued on the stream. Indices that are held in
+/// tensors (positions, targets) are not known to the caller's thread then:
+/// where one is out of range, the results of its row are NaN. A build without
+/// CUDA kernels throws Unavailable (build_info().cuda tells), a failed launch
+/// DeviceError, and an unknown device InvalidArgument.
 struct Executor {
   Device device = Device::kCpu;        ///< where tensors are and kernels run
   ParallelFor parallel_for = nullptr;  ///< null: the calling thread

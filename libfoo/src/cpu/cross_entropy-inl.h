@@ -6,7 +6,7 @@
 #define FOO_CORE_CROSS_ENTROPY_INL_H_
 #endif
 
-#include "cpu/math-inl.h"
+#include "math-inl.h"
 #include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -14,10 +14,11 @@
 #include <string>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "cuda/kernels.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -336,6 +337,15 @@ std::int64_t cross_entropy_scratch_size(const ConstTensorView& logits,
   return count_rows(logits) * static_cast<std::int64_t>(sizeof(double));
 }
 
+std::int64_t cross_entropy_backward_scratch_size(
+    const ConstTensorView&, const CrossEntropyOptions& options,
+    const Executor& executor) noexcept {
+  // The kernel counts the rows that are not ignored.
+  const bool counts =
+      executor.device == Device::kCuda && options.reduction == Reduction::kMean;
+  return counts ? static_cast<std::int64_t>(sizeof(std::int64_t)) : 0;
+}
+
 void cross_entropy(const ConstTensorView& logits, const ConstTensorView& target,
                    const CrossEntropyOptions& options, const TensorView& loss,
                    const TensorView& lse, void* scratch,
@@ -352,6 +362,12 @@ void cross_entropy(const ConstTensorView& logits, const ConstTensorView& target,
   check_output(op, arg_lse, {}, {&arg_logits, &arg_target, &arg_loss});
   check_output(op, losses.argument(), {},
                {&arg_logits, &arg_target, &arg_loss, &arg_lse});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::cross_entropy(logits, target, options, loss, lse, scratch,
+                                 executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
   const std::int64_t n = last_size(logits);
   const std::int64_t count = check_targets(op, target, n, options.ignore_index);
@@ -391,7 +407,7 @@ void cross_entropy_backward(const ConstTensorView& grad,
                             const ConstTensorView& target,
                             const ConstTensorView& lse,
                             const CrossEntropyOptions& options,
-                            const TensorView& grad_logits,
+                            const TensorView& grad_logits, void* scratch,
                             const Executor& executor) {
   const char* op = "cross_entropy_backward";
   const Argument arg_logits{"logits", logits}, arg_target{"target", target},
@@ -401,7 +417,21 @@ void cross_entropy_backward(const ConstTensorView& grad,
   check_like_loss(op, arg_grad, logits, options);
   check_lse(op, arg_lse, logits);
   check_like(op, arg_out, arg_logits);
-  check_output(op, arg_out, {&arg_logits}, {&arg_grad, &arg_target, &arg_lse});
+  const Scratch count_of_rows(
+      op, scratch,
+      cross_entropy_backward_scratch_size(logits, options, executor));
+  const Argument& arg_scratch = count_of_rows.argument();
+  check_output(op, arg_scratch, {},
+               {&arg_grad, &arg_logits, &arg_target, &arg_lse});
+  check_output(op, arg_out, {&arg_logits},
+               {&arg_grad, &arg_target, &arg_lse, &arg_scratch});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::cross_entropy_backward(grad, logits, target, lse, options,
+                                          grad_logits, scratch,
+                                          executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
   const std::int64_t n = last_size(logits);
   const std::int64_t count = check_targets(op, target, n, options.ignore_index);

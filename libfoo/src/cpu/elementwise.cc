@@ -7,10 +7,11 @@
 #include <cstdint>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "cuda/kernels.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -166,9 +167,10 @@ void check_broadcast(const char* op, const ConstTensorView& a,
   check_shape(op, out, ndim, sizes);
 }
 
-void elementwise(const char* op, RowKernel (*kernel_of)(DType),
-                 const ConstTensorView& a, const ConstTensorView& b, double c,
-                 const TensorView& out, const Executor& executor) {
+void elementwise(const char* op, [[maybe_unused]] cuda::Elementwise function,
+                 RowKernel (*kernel_of)(DType), const ConstTensorView& a,
+                 const ConstTensorView& b, double c, const TensorView& out,
+                 const Executor& executor) {
   const Argument arg_a{"a", a}, arg_b{"b", b}, arg_out{"out", out};
   check_tensor(op, arg_a);
   check_tensor(op, arg_b);
@@ -180,6 +182,12 @@ void elementwise(const char* op, RowKernel (*kernel_of)(DType),
   const Argument wide_a{"a", broadcast(a, out, a_strides)};
   const Argument wide_b{"b", broadcast(b, out, b_strides)};
   check_output(op, arg_out, {&wide_a, &wide_b}, {});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::elementwise(function, wide_a.view, wide_b.view, c, out,
+                               executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
 
   const RowKernel kernel = kernel_of(out.dtype);
@@ -204,18 +212,20 @@ void elementwise(const char* op, RowKernel (*kernel_of)(DType),
 
 void add(const ConstTensorView& a, const ConstTensorView& b,
          const TensorView& out, const Executor& executor) {
-  elementwise("add", FOO_CORE_DISPATCH(AddKernel), a, b, 0, out, executor);
+  elementwise("add", cuda::Elementwise::kAdd, FOO_CORE_DISPATCH(AddKernel), a,
+              b, 0, out, executor);
 }
 
 void mul(const ConstTensorView& a, const ConstTensorView& b,
          const TensorView& out, const Executor& executor) {
-  elementwise("mul", FOO_CORE_DISPATCH(MulKernel), a, b, 0, out, executor);
+  elementwise("mul", cuda::Elementwise::kMul, FOO_CORE_DISPATCH(MulKernel), a,
+              b, 0, out, executor);
 }
 
 void muladd(const ConstTensorView& a, const ConstTensorView& b, double c,
             const TensorView& out, const Executor& executor) {
-  elementwise("muladd", FOO_CORE_DISPATCH(MulAddKernel), a, b, c, out,
-              executor);
+  elementwise("muladd", cuda::Elementwise::kMulAdd,
+              FOO_CORE_DISPATCH(MulAddKernel), a, b, c, out, executor);
 }
 
 }  // namespace foo_core

@@ -6,11 +6,12 @@
 #include <cstdint>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "cuda/kernels.h"
 #include "glu.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -18,7 +19,8 @@
 // These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
-#include "cpu/glu-inl.h"
+#include "cpu/tile-inl.h"
+#include "glu-inl.h"
 #include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_GLU_FORWARD_
@@ -100,6 +102,11 @@ void gated(const char* op, Activation activation, const ConstTensorView& gate,
   check_like(op, arg_up, arg_gate);
   check_like(op, arg_out, arg_gate);
   check_output(op, arg_out, {&arg_gate, &arg_up}, {});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::gated(activation, gate, up, out, executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
 
   const auto forward = FOO_CORE_DISPATCH(GluForward)(activation, out.dtype);

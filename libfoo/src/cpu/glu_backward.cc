@@ -4,12 +4,13 @@
 #include <type_traits>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "cuda/kernels.h"
 #include "foo_core/glu.h"
 #include "glu.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -17,7 +18,8 @@
 // These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
-#include "cpu/glu-inl.h"
+#include "cpu/tile-inl.h"
+#include "glu-inl.h"
 #include "hwy/cache_control.h"
 
 #ifndef FOO_CORE_GLU_BACKWARD_
@@ -145,6 +147,12 @@ void gated_backward(const char* op, Activation activation,
   const Arguments inputs = {&arg_grad, &arg_gate, &arg_up};
   check_output(op, arg_grad_gate, inputs, {});
   check_output(op, arg_grad_up, inputs, {&arg_grad_gate});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::gated_backward(activation, grad, gate, up, grad_gate,
+                                  grad_up, executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
   if (grad_gate == nullptr && grad_up == nullptr) return;
 

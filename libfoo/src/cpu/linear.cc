@@ -8,9 +8,10 @@
 #include <string>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
+#include "cuda/kernels.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -157,6 +158,11 @@ void linear(const ConstTensorView& x, const ConstTensorView& weight,
   check_same_dtype(op, arg_x, arg_out);
   check_shape(op, arg_out, x.ndim, sizes);
   check_output(op, arg_out, {}, {&arg_x, &arg_weight, &arg_bias});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::linear(x, weight, bias, out, executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
   const std::int64_t rows = count_rows(x);
   if (rows == 0) return;

@@ -9,9 +9,10 @@
 #include <limits>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
+#include "cuda/kernels.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -214,6 +215,11 @@ void quantize_int8_rowwise(const ConstTensorView& x, const TensorView& q,
   check_shape(op, arg_scale, x.ndim, sizes);
   check_output(op, arg_q, {}, {&arg_x});
   check_output(op, arg_scale, {}, {&arg_x, &arg_q});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::quantize_int8_rowwise(x, q, scale, executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
 
   const auto quantize = FOO_CORE_DISPATCH(QuantizeInt8)(x.dtype);

@@ -6,10 +6,11 @@
 #include <type_traits>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "cuda/kernels.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -207,6 +208,12 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* weight,
   check_last_size(op, arg_weight, arg_x);
   check_like(op, arg_out, arg_x);
   check_output(op, arg_out, {&arg_x}, {&arg_weight});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::rms_norm(x, nullptr, weight, eps, out, nullptr,
+                            executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
   if (last_size(x) == 0) return;
 
@@ -243,6 +250,12 @@ void add_rms_norm(const ConstTensorView& x, const ConstTensorView& residual,
   check_like(op, arg_sum, arg_x);
   check_output(op, arg_out, {&arg_x, &arg_residual}, {&arg_weight, &arg_sum});
   check_output(op, arg_sum, {&arg_x, &arg_residual}, {&arg_weight});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::rms_norm(x, &residual, weight, eps, out, &residual_out,
+                            executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
   if (last_size(x) == 0) return;
 

@@ -7,11 +7,12 @@
 #include <string>
 
 #include "checks.h"
-#include "cpu/nest.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "cuda/kernels.h"
 #include "foo_core/rms_norm.h"
 #include "loop.h"
+#include "nest.h"
 #include "view.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -455,6 +456,12 @@ void backward(const char* op, const ConstTensorView& grad,
                {&arg_grad, &arg_x, &arg_addend, &arg_weight, &arg_sums});
   check_output(op, arg_grad_x, {&arg_grad, &arg_x, &arg_addend},
                {&arg_weight, &arg_sums, &arg_grad_weight});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::rms_norm_backward(grad, addend, x, weight, eps, grad_x,
+                                     grad_weight, scratch, executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
 
   const std::int64_t n = last_size(x);
@@ -496,8 +503,11 @@ void backward(const char* op, const ConstTensorView& grad,
 }  // namespace
 
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x,
-                                            const Executor&) noexcept {
+                                            const Executor& executor) noexcept {
   if (x.ndim < 1) return 0;
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) return cuda::rms_norm_backward_scratch_size(x);
+  }
   const Blocks blocks(count_rows(x));
   return blocks.count * blocks.sums() * groups_of(last_size(x)) * kGroup *
          compute_size(x.dtype);

@@ -14,6 +14,7 @@
 #include "checks.h"
 #include "cpu/simd.h"
 #include "cpu/stream.h"
+#include "cuda/kernels.h"
 #include "loop.h"
 #include "view.h"
 
@@ -439,6 +440,11 @@ void rope(const ConstTensorView& x, const ConstTensorView& cos,
                   std::to_string(cos.sizes[0]) + " rows");
   }
   check_output(kOp, arg_out, {&arg_x}, {&arg_cos, &arg_sin, &arg_positions});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::rope(x, cos, sin, positions, options, out, executor.stream);
+    }
+  }
   const CpuThreads threads(kOp, executor);
   if (positions != nullptr) check_range(*positions, cos.sizes[0]);
   if (numel(x) == 0) return;

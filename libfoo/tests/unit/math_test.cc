@@ -1,4 +1,4 @@
-// The exponentials of cpu/math-inl.h against long double. The library does not
+// The exponentials of math-inl.h against long double. The library does not
 // export them, so this program compiles the header.
 #include <cmath>
 #include <string>
@@ -12,7 +12,7 @@
 // These read HWY_TARGET_INCLUDE, so they come after it.
 #include "hwy/foreach_target.h"
 //
-#include "cpu/math-inl.h"
+#include "math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {

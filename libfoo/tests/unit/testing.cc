@@ -62,6 +62,15 @@ double from_bits16(DType dtype, std::uint16_t bits) {
   return sign * std::ldexp(hidden + mantissa, e - mantissa_bits);
 }
 
+class DeviceEnvironment : public ::testing::Environment {
+  void SetUp() override {
+    ASSERT_EQ(on_cuda(), build_info().cuda);
+    if (!has_device()) GTEST_SKIP() << "there is no GPU here";
+  }
+};
+const ::testing::Environment* const environment =
+    ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
+
 }  // namespace
 
 int precision(DType dtype) {
@@ -154,8 +163,10 @@ Tensor::Tensor(DType type, Shape shape, Shape steps)
   }
   constexpr std::int64_t kMargin = 160;  // elements
   const std::int64_t item = item_size(dtype);
+  const std::int64_t extent = numel() == 0 ? 0 : high - low + 1;
+  const std::int64_t end = on_cuda() ? 0 : kMargin;
   origin_ = (kMargin - low) * item;
-  memory_.assign(static_cast<std::size_t>((high - low + 2 * kMargin) * item),
+  memory_.assign(static_cast<std::size_t>((kMargin + extent + end) * item),
                  kGuard);
 }
 
@@ -223,13 +234,14 @@ double relative_l2(const Values& got, const Values& expected,
 }
 
 Memory aligned_memory(std::int64_t bytes) {
-  const auto size = static_cast<std::size_t>(bytes + 64) / 64 * 64;
-  Memory memory(std::aligned_alloc(64, size));
+  const auto size = static_cast<std::size_t>(bytes + 63) / 64 * 64;
+  Memory memory(allocate(size), {size});
   std::memset(memory.get(), kGuard, size);
   return memory;
 }
 
 Executor threads() {
+  if (on_cuda()) return device_executor();
   return Executor::threads([](void*, std::int64_t begin, std::int64_t end,
                               std::int64_t, RangeBody body, void* context) {
     const std::int64_t cuts[] = {begin, begin + (end - begin) / 5,
@@ -244,6 +256,7 @@ Executor threads() {
 }
 
 std::vector<std::string> all_targets() {
+  if (on_cuda()) return {"CUDA"};
 #if defined(__x86_64__) || defined(_M_X64)
   return {"AVX3", "AVX2", "SSE4", "SSE2"};
 #else
@@ -261,6 +274,7 @@ bool has_target(const std::string& name) {
 }
 
 void KernelTest::SetUp() {
+  if (on_cuda()) return;
   const std::string& target = std::get<0>(GetParam());
   if (!has_target(target)) {
     GTEST_SKIP() << "this machine runs " << build_info().simd_targets

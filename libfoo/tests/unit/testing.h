@@ -6,13 +6,14 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <random>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#include "device.h"
 
 namespace foo_core::testing {
 
@@ -32,7 +33,8 @@ double decode(DType dtype, const void* p);
 void encode(DType dtype, double value, void* p);
 
 /// A tensor that owns more memory than it needs. A pattern in the rest reveals
-/// stray writes.
+/// stray writes. On CUDA there is none behind the last element, where an access
+/// would be outside of all memory.
 class Tensor {
  public:
   /// Contiguous if no strides are given.
@@ -52,7 +54,7 @@ class Tensor {
   Tensor& randomize(unsigned seed, double scale = 1);
 
   /// The whole memory, including what lies between and around the elements.
-  const std::vector<unsigned char>& memory() const { return memory_; }
+  const Bytes& memory() const { return memory_; }
   /// Whether only elements have been written since construction.
   bool guards_intact() const;
 
@@ -63,7 +65,7 @@ class Tensor {
  private:
   unsigned char* at(std::int64_t i) const;
 
-  mutable std::vector<unsigned char> memory_;
+  mutable Bytes memory_;
   std::int64_t origin_ = 0;  // in bytes, of index (0, ..., 0)
 };
 
@@ -75,18 +77,19 @@ TensorView moved_to(TensorView view, void* data);
 double relative_l2(const Values& got, const Values& expected,
                    const Values& scale);
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
+struct Release {
+  void operator()(void* p) const { release(p, bytes); }
+  std::size_t bytes = 0;
 };
-using Memory = std::unique_ptr<void, Free>;
+using Memory = std::unique_ptr<void, Release>;
 
 /// Memory aligned to 64 bytes and filled with a pattern.
 Memory aligned_memory(std::int64_t bytes);
 
-/// An Executor with 3 threads and ranges of uneven size.
+/// An Executor with 3 threads and ranges of uneven size; on CUDA, a stream.
 Executor threads();
 
-/// The names of all targets that this machine's architecture may have.
+/// The names of all targets that this machine's architecture may have, or CUDA.
 std::vector<std::string> all_targets();
 bool has_target(const std::string& name);
 
@@ -94,7 +97,7 @@ bool has_target(const std::string& name);
 inline const DType kAllDTypes[] = {DType::kFloat32, DType::kFloat64,
                                    DType::kFloat16, DType::kBFloat16};
 
-/// A fixture whose tests run once for each SIMD target and dtype.
+/// A fixture whose tests run once for each SIMD target, or CUDA, and dtype.
 class KernelTest
     : public ::testing::TestWithParam<std::tuple<std::string, DType>> {
  protected:
@@ -122,6 +125,10 @@ std::string kernel_test_name(
           ::testing::ValuesIn(::foo_core::testing::all_targets()), \
           ::testing::ValuesIn(::foo_core::testing::kAllDTypes)),   \
       ::foo_core::testing::kernel_test_name)
+
+/// Skips a test of what CUDA does not do.
+#define FOO_CORE_SKIP_ON_CUDA(reason) \
+  if (::foo_core::testing::on_cuda()) GTEST_SKIP() << "on CUDA " << reason
 
 /// Expects `call` to throw InvalidArgument with exactly that message.
 #define EXPECT_INVALID(call, message)                        \
@@ -158,7 +165,7 @@ class BufferTest : public ::testing::Test {
   }
 
  private:
-  std::vector<float> buffer_ = std::vector<float>(4096, 1);
+  Vector<float> buffer_ = Vector<float>(4096, 1);
 };
 
 }  // namespace foo_core::testing

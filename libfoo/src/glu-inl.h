@@ -1,5 +1,5 @@
 // The activations of gated linear units and their derivatives. Included once
-// per SIMD target.
+// per SIMD target, and for CUDA after cuda/scalar.h.
 #if defined(FOO_CORE_GLU_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOO_CORE_GLU_INL_H_
 #undef FOO_CORE_GLU_INL_H_
@@ -7,9 +7,8 @@
 #define FOO_CORE_GLU_INL_H_
 #endif
 
-#include "cpu/math-inl.h"
-#include "cpu/tile-inl.h"
 #include "glu.h"
+#include "math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {

@@ -1,5 +1,6 @@
-// Functions without a CPU instruction: exponential, logistic and normal
-// distribution. Included once per SIMD target.
+// Functions without an instruction: exponential, logistic and normal
+// distribution. Included once per SIMD target, and for CUDA after
+// cuda/scalar.h, where a vector is one number.
 #if defined(FOO_CORE_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOO_CORE_MATH_INL_H_
 #undef FOO_CORE_MATH_INL_H_
@@ -7,7 +8,9 @@
 #define FOO_CORE_MATH_INL_H_
 #endif
 
+#ifndef FOO_CORE_CUDA_SCALAR
 #include "cpu/vec-inl.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {

@@ -1,0 +1,495 @@
+// rms_norm, add_rms_norm and their gradients. The threads of a row keep its
+// elements in registers between the sum of squares and the result, so memory is
+// read once; what does not fit there is read again, from the L2 cache.
+//
+// grad_weight is a sum over rows. Each block adds up the rows that it computes
+// in registers and writes one partial sum, a slice; a second kernel adds the
+// slices. Their number and order depend on the shape alone.
+#include <cmath>
+
+#include "cuda/device.h"
+#include "cuda/kernels.h"
+
+namespace foo_core::cuda {
+namespace {
+
+/// r = 1 / sqrt(mean(x^2) + eps), with eps rounded to C.
+template <class C>
+__device__ C inverse_rms(C squares, double eps, int64_t n) {
+  return 1 / std::sqrt(squares / static_cast<C>(n) + static_cast<C>(eps));
+}
+
+template <class T>
+struct ForwardArguments {
+  Nest<4> rows;  // of x, residual, out and sum
+  Line<const T> x, residual, weight;
+  Line<T> out, sum;
+  int64_t count;  // of rows
+  int64_t n;
+  double eps;
+};
+
+/// The vectors of a row that a thread keeps. add_rms_norm loads two for each.
+template <bool kAdd>
+constexpr int kForwardVectors = kAdd ? 2 : 4;
+
+template <class T, int kN, bool kAdd>
+__global__ void __launch_bounds__(kMaxThreads)
+    forward_kernel(const ForwardArguments<T> arguments) {
+  using C = Compute<T>;
+  using V = Vec<T, kN>;
+  constexpr int kKept = kForwardVectors<kAdd>;
+  const int64_t step = int64_t{blockDim.x} * kN;
+  for (int64_t first = int64_t{blockIdx.x} * blockDim.y;
+       first < arguments.count; first += int64_t{gridDim.x} * blockDim.y) {
+    // All threads of the block take part in the sums.
+    const int64_t row = first + threadIdx.y;
+    const int64_t n = row < arguments.count ? arguments.n : 0;
+    const Offsets<4> at(arguments.rows, n > 0 ? row : first);
+    const auto x = moved(arguments.x, at.of[0]);
+    const auto residual = moved(arguments.residual, at.of[1]);
+    const auto out = moved(arguments.out, at.of[2]);
+    const auto sum = moved(arguments.sum, at.of[3]);
+
+    C squares = 0;
+    const auto add_squares = [&](const V& v) {
+      for (int j = 0; j < kN; ++j) {
+        squares = fma(v[j], v[j], squares);
+      }
+    };
+    const auto add_residual = [](const V& v, const V& r) {
+      C y[kN];
+      for (int j = 0; j < kN; ++j) y[j] = v[j] + r[j];
+      return V::of(y);
+    };
+    const int64_t begin = int64_t{threadIdx.x} * kN;
+    V kept[kKept], addend[kKept];
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int64_t i = begin + k * step;
+      if (i < n) {
+        kept[k] = x.template load<kN>(i);
+        if constexpr (kAdd) addend[k] = residual.template load<kN>(i);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int64_t i = begin + k * step;
+      if (i < n) {
+        if constexpr (kAdd) {
+          kept[k] = add_residual(kept[k], addend[k]);
+          sum.store(i, kept[k]);
+        }
+        add_squares(kept[k]);
+      }
+    }
+    const C first_squares = squares;
+    double rest = 0;
+    for (int64_t i = begin + kKept * step; i < n; i += step) {
+      V v = x.template load<kN>(i);
+      if constexpr (kAdd) {
+        v = add_residual(v, residual.template load<kN>(i));
+        sum.store(i, v);
+      }
+      squares = 0;
+      add_squares(v);
+      rest += static_cast<double>(squares);
+    }
+    C total[] = {first_squares + static_cast<C>(rest)};
+    sum_row(total);
+    const C r = inverse_rms(total[0], arguments.eps, arguments.n);
+
+    const auto write = [&](int64_t i, const V& v) {
+      C y[kN];
+      for (int j = 0; j < kN; ++j) y[j] = v[j] * r;
+      if (arguments.weight.data != nullptr) {
+        const V w = arguments.weight.template load<kN>(i);
+        for (int j = 0; j < kN; ++j) y[j] *= w[j];
+      }
+      out.store(i, V::of(y));
+    };
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int64_t i = begin + k * step;
+      if (i < n) write(i, kept[k]);
+    }
+    for (int64_t i = begin + kKept * step; i < n; i += step) {
+      // This thread wrote these elements of sum.
+      write(i, kAdd ? Line<const T>{sum.data, sum.stride}.template load<kN>(i)
+                    : x.template load<kN>(i));
+    }
+  }
+}
+
+/// Blocks for the gradient of rows that fit in registers: a block has kThreads
+/// threads for as many rows as they can hold, and two blocks fill a
+/// multiprocessor of an H100.
+constexpr int64_t kBlocks = 256;
+constexpr int kThreads = 512;
+constexpr int kMostVectors = 4;  // of a row, per thread
+
+/// The shape of a block for rows of n elements, and the vectors of a thread.
+template <class T>
+struct BackwardShape {
+  explicit BackwardShape(int64_t n) {
+    const int64_t count = ceil_div(n, kWidth<T>);
+    vectors = 1;
+    while (vectors < kMostVectors && vectors * kThreads < count) vectors *= 2;
+    fits = count <= vectors * kThreads;
+    const int64_t warps = ceil_div(count, int64_t{vectors} * kWarp);
+    const auto x = static_cast<unsigned>(
+        kWarp * std::clamp<int64_t>(warps, 1, kThreads / kWarp));
+    block = dim3(x, kThreads / x);
+  }
+  int vectors;
+  bool fits;
+  dim3 block;
+};
+
+/// The partial sums of grad_weight, each of n elements.
+template <class T>
+int64_t slices_of(int64_t rows, int64_t n) {
+  return std::min<int64_t>(rows, kBlocks * BackwardShape<T>(n).block.y);
+}
+
+/// What a row's gradient needs besides its elements.
+template <class C>
+struct Stats {
+  C r;      // 1 / sqrt(mean(x^2) + eps)
+  C slope;  // r^3 * mean(grad * weight * x)
+};
+
+/// The stats of a row from each thread's sums of x^2 and grad * weight * x.
+template <class C>
+__device__ Stats<C> stats_of(C squares, C products, double eps, int64_t n) {
+  C sums[] = {squares, products};
+  sum_row(sums);
+  const C r = inverse_rms(sums[0], eps, n);
+  return {r, r * r * r * (sums[1] / static_cast<C>(n))};
+}
+
+template <class T>
+struct BackwardArguments {
+  Nest<4> rows;  // of grad, x, addend and grad_x
+  Line<const T> grad, x, addend, weight;
+  Line<T> grad_x;
+  int64_t count;  // of rows
+  int64_t n;
+  double eps;
+  Stats<Compute<T>>* stats;  // one for each row, or null
+  Compute<T>* slices;        // null without grad_weight
+};
+
+/// grad_x and the slices of grad_weight, for rows of up to kV vectors a thread.
+template <class T, int kN, int kV>
+__global__ void __launch_bounds__(kThreads, kV == 1 ? 2 : 1)
+    backward_kernel(const BackwardArguments<T> arguments) {
+  using C = Compute<T>;
+  using V = Vec<T, kN>;
+  const int64_t step = int64_t{blockDim.x} * kN;
+  const int64_t begin = int64_t{threadIdx.x} * kN;
+  const bool weighted = arguments.weight.data != nullptr;
+  V weight[kV];
+  C slice[kV][kN] = {};
+#pragma unroll
+  for (int k = 0; k < kV; ++k) {
+    const int64_t i = begin + k * step;
+    if (weighted && i < arguments.n) {
+      weight[k] = arguments.weight.template load<kN>(i);
+    }
+  }
+
+  struct Rows {
+    V grad[kV], x[kV];
+  };
+  const auto load = [&](Rows& v, int64_t row) {
+    if (row >= arguments.count) return;
+    const Offsets<4> at(arguments.rows, row);
+    const auto grad = moved(arguments.grad, at.of[0]);
+    const auto x = moved(arguments.x, at.of[1]);
+#pragma unroll
+    for (int k = 0; k < kV; ++k) {
+      const int64_t i = begin + k * step;
+      if (i < arguments.n) {
+        v.grad[k] = grad.template load<kN>(i);
+        v.x[k] = x.template load<kN>(i);
+      }
+    }
+  };
+
+  const int64_t stride = int64_t{gridDim.x} * blockDim.y;
+  const int64_t start = int64_t{blockIdx.x} * blockDim.y;
+  // The next row is on its way while one is computed, if registers allow it.
+  constexpr bool kAhead = kV <= 2;
+  Rows now, next;
+  if constexpr (kAhead) load(next, start + threadIdx.y);
+  for (int64_t first = start; first < arguments.count; first += stride) {
+    if constexpr (kAhead) now = next;
+    load(kAhead ? next : now, first + (kAhead ? stride : 0) + threadIdx.y);
+    const int64_t row = first + threadIdx.y;
+    const int64_t n = row < arguments.count ? arguments.n : 0;
+    C squares = 0, products = 0;
+#pragma unroll
+    for (int k = 0; k < kV; ++k) {
+      if (begin + k * step >= n) continue;
+      for (int j = 0; j < kN; ++j) {
+        const C x = now.x[k][j];
+        C g = now.grad[k][j];
+        if (weighted) g *= weight[k][j];
+        squares = fma(x, x, squares);
+        products = fma(g, x, products);
+      }
+    }
+    const Stats<C> stats =
+        stats_of(squares, products, arguments.eps, arguments.n);
+    if (n == 0) continue;
+    const Offsets<4> at(arguments.rows, row);
+    const auto addend = moved(arguments.addend, at.of[2]);
+    const auto grad_x = moved(arguments.grad_x, at.of[3]);
+#pragma unroll
+    for (int k = 0; k < kV; ++k) {
+      const int64_t i = begin + k * step;
+      if (i >= n) continue;
+      C y[kN];
+      for (int j = 0; j < kN; ++j) {
+        const C x = now.x[k][j], grad = now.grad[k][j];
+        slice[k][j] = fma(grad * x, stats.r, slice[k][j]);
+        const C g = weighted ? grad * weight[k][j] : grad;
+        y[j] = fma(-x, stats.slope, g * stats.r);
+      }
+      if (arguments.addend.data != nullptr) {
+        const V added = addend.template load<kN>(i);
+        for (int j = 0; j < kN; ++j) y[j] += added[j];
+      }
+      if (arguments.grad_x.data != nullptr) {
+        grad_x.store(i, V::of(y));
+      }
+    }
+  }
+  const int64_t index = start + threadIdx.y;
+  if (arguments.slices == nullptr || index >= arguments.count) return;
+#pragma unroll
+  for (int k = 0; k < kV; ++k) {
+    const int64_t i = begin + k * step;
+    if (i >= arguments.n) continue;
+    for (int j = 0; j < kN; ++j) {
+      arguments.slices[index * arguments.n + i + j] = slice[k][j];
+    }
+  }
+}
+
+/// Rows of any length and strides: their stats, if `stats` is not null, and
+/// grad_x, if that is not.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    any_rows_kernel(const BackwardArguments<T> arguments) {
+  using C = Compute<T>;
+  const bool weighted = arguments.weight.data != nullptr;
+  const auto one = [](const Line<const T>& line, int64_t i) {
+    return widen(line.data[i * line.stride]);
+  };
+  for (int64_t row = blockIdx.x; row < arguments.count; row += gridDim.x) {
+    const Offsets<4> at(arguments.rows, row);
+    const auto grad = moved(arguments.grad, at.of[0]);
+    const auto x = moved(arguments.x, at.of[1]);
+    double squares = 0, products = 0;
+    for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
+      const C v = one(x, i);
+      C g = one(grad, i);
+      if (weighted) g *= one(arguments.weight, i);
+      squares += static_cast<double>(v * v);
+      products += static_cast<double>(g * v);
+    }
+    const Stats<C> stats =
+        stats_of(static_cast<C>(squares), static_cast<C>(products),
+                 arguments.eps, arguments.n);
+    if (arguments.stats != nullptr && threadIdx.x == 0) {
+      arguments.stats[row] = stats;
+    }
+    if (arguments.grad_x.data == nullptr) continue;
+    const auto addend = moved(arguments.addend, at.of[2]);
+    const auto grad_x = moved(arguments.grad_x, at.of[3]);
+    for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
+      C g = one(grad, i);
+      if (weighted) g *= one(arguments.weight, i);
+      C y = fma(-one(x, i), stats.slope, g * stats.r);
+      if (arguments.addend.data != nullptr) y += one(addend, i);
+      grad_x.data[i * grad_x.stride] = narrow<T>(y);
+    }
+  }
+}
+
+/// The slices of any rows, from their stats: a thread for each column, a
+/// blockIdx.y for each slice.
+template <class T>
+__global__ void any_slices_kernel(const BackwardArguments<T> arguments,
+                                  int64_t slices) {
+  using C = Compute<T>;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       i < arguments.n; i += int64_t{gridDim.x} * blockDim.x) {
+    C sum = 0;
+    for (int64_t row = blockIdx.y; row < arguments.count; row += slices) {
+      const Offsets<4> at(arguments.rows, row);
+      const auto grad = moved(arguments.grad, at.of[0]);
+      const auto x = moved(arguments.x, at.of[1]);
+      const C product =
+          widen(grad.data[i * grad.stride]) * widen(x.data[i * x.stride]);
+      sum = fma(product, arguments.stats[row].r, sum);
+    }
+    arguments.slices[int64_t{blockIdx.y} * arguments.n + i] = sum;
+  }
+}
+
+/// grad_weight from `count` slices: a column for each threadIdx.x, and the
+/// slices divided among the threadIdx.y.
+template <class T>
+__global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
+                                  Line<T> grad_weight, int64_t n) {
+  using C = Compute<T>;
+  __shared__ C parts[kWarp][kWarp];
+  for (int64_t first = int64_t{blockIdx.x} * kWarp; first < n;
+       first += int64_t{gridDim.x} * kWarp) {
+    const int64_t i = first + threadIdx.x;
+    C sum = 0;
+    if (i < n) {
+      for (int64_t k = threadIdx.y; k < count; k += kWarp) {
+        sum += slices[k * n + i];
+      }
+    }
+    parts[threadIdx.y][threadIdx.x] = sum;
+    for (int half = kWarp / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (threadIdx.y < half) {
+        parts[threadIdx.y][threadIdx.x] +=
+            parts[threadIdx.y + half][threadIdx.x];
+      }
+    }
+    if (threadIdx.y == 0 && i < n) {
+      grad_weight.data[i * grad_weight.stride] =
+          narrow<T>(parts[0][threadIdx.x]);
+    }
+    __syncthreads();  // before the next columns' parts
+  }
+}
+
+}  // namespace
+
+void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
+              const ConstTensorView* weight, double eps, const TensorView& out,
+              const TensorView* residual_out, void* stream) {
+  const int64_t rows = count_rows(x), n = last_size(x);
+  if (rows == 0 || n == 0) return;
+  for_dtype(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    const ForwardArguments<T> arguments{
+        nest_of_rows(x, x, residual, out, residual_out),
+        line_of<T>(x),
+        line_of<T>(residual),
+        line_of<T>(weight),
+        line_of<T>(out),
+        line_of<T>(residual_out),
+        rows,
+        n,
+        eps};
+    const auto run = [&](auto width, auto adds) {
+      constexpr int kN = decltype(width)::value;
+      constexpr bool kAdd = decltype(adds)::value;
+      const dim3 block = row_block(ceil_div(n, kN), kForwardVectors<kAdd>);
+      launch(kAdd ? "add_rms_norm" : "rms_norm", forward_kernel<T, kN, kAdd>,
+             dim3(grid_size(ceil_div(rows, block.y))), block, stream,
+             arguments);
+    };
+    const auto choose = [&](auto width) {
+      if (residual == nullptr) return run(width, std::false_type());
+      run(width, std::true_type());
+    };
+    constexpr int kN = kWidth<T>;
+    if (is_aligned<kN>(&x, n) && is_aligned<kN>(residual, n) &&
+        is_aligned<kN>(weight, n) && is_aligned<kN>(&out, n) &&
+        is_aligned<kN>(residual_out, n)) {
+      choose(std::integral_constant<int, kN>());
+    } else {
+      choose(std::integral_constant<int, 1>());
+    }
+  });
+}
+
+std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
+  const int64_t rows = count_rows(x), n = last_size(x);
+  int64_t bytes = 0;
+  for_dtype(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    bytes = slices_of<T>(rows, n) * n * int64_t{sizeof(Compute<T>)} +
+            rows * int64_t{sizeof(Stats<Compute<T>>)};
+  });
+  return bytes;
+}
+
+void rms_norm_backward(const ConstTensorView& grad,
+                       const ConstTensorView* addend, const ConstTensorView& x,
+                       const ConstTensorView* weight, double eps,
+                       const TensorView* grad_x, const TensorView* grad_weight,
+                       void* scratch, void* stream) {
+  const char* op =
+      addend == nullptr ? "rms_norm_backward" : "add_rms_norm_backward";
+  const int64_t rows = count_rows(x), n = last_size(x);
+  if (n == 0 || (grad_x == nullptr && grad_weight == nullptr)) return;
+  for_dtype(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    using C = Compute<T>;
+    const int64_t slices = slices_of<T>(rows, n);
+    auto* const memory =
+        grad_weight == nullptr ? nullptr : static_cast<C*>(scratch);
+    BackwardArguments<T> arguments{nest_of_rows(x, grad, x, addend, grad_x),
+                                   line_of<T>(grad),
+                                   line_of<T>(x),
+                                   line_of<T>(addend),
+                                   line_of<T>(weight),
+                                   line_of<T>(grad_x),
+                                   rows,
+                                   n,
+                                   eps,
+                                   nullptr,
+                                   memory};
+    const BackwardShape<T> shape(n);
+    constexpr int kN = kWidth<T>;
+    if (rows == 0) {
+      // grad_weight is a sum of no slices
+    } else if (shape.fits && is_aligned<kN>(&grad, n) &&
+               is_aligned<kN>(&x, n) && is_aligned<kN>(addend, n) &&
+               is_aligned<kN>(weight, n) && is_aligned<kN>(grad_x, n)) {
+      const int64_t blocks = ceil_div(rows, shape.block.y);
+      const auto grid = dim3(grid_size(
+          grad_weight == nullptr ? blocks : std::min(blocks, kBlocks)));
+      const auto kernel = shape.vectors == 1   ? backward_kernel<T, kN, 1>
+                          : shape.vectors == 2 ? backward_kernel<T, kN, 2>
+                                               : backward_kernel<T, kN, 4>;
+      launch(op, kernel, grid, shape.block, stream, arguments);
+    } else {
+      const auto do_rows = [&] {
+        launch(op, any_rows_kernel<T>, dim3(grid_size(rows)), dim3(kThreads),
+               stream, arguments);
+      };
+      if (grad_weight != nullptr) {
+        // The slices come first, because grad_x may be grad or x.
+        const BackwardArguments<T> given = arguments;
+        arguments.stats =
+            reinterpret_cast<Stats<C>*>(arguments.slices + slices * n);
+        arguments.grad_x.data = nullptr;
+        do_rows();
+        launch(op, any_slices_kernel<T>,
+               dim3(grid_size(ceil_div(n, kThreads)),
+                    static_cast<unsigned>(slices)),
+               dim3(kThreads), stream, arguments, slices);
+        arguments = given;
+      }
+      if (grad_x != nullptr) do_rows();
+    }
+    if (grad_weight == nullptr) return;
+    launch(op, add_slices_kernel<T>, dim3(grid_size(ceil_div(n, kWarp))),
+           dim3(kWarp, kWarp), stream, arguments.slices, slices,
+           line_of<T>(grad_weight), n);
+  });
+}
+
+}  // namespace foo_core::cuda
