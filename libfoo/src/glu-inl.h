@@ -29,7 +29,7 @@ struct Activated {
 template <class T, class V, class... Slope>
 HWY_INLINE Activated<V> Derive(V x, SigmoidFraction<V> sigmoid, Slope... z) {
   const auto inverse =
-      hn::Div(hn::Set(hn::DFromV<V>(), 1), sigmoid.denominator);
+      Divide<T>(hn::Set(hn::DFromV<V>(), 1), sigmoid.denominator);
   const auto quotient =
       kIsHalf<T> ? hn::Mul(x, inverse) : hn::Div(x, sigmoid.denominator);
   const auto y = hn::Mul(quotient, sigmoid.power);
@@ -49,7 +49,7 @@ struct Silu {
   template <class T, class V>
   static HWY_INLINE V Value(V x) {
     const auto s = Sigmoid<T>(Clamp(x));
-    return hn::Mul(hn::Div(x, s.denominator), s.power);
+    return hn::Mul(Divide<T>(x, s.denominator), s.power);
   }
 
   template <class T, class V>
@@ -154,7 +154,7 @@ struct GeluTanh {
   static HWY_INLINE V Value(V x) {
     V slope;
     const auto s = Split<T>(x, slope);
-    return hn::Mul(hn::Div(x, s.denominator), s.power);
+    return hn::Mul(Divide<T>(x, s.denominator), s.power);
   }
 
   template <class T, class V>

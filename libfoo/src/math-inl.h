@@ -83,6 +83,15 @@ HWY_INLINE V ProductError(V a, V b, V product) {
 template <class T>
 constexpr bool kIsHalf = sizeof(T) == 2;
 
+/// x / y, to be rounded to T.
+template <class T, class V>
+HWY_INLINE V Divide(V x, V y) {
+#ifdef FOO_CORE_CUDA_SCALAR
+  if constexpr (kIsHalf<T>) return DivideApproximately(x, y);
+#endif
+  return hn::Div(x, y);
+}
+
 // exp(x) = 2^n * exp(r) with n = round(x / ln 2) and r = x - n * ln 2. ln 2 is
 // the sum of kLn2High, whose product with n is exact, and kLn2Low. Adding
 // kMagic rounds to an integer, which is then in the low bits of the sum.
@@ -291,6 +300,13 @@ HWY_INLINE SigmoidFraction<V> Sigmoid(V x, Tail... tail) {
   const hn::RebindToUnsigned<hn::DFromV<V>> du;
   const auto bias2 = hn::Set(du, hn::TFromD<decltype(du)>{2 * K::kBias});
   V sum;
+#ifdef FOO_CORE_CUDA_SCALAR
+  if constexpr (kIsHalf<T>) {  // by two instructions of GPUs
+    const V half = x * static_cast<V>(0.5 / 0x1.62e430p-1);
+    const V power = Exp2Approximately(half), rest = Exp2Approximately(-half);
+    return {power, rest, power + rest};
+  }
+#endif
   if constexpr (kIsHalf<T>) {  // saves an operation and doubles the error
     const auto r = ExpReduce<T>(x, C(-0.5), K::kMagic + K::kBias, sum);
     const auto root = TimesExpReduced<T>(1, r, C(-0.5));
@@ -324,7 +340,7 @@ HWY_INLINE V NormalTail(V x) {
   constexpr C k = hwy::IsSame<T, double>() ? 6 : kFloat ? 2.328125 : 3.5;
   constexpr C center = kFloat ? 0x1.528db0p-2 : 1;
   const auto one = hn::Set(d, 1);
-  const auto scale = hn::Div(kTimesX ? x : one, hn::Add(x, hn::Set(d, k)));
+  const auto scale = Divide<T>(kTimesX ? x : one, hn::Add(x, hn::Set(d, k)));
   const auto t =
       kTimesX ? hn::MulSub(scale, hn::Set(d, 2), hn::Set(d, center))
               : hn::NegMulAdd(scale, hn::Set(d, 2 * k), hn::Set(d, 2 - center));

@@ -6,8 +6,6 @@ import functools
 import math
 import re
 import sys
-import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,13 +27,9 @@ TOLERANCE = {
 
 
 @pytest.fixture(scope="session")
-def site(run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(install) -> Path:
     """Return the folder in which the package is installed."""
-    folder = tmp_path_factory.mktemp("foo_numpy")
-    pip = [sys.executable, "-m", "pip", "install", "--target", folder / "site"]
-    here = ["--no-deps", "--no-build-isolation", PROJECT]
-    run(*pip, *here, env={"SKBUILD_BUILD_DIR": str(folder / "build")})
-    return folder / "site"
+    return install(PROJECT)
 
 
 @pytest.fixture(scope="session")
@@ -535,43 +529,8 @@ LONG_CALLS: dict[str, Callable[[ModuleType, np.ndarray], object]] = {
 
 
 @pytest.mark.parametrize("call", LONG_CALLS.values(), ids=LONG_CALLS)
-def test_kernels_run_without_the_gil(foo, call) -> None:
-    """Check that the main thread runs while another one is in a kernel.
-
-    No thread is interrupted here: if the kernel held the GIL, this one could
-    not run before the kernel's end, however often that is tried.
-    """
-    row = np.zeros(1000, np.float32)
-    rows = 10_000
-    kernel_began = threading.Event()
-    times = {}
-
-    def work() -> None:
-        # Many rows share the memory of one, so only the kernel takes time.
-        x = np.broadcast_to(row, (rows, row.size))
-        kernel_began.set()
-        times["begin"] = time.perf_counter()
-        call(foo, x)
-        times["end"] = time.perf_counter()
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1000)
-    try:
-        for _ in range(20):
-            kernel_began.clear()
-            thread = threading.Thread(target=work)
-            thread.start()
-            kernel_began.wait()
-            now = time.perf_counter()
-            thread.join()
-            took = times["end"] - times["begin"]
-            if took < 0.1:
-                rows *= 2
-            elif times["begin"] < now < times["end"]:
-                return
-    finally:
-        sys.setswitchinterval(interval)
-    pytest.fail(f"a kernel ran for {took:.2f} s, and nothing beside it")
+def test_kernels_run_without_the_gil(foo, check_without_gil, call) -> None:
+    check_without_gil(functools.partial(call, foo))
 
 
 def test_example_runs_without_torch(run, site: Path) -> None:

@@ -12,7 +12,6 @@ import importlib.machinery
 import io
 import pickle
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,17 +26,10 @@ DIM, HIDDEN, EPS = 48, 80, 1e-5
 
 
 @pytest.fixture(scope="module")
-def package(
-    run, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ModuleType]:
+def package(install) -> Iterator[ModuleType]:
     """Build and import the project."""
-    folder = tmp_path_factory.mktemp("torch_python")
-    site = folder / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--target", site]
-    here = ["--no-deps", "--no-build-isolation", PROJECT]
-    run(*pip, *here, env={"SKBUILD_BUILD_DIR": str(folder / "build")})
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(site)
+        patch.syspath_prepend(install(PROJECT))
         yield importlib.import_module("gated_mlp")
 
 

@@ -287,7 +287,7 @@ void rethrow() {
   } catch (const foo_core::InvalidArgument& error) {
     fail(error.what());
   } catch (const foo_core::Unavailable& error) {
-    fail(error.what());
+    fail(std::string(error.what()) + ": conda install 'libfoo-core=*=cuda*'");
   } catch (const foo_core::DeviceError& error) {
     fail(error.what());
   }

@@ -39,7 +39,9 @@ void* current_stream(std::int32_t device_index) {
     const torch::stable::accelerator::Stream owner(current);
     TORCH_ERROR_CODE_CHECK(native_handle(current, &stream));
   } else {
-    fail("current_stream: this build of PyTorch has no function that tells");
+    fail(
+        "current_stream: this build of PyTorch has no function that tells its "
+        "current CUDA stream");
   }
   return stream;
 }

@@ -33,18 +33,24 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs CUDA in all libraries")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Without CUDA, skip its tests: one for all the parameters of each."""
-    if not _no_cuda():
-        return
     cases: dict[Any, list[pytest.Item]] = {}
     for item in items:
-        if getattr(item, "callspec", None) is None:
-            continue
-        if item.callspec.params.get("device") == "cuda":
+        callspec = getattr(item, "callspec", None)
+        if callspec and callspec.params.get("device") == "cuda":
+            item.add_marker("cuda")
+        if item.get_closest_marker("cuda"):
             cases.setdefault(item.function, []).append(item)
+    if not _no_cuda():
+        return
     dropped = set()
     for first, *others in cases.values():
         reason = f"{_no_cuda()} ({1 + len(others)} cases)"

@@ -97,10 +97,10 @@ def test_gradgradcheck(differentiable, device):
     assert torch.autograd.gradgradcheck(differentiable.function, args)
 
 
-def test_gradients_that_can_be_differentiated_again(differentiable):
+def test_gradients_that_can_be_differentiated_again(differentiable, device):
     """They are formulas in place of kernels, and the same numbers."""
     case = differentiable
-    args = case.args(torch.float64, requires_grad=True)
+    args = case.args(torch.float64, device, requires_grad=True)
     leaves = [args[i] for i in case.leaves]
     got, expected = (
         torch.autograd.grad(
@@ -111,10 +111,10 @@ def test_gradients_that_can_be_differentiated_again(differentiable):
     assert_close(got, expected)
 
 
-def test_only_wanted_gradients(differentiable):
+def test_only_wanted_gradients(differentiable, device):
     """Of each choice of arguments, and of each choice of results."""
     case = differentiable
-    full = case.args(torch.float64, requires_grad=True)
+    full = case.args(torch.float64, device, requires_grad=True)
     results = tree_leaves(case.reference(*full))
     for chosen in range(len(results)):
         gradients = torch.autograd.grad(
@@ -143,10 +143,10 @@ def test_only_wanted_gradients(differentiable):
             assert_close(got, tuple(expected[i] for i in wanted))
 
 
-def test_gradient_of_expanded_gradient(typical_differentiable):
+def test_gradient_of_expanded_gradient(typical_differentiable, device):
     """sum() hands backward a gradient whose strides are all 0."""
     case = typical_differentiable
-    args = case.args(requires_grad=True)
+    args = case.args(device=device, requires_grad=True)
     leaves = [args[i] for i in case.leaves]
 
     def gradients_of_sum(function):
@@ -158,11 +158,11 @@ def test_gradient_of_expanded_gradient(typical_differentiable):
     )
 
 
-def test_backward_uses_the_kernel(typical_differentiable):
+def test_backward_uses_the_kernel(typical_differentiable, device):
     case = typical_differentiable
     if f"_{case.op}_backward" not in OPERATORS:
         return  # its gradients are products and sums
-    args = case.args(requires_grad=True)
+    args = case.args(device=device, requires_grad=True)
     with torch.profiler.profile() as profile:
         loss(case.function(*args)).backward()
     names = {event.name for event in profile.events()}
@@ -182,10 +182,10 @@ def test_no_gradients_of_what_has_none(device):
     )
 
 
-def test_batched_gradients(typical_differentiable):
+def test_batched_gradients(typical_differentiable, device):
     """torch.autograd.functional.jacobian(vectorize=True) runs vmap."""
     case = typical_differentiable
-    args = case.args(torch.float64)
+    args = case.args(torch.float64, device)
     leaves = tuple(args[i] for i in case.leaves)
 
     def jacobian(vectorize):
@@ -197,16 +197,16 @@ def test_batched_gradients(typical_differentiable):
 
 
 @pytest.mark.parametrize("count", [None, 0], ids=["all", "none"])
-def test_vmap_over_gradients(typical_differentiable, count):
+def test_vmap_over_gradients(typical_differentiable, count, device):
     """A Jacobian, row by row: the rules of the operators of gradients."""
     case = typical_differentiable
-    args = case.args(torch.float64, requires_grad=True)
+    args = case.args(torch.float64, device, requires_grad=True)
     leaves = [args[i] for i in case.leaves]
 
     def jacobian(function, count=None):
         output = function(*args)
         output = output[0] if isinstance(output, tuple) else output
-        rows = torch.eye(output.numel(), dtype=output.dtype)[:count]
+        rows = torch.eye(output.numel()).to(output)[:count]
         return torch.vmap(
             lambda row: torch.autograd.grad(
                 output, leaves, row.view_as(output), retain_graph=True
@@ -217,9 +217,9 @@ def test_vmap_over_gradients(typical_differentiable, count):
     assert_close(jacobian(case.function, count), expected)
 
 
-def test_out_counts_as_a_modification(typical_with_out):
+def test_out_counts_as_a_modification(typical_with_out, device):
     case = typical_with_out
-    args = case.args()
+    args = case.args(device=device)
     out = torch.empty_like(case.function(*args))
     leaf = torch.ones_like(out).requires_grad_()
     product = leaf * out  # saves out
@@ -228,9 +228,9 @@ def test_out_counts_as_a_modification(typical_with_out):
         product.sum().backward()
 
 
-def test_inplace_counts_as_a_modification(with_inplace):
+def test_inplace_counts_as_a_modification(with_inplace, device):
     for i in with_inplace.written:
-        args = with_inplace.args()
+        args = with_inplace.args(device=device)
         leaf = torch.ones_like(args[i]).requires_grad_()
         product = leaf * args[i]
         with_inplace.inplace(*args)
@@ -238,9 +238,9 @@ def test_inplace_counts_as_a_modification(with_inplace):
             product.sum().backward()
 
 
-def test_functorch_gradients(typical_differentiable):
+def test_functorch_gradients(typical_differentiable, device):
     case = typical_differentiable
-    args = case.args(torch.float64)
+    args = case.args(torch.float64, device)
 
     def gradients_by(transform, function):
         return transform(
@@ -255,9 +255,9 @@ def test_functorch_gradients(typical_differentiable):
         )
 
 
-def test_functorch_hessian(typical_differentiable):
+def test_functorch_hessian(typical_differentiable, device):
     case = typical_differentiable
-    x, *others = case.args(torch.float64)
+    x, *others = case.args(torch.float64, device)
 
     def hessian(function):
         return torch.func.jacrev(
@@ -267,9 +267,9 @@ def test_functorch_hessian(typical_differentiable):
     assert_close(hessian(case.function), hessian(case.reference))
 
 
-def test_functorch_gradients_of_each_example(typical_differentiable):
+def test_functorch_gradients_of_each_example(typical_differentiable, device):
     case = typical_differentiable
-    args = case.args(torch.float64)
+    args = case.args(torch.float64, device)
     first, *rest = (args[i] for i in case.leaves)
     examples = batched(first, 0)
 
@@ -310,8 +310,8 @@ def test_forward_mode_is_not_supported(typical_differentiable):
             case.function(dual, *others)
 
 
-def test_inference_mode(typical):
-    args = typical.args()
+def test_inference_mode(typical, device):
+    args = typical.args(device=device)
     expected = typical.function(*args)
     with torch.inference_mode():
         assert_equal(typical.function(*args), expected)
@@ -325,11 +325,11 @@ def test_inference_mode(typical):
             assert_equal(written, tree_leaves(expected))
 
 
-def test_parameters_and_subclasses(typical):
+def test_parameters_and_subclasses(typical, device):
     class Subclass(torch.Tensor):
         pass
 
-    args = typical.args()
+    args = typical.args(device=device)
     expected = typical.function(*args)
     parameters = [torch.nn.Parameter(args[i]) for i in typical.leaves]
     assert_close(typical.of_leaves(args)(*parameters), expected)
@@ -354,10 +354,10 @@ class Model(torch.nn.Module):
     Every operator gets its typical arguments, scaled by an element of x.
     """
 
-    def __init__(self, cases):
+    def __init__(self, cases, device):
         super().__init__()
         # In float64, where another order of operations does not show.
-        self.calls = [(c, c.args(torch.float64)) for c in cases]
+        self.calls = [(c, c.args(torch.float64, device)) for c in cases]
 
     def forward(self, x):
         total = x.sin().sum()
@@ -368,24 +368,28 @@ class Model(torch.nn.Module):
         return x.relu() + total
 
 
-def rows_of(count: int, requires_grad: bool = True) -> Tensor:
+def rows_of(count: int, device: str, requires_grad: bool = True) -> Tensor:
     return torch.randn(
-        count, 4, dtype=torch.float64, requires_grad=requires_grad
+        count,
+        4,
+        dtype=torch.float64,
+        device=device,
+        requires_grad=requires_grad,
     )
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_compile(all_typical, backend):
-    model = Model(all_typical)
+def test_compile(all_typical, backend, device):
+    model = Model(all_typical, device)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    x = [rows_of(4)]
+    x = [rows_of(4, device)]
     assert_close(gradients(compiled, x), gradients(model, x))
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile_dynamic_shapes(typical, backend):
+def test_compile_dynamic_shapes(typical, backend, device):
     """One compilation serves all numbers of rows."""
     function = getattr(torch_foo, typical.op)
     compiled = torch.compile(
@@ -394,7 +398,7 @@ def test_compile_dynamic_shapes(typical, backend):
     with torch._dynamo.config.patch(error_on_recompile=True):
         for rows in (4, 5, 9):
             sample = typical.operator.benchmark(rows, 256)
-            args = sample.args(torch.float64, "cpu", typical.has_gradient)
+            args = sample.args(torch.float64, device, typical.has_gradient)
             if typical.has_gradient:
                 got, expected = (
                     gradients(compiled, args),
@@ -407,10 +411,10 @@ def test_compile_dynamic_shapes(typical, backend):
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_compile_out(all_typical, backend):
+def test_compile_out(all_typical, backend, device):
     """Arguments, views and fresh tensors are written to in a graph."""
     cases = [c for c in all_typical if c.has_out or c.inplace]
-    calls = [(c, c.args()) for c in cases]
+    calls = [(c, c.args(device=device)) for c in cases]
 
     def write(x, tensors):
         results = []
@@ -428,7 +432,8 @@ def test_compile_out(all_typical, backend):
     def fresh():
         return [[args[i][None].clone() for i in c.leaves] for c, args in calls]
 
-    x, expected_tensors, tensors = torch.ones(()), fresh(), fresh()
+    x = torch.ones((), device=device)
+    expected_tensors, tensors = fresh(), fresh()
     expected = write(x, expected_tensors)
     compiled = torch.compile(write, fullgraph=True, backend=backend)
     assert_close(compiled(x, tensors), expected)
@@ -443,17 +448,17 @@ def test_compile_reports_wrong_input():
         compiled(torch.ones(2), torch.ones(3))
 
 
-def test_export_dynamic_shapes(all_typical):
-    model = Model(all_typical)
+def test_export_dynamic_shapes(all_typical, device):
+    model = Model(all_typical, device)
     program = torch.export.export(
         model,
-        (rows_of(4, False),),
+        (rows_of(4, device, False),),
         dynamic_shapes=({0: torch.export.Dim("rows")},),
     )
     targets = {str(node.target) for node in program.graph.nodes}
     for case in all_typical:
         assert f"torch_foo.{case.op}.default" in targets
-    x = rows_of(11, False)
+    x = rows_of(11, device, False)
     assert_close(program.module()(x), model(x))
 
 
@@ -539,23 +544,23 @@ def check_vmap(function, tensors, in_dims, out_dim=0):
     assert_close(got, expected, equal_nan=True)
 
 
-def test_vmap(case):
-    tensors, function = mappable(case, case.args())
+def test_vmap(case, device):
+    tensors, function = mappable(case, case.args(device=device))
     for in_dims in itertools.product([None, 0, -1], repeat=len(tensors)):
         if any(dim is not None for dim in in_dims):
             check_vmap(function, tensors, in_dims)
 
 
-def test_vmap_out_dims(typical):
-    tensors, function = mappable(typical, typical.args())
+def test_vmap_out_dims(typical, device):
+    tensors, function = mappable(typical, typical.args(device=device))
     has_dims = all(r.dim() > 0 for r in tree_leaves(function(*tensors)))
     dims = (1, 0, 0)[: len(tensors)]
     check_vmap(function, tensors, dims, -1 if has_dims else 0)
 
 
-def test_vmap_nested(typical):
+def test_vmap_nested(typical, device):
     """The last tensor is mapped over by the outer, the inner or both."""
-    tensors, f = mappable(typical, typical.args())
+    tensors, f = mappable(typical, typical.args(device=device))
     *first, last = tensors
     first = [batched(batched(t, 0), 0) for t in first]
     for outer, inner in [(0, 0), (0, None), (None, 0)]:
@@ -585,9 +590,9 @@ def at(tensor: Tensor, dim: int | None, index: int) -> Tensor:
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm"])
-def test_vmap_rounds_once(op):
+def test_vmap_rounds_once(op, device):
     """A weight per example takes two steps, but one rounding."""
-    x, residual, weight = torch.randn(3, 4, 64).bfloat16()
+    x, residual, weight = torch.randn(3, 4, 64, device=device).bfloat16()
     args = (x, weight) if op == "rms_norm" else (x, residual, weight)
     function = getattr(torch_foo, op)
     got = torch.vmap(function)(*args)
@@ -596,9 +601,9 @@ def test_vmap_rounds_once(op):
         assert_equal(tree_map(lambda r, row=row: r[row], got), expected)
 
 
-def test_vmap_gradients(typical_differentiable):
+def test_vmap_gradients(typical_differentiable, device):
     case = typical_differentiable
-    args = case.args(requires_grad=True)
+    args = case.args(device=device, requires_grad=True)
     f = case.of_leaves(args)
     first, *rest = (args[i] for i in case.leaves)
     a = batched(first, 0).detach().requires_grad_()
@@ -673,14 +678,14 @@ def test_autocast_gradients(mixable, device):
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
-def test_autocast_compiles():
-    linear = torch.nn.Linear(8, 8)
-    weight = torch.ones(8)
+def test_autocast_compiles(device):
+    linear = torch.nn.Linear(8, 8, device=device)
+    weight = torch.ones(8, device=device)
 
     def f(x):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             return torch_foo.rms_norm(linear(x), weight)
 
-    x = torch.randn(4, 8)
+    x = torch.randn(4, 8, device=device)
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     assert_close(compiled(x), f(x))

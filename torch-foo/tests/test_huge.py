@@ -23,31 +23,37 @@ from torch_foo.operators import OPERATORS, Operator
 Call = Callable[..., Any]
 
 ROWS, COLUMNS = 2**19 + 1, 4096  # the last row begins at element 2**31
-EDGES = torch.tensor([0, 1, ROWS - 2, ROWS - 1])
+EDGES = [0, 1, ROWS - 2, ROWS - 1]
 NEEDED = 9  # GiB: x and one more of its size
 FEW = 100  # rows, for more of which an operator like linear takes too long
 
 _ops = torch.ops.torch_foo
-WEIGHT = torch.linspace(0.5, 2, COLUMNS).bfloat16()
+
+
+def weight(like: Tensor) -> Tensor:
+    return torch.linspace(0.5, 2, COLUMNS).to(like)
+
 
 # The benchmark has no such arguments: they broadcast, are packed or have few
 # columns. Nor does memory suffice to get add_rms_norm's gradient by autograd.
 OTHERS: dict[str, Call] = {
-    "mul by a row": lambda x: torch_foo.mul(x, WEIGHT, out=x),
+    "mul by a row": lambda x: torch_foo.mul(x, weight(x), out=x),
     "packed silu_mul": torch_foo.silu_mul,
     "packed silu_mul's gradient": lambda x: _ops._silu_mul_backward(
         x[:, ::2], x, None, True, True
     )[0],
-    "linear": lambda x: torch_foo.linear(x, WEIGHT.repeat(5, 1)),
-    "linear by many weights": lambda x: torch_foo.linear(WEIGHT, x),
+    "linear": lambda x: torch_foo.linear(x, weight(x).repeat(5, 1)),
+    "linear by many weights": lambda x: torch_foo.linear(weight(x), x),
     "add_rms_norm's gradient": lambda x: _ops._add_rms_norm_backward(
-        x, x, x, WEIGHT, 1e-6, True, False
+        x, x, x, weight(x), 1e-6, True, False
     )[0],
 }
 
 
-def available() -> float:
+def available(device: str) -> float:
     """Return the GiB of memory that can be had without swapping."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] / 2**30
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
@@ -58,7 +64,7 @@ def available() -> float:
 def at_edges(values: Any) -> list[Any]:
     """Return the rows at the edges of all tensors that have rows."""
     return [
-        v.index_select(v.shape.index(ROWS), EDGES)
+        v.index_select(v.shape.index(ROWS), torch.tensor(EDGES).to(v.device))
         if isinstance(v, Tensor) and ROWS in v.shape
         else v
         for v in tree_leaves(values)
@@ -76,7 +82,7 @@ def arguments(operator: type[Operator], x: Tensor) -> list[Any]:
 
     sample = operator.benchmark(ROWS, COLUMNS)
     sample.arguments = tuple(map(smaller, sample.arguments))
-    return list(sample.args(torch.bfloat16))
+    return list(sample.args(torch.bfloat16, x.device.type))
 
 
 def calls(
@@ -91,7 +97,7 @@ def calls(
     def out(*args: Any) -> Tensor:
         with FakeTensorMode(allow_non_fake_inputs=True):
             like = function(*args)
-        out = torch.empty(like.shape, dtype=like.dtype)
+        out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         return function(*args, out=out)
 
     def in_place(*args: Any) -> list[Tensor]:
@@ -124,11 +130,12 @@ def calls(
                 yield f"gradient {i} of {name}", partial(gradient, i)
 
 
-def test_rows_beyond_32_bits() -> None:
-    if available() < NEEDED:
-        pytest.skip(f"needs {NEEDED} GiB, and {available():.1f} are available")
-    x = torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16)
-    rows = torch.randn(len(EDGES), COLUMNS).bfloat16()
+def test_rows_beyond_32_bits(device: str) -> None:
+    gib = available(device)
+    if gib < NEEDED:
+        pytest.skip(f"needs {NEEDED} GiB, and {gib:.1f} are available")
+    x = torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16, device=device)
+    rows = torch.randn(len(EDGES), COLUMNS).to(x)
 
     def check(name: str, call: Call, args: list[Any]) -> None:
         x[EDGES] = rows

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch_foo
+from torch_foo.__main__ import no_cuda
 from torch_foo.operators import OPERATORS
+
+DEVICES = ["cpu"] if no_cuda() else ["cpu", "cuda"]
 
 
 def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +45,11 @@ def test_facts(printed):
     assert found["SIMD target"] == info.simd_target
     assert found["CUDA in foo_core"] == ("yes" if info.cuda else "no")
     assert found["CUDA in torch"] == (torch.version.cuda or "no")
+    assert found["CUDA operators"] == f"no: {no_cuda()}" if no_cuda() else "yes"
+    if torch.cuda.is_available():
+        assert torch.cuda.get_device_name() in found["GPUs"]
+    else:
+        assert found["GPUs"] == "none that torch can use"
     assert found["Python"] == f"{platform.python_version()} ({sys.executable})"
     assert found["autoload"] == "yes"
     assert found.keys() >= {"threads", "transformers", "system"}
@@ -59,8 +67,11 @@ def test_libraries(printed):
 
 
 def test_every_operator_is_tested(printed):
-    tested = set(re.findall(r"^  (\w+) +ok$", printed, re.MULTILINE))
-    assert tested == {n for n, o in OPERATORS.items() if o.is_public()}
+    _, *tests = re.split(r"^(?:cpu|cuda), .*:$", printed, flags=re.MULTILINE)
+    assert len(tests) == len(DEVICES)
+    for test in tests:
+        tested = re.findall(r"^  (\w+) +ok$", test, re.MULTILINE)
+        assert tested == [n for n, o in OPERATORS.items() if o.is_public()]
     assert re.search(r"^all ok \(\d+\.\d\d s\)$", printed, re.MULTILINE)
 
 
@@ -93,9 +104,41 @@ def test_broken_operator(op, instead, reason):
         "runpy.run_module('torch_foo', run_name='__main__')",
     )
     assert done.returncode == 1, done.stderr
-    (line,) = re.findall(r"^.*FAILED: .*$", done.stdout, re.MULTILINE)
-    assert line.startswith(f"  {op:<24}FAILED: torch.float32: {reason}")
-    assert "1 FAILED" in done.stdout
+    lines = re.findall(r"^.*FAILED: .*$", done.stdout, re.MULTILINE)
+    assert len(lines) == len(DEVICES)
+    for line in lines:
+        assert line.startswith(f"  {op:<24}FAILED: torch.float32: {reason}")
+    assert f"\n{len(DEVICES)} FAILED" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("broken", "advice"),
+    [
+        ("torch.version.cuda = None", "conda install 'pytorch=*=cuda*'"),
+        (
+            "torch.version.cuda = '13'; torch.cuda.init = "
+            "lambda: (_ for _ in ()).throw(RuntimeError('old driver\\nx'))",
+            "old driver",
+        ),
+        (
+            "torch.version.cuda = '13'; torch.cuda.init = lambda: None; "
+            "info = torch_foo.build_info()._replace(cuda=False); "
+            "torch_foo.build_info = lambda: info",
+            "conda install 'libfoo-core=*=cuda*'",
+        ),
+    ],
+    ids=["torch", "driver", "foo_core"],
+)
+def test_why_nothing_runs_on_cuda(broken, advice):
+    done = run(
+        "-c",
+        f"import runpy, torch, torch_foo; {broken}; "
+        "runpy.run_module('torch_foo', run_name='__main__')",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    why = facts(done.stdout)["CUDA operators"]
+    assert why.startswith("no: ")
+    assert why.endswith(advice)
 
 
 def test_help():

@@ -10,8 +10,9 @@ import torch_foo
 
 @pytest.mark.parametrize("eps", [None, 1e-5])
 @pytest.mark.parametrize("affine", [False, True])
-def test_rms_norm_is_a_drop_in(dtype, eps, affine):
+def test_rms_norm_is_a_drop_in(dtype, eps, affine, device):
     kwargs = {"eps": eps, "elementwise_affine": affine, "dtype": dtype}
+    kwargs["device"] = device
     theirs = torch.nn.RMSNorm(16, **kwargs)
     if affine:
         torch.nn.init.normal_(theirs.weight)
@@ -20,7 +21,7 @@ def test_rms_norm_is_a_drop_in(dtype, eps, affine):
     assert isinstance(ours, torch.nn.RMSNorm)
     assert repr(ours) == repr(theirs)
     # Small numbers, where a wrong eps would show.
-    x = (torch.randn(2, 3, 16) / 1000).to(dtype)
+    x = (torch.randn(2, 3, 16, device=device) / 1000).to(dtype)
     torch.testing.assert_close(ours(x), theirs(x))
     theirs.load_state_dict(ours.state_dict())
 
@@ -42,12 +43,12 @@ def test_rms_norm_checks_the_last_dimension(affine):
             module(torch.ones(shape))
 
 
-def test_rms_norm_trains():
+def test_rms_norm_trains(device):
     module = torch_foo.nn.RMSNorm(8)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8), module)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), module).to(device)
     before = module.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.randn(4, 8)).square().sum().backward()
+    model(torch.randn(4, 8, device=device)).square().sum().backward()
     optimizer.step()
     assert not torch.equal(module.weight, before)
 
@@ -76,10 +77,10 @@ def test_rms_norm_with_a_parametrized_weight():
     torch.testing.assert_close(module(x), expected)
 
 
-def test_rms_norm_under_autocast():
-    module = torch_foo.nn.RMSNorm(8)  # its weight stays float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = module(torch.randn(4, 8).bfloat16())
+def test_rms_norm_under_autocast(device):
+    module = torch_foo.nn.RMSNorm(8, device=device)  # its weight stays float32
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = module(torch.randn(4, 8, device=device).bfloat16())
     assert y.dtype == torch.float32
 
 
@@ -93,8 +94,8 @@ GATES = [
 
 
 @pytest.mark.parametrize(("ours", "activation"), GATES, ids=str)
-def test_gates(ours, activation):
-    gate, up = torch.randn(2, 3, 4, 5)
+def test_gates(ours, activation, device):
+    gate, up = torch.randn(2, 3, 4, 5, device=device)
     expected = activation(gate) * up
     torch.testing.assert_close(ours(gate, up), expected)
     torch.testing.assert_close(ours(torch.cat([gate, up], -1)), expected)
@@ -103,10 +104,11 @@ def test_gates(ours, activation):
 
 
 @pytest.mark.parametrize(("ours", "activation"), GATES, ids=str)
-def test_feed_forward_trains(ours, activation):
+def test_feed_forward_trains(ours, activation, device):
     """Compare a block of Llama, with one or two projections, with PyTorch."""
-    first, down = torch.nn.Linear(6, 16), torch.nn.Linear(8, 6)
-    x = torch.randn(4, 6)
+    first = torch.nn.Linear(6, 16, device=device)
+    down = torch.nn.Linear(8, 6, device=device)
+    x = torch.randn(4, 6, device=device)
 
     def gradients(block):
         loss = block(x).square().sum()
@@ -139,7 +141,9 @@ def test_gate_of_unknown_approximation():
 def rotated_as_in_llama(x, positions, base=10000.0):
     """Apply the formula of transformers' modeling_llama.py in float64."""
     dim = x.shape[-1]
-    inverse = 1 / base ** (torch.arange(0, dim, 2).double() / dim)
+    inverse = 1 / base ** (
+        torch.arange(0, dim, 2, device=x.device).double() / dim
+    )
     angles = positions.double()[..., None] * inverse
     angles = torch.cat([angles, angles], -1).unsqueeze(-2)
     half = torch.cat([-x[..., dim // 2 :], x[..., : dim // 2]], -1)
@@ -147,12 +151,14 @@ def rotated_as_in_llama(x, positions, base=10000.0):
 
 
 @pytest.mark.parametrize("base", [10000.0, 500000.0])
-def test_rotary_embedding(dtype, base):
-    module = torch_foo.nn.RotaryEmbedding(16, max_position=5000, base=base)
-    x = torch.randn(2, 3, 4, 16).to(dtype)
-    expected = rotated_as_in_llama(x, torch.arange(3), base)
+def test_rotary_embedding(dtype, base, device):
+    module = torch_foo.nn.RotaryEmbedding(
+        16, max_position=5000, base=base, device=device
+    )
+    x = torch.randn(2, 3, 4, 16, device=device).to(dtype)
+    expected = rotated_as_in_llama(x, torch.arange(3, device=device), base)
     torch.testing.assert_close(module(x), expected.to(dtype))
-    positions = torch.tensor([[0, 4999, 17], [3, 2, 1]])
+    positions = torch.tensor([[0, 4999, 17], [3, 2, 1]], device=device)
     expected = rotated_as_in_llama(x, positions, base).to(dtype)
     # The tables have the accuracy of float32, even at far positions.
     tolerance = 1e-6 if dtype.itemsize > 2 else torch.finfo(dtype).eps
@@ -217,11 +223,20 @@ def test_rotary_embedding_keeps_float32_tables():
     assert torch.equal(meta.to_empty(device="cpu").cos, cos)
 
 
-def test_rotary_embedding_compiles_and_trains():
-    module = torch_foo.nn.RotaryEmbedding(4, 8)
+def test_rotary_embedding_moves_to_a_device(device):
+    module = torch_foo.nn.RotaryEmbedding(4, 8).to(device)
+    x = torch.randn(1, 8, 2, 4)
+    expected = torch_foo.nn.RotaryEmbedding(4, 8)(x)
+    torch.testing.assert_close(module(x.to(device)).cpu(), expected)
+    assert module.bfloat16().cos.dtype == torch.float32
+    assert module.cos.device.type == device
+
+
+def test_rotary_embedding_compiles_and_trains(device):
+    module = torch_foo.nn.RotaryEmbedding(4, 8, device=device)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 3, 2, 4, requires_grad=True)
-    positions = torch.tensor([5, 1, 7])
+    x = torch.randn(2, 3, 2, 4, device=device, requires_grad=True)
+    positions = torch.tensor([5, 1, 7], device=device)
     for args in ((x,), (x, positions)):
         grads = [
             torch.autograd.grad(f(*args).square().sum(), x)
@@ -248,7 +263,7 @@ def test_rotary_embedding_compiles_and_trains():
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:size_average and reduce:UserWarning")
-def test_cross_entropy_loss_is_a_drop_in(options, dtype):
+def test_cross_entropy_loss_is_a_drop_in(options, dtype, device):
     ours = torch_foo.nn.CrossEntropyLoss(**options)
     theirs = torch.nn.CrossEntropyLoss(**options)
     assert isinstance(ours, torch.nn.CrossEntropyLoss)
@@ -257,8 +272,8 @@ def test_cross_entropy_loss_is_a_drop_in(options, dtype):
     theirs.load_state_dict(ours.state_dict())
     wide = torch.promote_types(dtype, torch.float32)
     for shape in ((7,), (4, 7)):
-        logits = torch.randn(shape).to(dtype).requires_grad_()
-        target = torch.randint(7, shape[:-1])
+        logits = torch.randn(shape).to(device, dtype).requires_grad_()
+        target = torch.randint(7, shape[:-1]).to(device)
         results = [
             ours(input=logits, target=target),
             theirs(logits.to(wide), target),

@@ -46,6 +46,10 @@ def make(
     return model.eval()
 
 
+def moved(inputs: dict, device: str) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
 def batch(seed: int = 0, *, padded: bool = True) -> dict[str, torch.Tensor]:
     """Make two sequences; the first has three padding tokens on the left."""
     generator = torch.Generator().manual_seed(seed)
@@ -84,20 +88,22 @@ def check_close(actual: dict, expected: dict, tolerance: float) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_results_and_gradients(family, padded, seed):
-    model, inputs = make(family, seed), batch(seed, padded=padded)
+def test_results_and_gradients(family, padded, seed, device):
+    model = make(family, seed).to(device)
+    inputs = moved(batch(seed, padded=padded), device)
     expected = results(model, inputs)
     assert patch(model)
     check_close(results(model, inputs), expected, 2e-6)
     unpatch(model)
-    restored = results(model, inputs)
-    assert all(torch.equal(restored[k], v) for k, v in expected.items())
+    # On CUDA, torch's own attention adds up in no fixed order.
+    tolerance = 0 if device == "cpu" else 2e-6
+    check_close(results(model, inputs), expected, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_16_bits_are_at_least_as_close_to_float64(family, dtype):
-    model, inputs = make(family).to(dtype), batch()
+def test_16_bits_are_at_least_as_close_to_float64(family, dtype, device):
+    model, inputs = make(family).to(device, dtype), moved(batch(), device)
     exact = results(copy.deepcopy(model).double(), inputs)
     as_it_is = results(model, inputs)
     patch(model)
@@ -140,9 +146,9 @@ def test_each_kind_can_be_switched_off(op):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generation(family):
+def test_generation(family, device):
     """Decode greedily with a cache, from sequences of several lengths."""
-    model, inputs = make(family), batch()
+    model, inputs = make(family).to(device), moved(batch(), device)
     settings = {
         "input_ids": inputs["input_ids"],
         "attention_mask": inputs["attention_mask"],

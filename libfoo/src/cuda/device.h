@@ -15,6 +15,7 @@
 #include <initializer_list>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "nest.h"
 #include "view.h"
@@ -217,40 +218,67 @@ __device__ Line<T> moved(Line<T> line, int64_t offset) {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 
+/// The type in which the sums of warps are added.
+template <class C>
+using Wide = std::conditional_t<std::is_same_v<C, float>, double, C>;
+
 /// Combines each of the values over the threads with one threadIdx.y, in an
-/// order that depends on blockDim alone. All threads of the block call it, and
-/// all get the results. blockDim.x is a multiple of kWarp.
-template <int kCount, class C, class F>
-__device__ void reduce_row(C (&values)[kCount], const F& combine) {
+/// order that depends on blockDim alone, and returns finish(totals). One thread
+/// for each row computes that. All threads of the block call this function.
+/// blockDim.x is a multiple of kWarp.
+template <int kCount, class C, class F, class Finish>
+__device__ auto reduce_row(C (&values)[kCount], const F& combine,
+                           const Finish& finish) {
+  using W = Wide<C>;
+  using Result = decltype(finish(std::declval<W(&)[kCount]>()));
   __shared__ C parts[kCount][kMaxThreads / kWarp];
+  __shared__ Result results[kMaxThreads / kWarp];
   for (int mask = kWarp / 2; mask > 0; mask /= 2) {
     for (C& value : values) {
       value = combine(value, __shfl_xor_sync(0xFFFFFFFF, value, mask));
     }
   }
+  W totals[kCount];
   const int warps = blockDim.x / kWarp;
-  if (warps == 1) return;
+  if (warps == 1) {
+    for (int k = 0; k < kCount; ++k) totals[k] = values[k];
+    return finish(totals);
+  }
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int first = threadIdx.y * warps;
-  __syncthreads();  // the parts of the last call have been read
   if (lane == 0) {
     for (int k = 0; k < kCount; ++k) parts[k][first + warp] = values[k];
   }
   __syncthreads();
-  for (int k = 0; k < kCount; ++k) {
-    C value = parts[k][first + (lane < warps ? lane : 0)];
-    for (int i = 1; i < warps; i *= 2) {
-      const C other = __shfl_xor_sync(0xFFFFFFFF, value, i);
-      if (lane < warps && (lane ^ i) < warps) value = combine(value, other);
+  if (warp == 0) {
+    for (int k = 0; k < kCount; ++k) {
+      W value = parts[k][first + (lane < warps ? lane : 0)];
+      for (int i = 1; i < warps; i *= 2) {
+        const W other = __shfl_xor_sync(0xFFFFFFFF, value, i);
+        if (lane < warps && (lane ^ i) < warps) value = combine(value, other);
+      }
+      totals[k] = value;
     }
-    values[k] = __shfl_sync(0xFFFFFFFF, value, 0);
+    if (lane == 0) results[threadIdx.y] = finish(totals);
   }
+  // Until here nobody reads the results or writes the parts of the next call.
+  __syncthreads();
+  return results[threadIdx.y];
 }
 
-template <int kCount, class C>
-__device__ void sum_row(C (&values)[kCount]) {
-  reduce_row(values, [](C a, C b) { return a + b; });
-}
+struct Sum {
+  template <class C>
+  __device__ C operator()(C a, C b) const {
+    return a + b;
+  }
+};
+
+struct Largest {
+  template <class C>
+  __device__ C operator()(C a, C b) const {
+    return a > b ? a : b;
+  }
+};
 
 /// Throws DeviceError if a call of the CUDA runtime failed.
 void check(cudaError_t error, const char* op);

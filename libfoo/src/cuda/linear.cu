@@ -45,7 +45,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
         const auto w = weight.template load<kN>(i);
         for (int r = 0; r < kRows; ++r) {
           const auto v = x[r].template load<kN>(i);
-          for (int j = 0; j < kN; ++j) sums[r] = fma(v[j], w[j], sums[r]);
+          // Short sums first, whose errors are smaller.
+          C products = 0;
+          for (int j = 0; j < kN; ++j) products = fma(v[j], w[j], products);
+          sums[r] += products;
         }
       }
       for (int mask = kWarp / 2; mask > 0; mask /= 2) {

@@ -6,43 +6,40 @@
 namespace foo_core::cuda {
 namespace {
 
-/// The bits of |x|, which are ordered like the numbers, with NaN at the end.
-__device__ std::uint32_t size_bits(float x) {
-  return __float_as_uint(x) & 0x7FFFFFFF;
-}
-__device__ std::uint64_t size_bits(double x) {
-  return static_cast<std::uint64_t>(__double_as_longlong(x)) &
-         0x7FFFFFFFFFFFFFFF;
+__device__ std::uint32_t bits_of(float x) { return __float_as_uint(x); }
+__device__ std::uint64_t bits_of(double x) {
+  return static_cast<std::uint64_t>(__double_as_longlong(x));
 }
 __device__ float from_bits(std::uint32_t bits) { return __uint_as_float(bits); }
 __device__ double from_bits(std::uint64_t bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-/// x / scale, rounded to an integer. For float and a scale of at least
-/// kMinScale it is the product with the reciprocal and one correction, as in
-/// cpu/quantize.cc, whose test shows that no quotient is rounded otherwise.
-template <class C>
+/// x / scale, rounded to an integer, for a finite scale. For float and a scale
+/// of at least kMinScale it is the product with the reciprocal and one
+/// correction, as in cpu/quantize.cc, whose test shows that no quotient is
+/// rounded otherwise.
+template <class C, bool kExactly>
 struct Divider {
-  static constexpr float kMinScale = 0x1p-100f;
-
-  __device__ explicit Divider(float s) : scale(s), reciprocal(1 / scale) {}
-
   __device__ std::int8_t operator()(C x) const {
     C y;
-    if (std::is_same_v<C, float> && scale >= kMinScale) {
-      y = x * reciprocal;
-      y = fma(fma(-y, scale, x), reciprocal, y);
-    } else {
+    if constexpr (kExactly) {
       // With a subnormal scale the quotient may be far beyond 127.
       y = x / scale;
       y = y < -127 ? -127 : y > 127 ? 127 : y;
+    } else {
+      y = x * reciprocal;
+      y = fma(fma(-y, scale, x), reciprocal, y);
     }
-    return static_cast<std::int8_t>(rint(y));
+    // The sum is rounded to an integer, ties to even, in its low bits.
+    return static_cast<std::int8_t>(bits_of(y + kRounder));
   }
 
+  static constexpr C kRounder =
+      static_cast<C>(std::is_same_v<C, double> ? 0x1.8p52 : 0x1.8p23);
   C scale, reciprocal;
 };
+constexpr float kMinScale = 0x1p-100f;
 
 template <class T>
 struct Arguments {
@@ -61,7 +58,7 @@ template <class T, int kN>
 __global__ void __launch_bounds__(kMaxThreads)
     quantize_kernel(const Arguments<T> arguments) {
   using C = Compute<T>;
-  using Bits = decltype(size_bits(C()));
+  using Bits = decltype(bits_of(C()));
   using V = Vec<T, kN>;
   const int64_t step = int64_t{blockDim.x} * kN;
   const int64_t begin = int64_t{threadIdx.x} * kN;
@@ -80,11 +77,11 @@ __global__ void __launch_bounds__(kMaxThreads)
       const int64_t i = begin + k * step;
       if (i < n) kept[k] = x.template load<kN>(i);
     }
+    // The bits of |x| are ordered like the numbers, with NaN at the end.
     Bits most[] = {0};
     const auto add = [&](const V& v) {
       for (int j = 0; j < kN; ++j) {
-        const Bits bits = size_bits(v[j]);
-        most[0] = bits > most[0] ? bits : most[0];
+        most[0] = Largest()(most[0], bits_of(v[j]) & (~Bits{0} >> 1));
       }
     };
 #pragma unroll
@@ -94,27 +91,35 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int64_t i = begin + kVectors * step; i < n; i += step) {
       add(x.template load<kN>(i));
     }
-    reduce_row(most, [](Bits a, Bits b) { return a > b ? a : b; });
-
-    float scale = static_cast<float>(from_bits(most[0]) / C{127});
-    if (scale == 0) scale = 1;
+    const float scale =
+        reduce_row(most, Largest(), [](const Bits(&largest)[1]) {
+          const auto s = static_cast<float>(from_bits(largest[0]) / C{127});
+          return s == 0 ? 1 : s;
+        });
     if (threadIdx.x == 0 && row < arguments.count) {
       arguments.scale[at.of[2]] = scale;
     }
-    const bool finite = isfinite(scale);
-    const Divider<C> divide(scale);
-    const auto write = [&](int64_t i, const V& v) {
-      Vec<std::int8_t, kN> y;
-      for (int j = 0; j < kN; ++j) y.at[j] = finite ? divide(v[j]) : 0;
-      q.store(i, y);
-    };
+    const auto write_all = [&](const auto& quantized) {
+      const auto write = [&](int64_t i, const V& v) {
+        Vec<std::int8_t, kN> y;
+        for (int j = 0; j < kN; ++j) y.at[j] = quantized(v[j]);
+        q.store(i, y);
+      };
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      const int64_t i = begin + k * step;
-      if (i < n) write(i, kept[k]);
-    }
-    for (int64_t i = begin + kVectors * step; i < n; i += step) {
-      write(i, x.template load<kN>(i));
+      for (int k = 0; k < kVectors; ++k) {
+        const int64_t i = begin + k * step;
+        if (i < n) write(i, kept[k]);
+      }
+      for (int64_t i = begin + kVectors * step; i < n; i += step) {
+        write(i, x.template load<kN>(i));
+      }
+    };
+    if (!isfinite(scale)) {
+      write_all([](C) { return std::int8_t{0}; });
+    } else if (std::is_same_v<C, float> && scale >= kMinScale) {
+      write_all(Divider<C, false>{scale, 1 / C{scale}});
+    } else {
+      write_all(Divider<C, true>{scale});
     }
   }
 }

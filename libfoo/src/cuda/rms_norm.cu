@@ -13,10 +13,11 @@
 namespace foo_core::cuda {
 namespace {
 
-/// r = 1 / sqrt(mean(x^2) + eps), with eps rounded to C.
+/// 1 / sqrt(mean(x^2) + eps), with eps rounded to C.
 template <class C>
-__device__ C inverse_rms(C squares, double eps, int64_t n) {
-  return 1 / std::sqrt(squares / static_cast<C>(n) + static_cast<C>(eps));
+__device__ double inverse_rms(double squares, double eps, int64_t n) {
+  return 1 / std::sqrt(squares / static_cast<double>(n) +
+                       static_cast<double>(static_cast<C>(eps)));
 }
 
 template <class T>
@@ -95,9 +96,11 @@ __global__ void __launch_bounds__(kMaxThreads)
       add_squares(v);
       rest += static_cast<double>(squares);
     }
-    C total[] = {first_squares + static_cast<C>(rest)};
-    sum_row(total);
-    const C r = inverse_rms(total[0], arguments.eps, arguments.n);
+    C sums[] = {first_squares + static_cast<C>(rest)};
+    const C r = reduce_row(sums, Sum(), [&](const double (&totals)[1]) {
+      return static_cast<C>(
+          inverse_rms<C>(totals[0], arguments.eps, arguments.n));
+    });
 
     const auto write = [&](int64_t i, const V& v) {
       C y[kN];
@@ -163,9 +166,11 @@ struct Stats {
 template <class C>
 __device__ Stats<C> stats_of(C squares, C products, double eps, int64_t n) {
   C sums[] = {squares, products};
-  sum_row(sums);
-  const C r = inverse_rms(sums[0], eps, n);
-  return {r, r * r * r * (sums[1] / static_cast<C>(n))};
+  return reduce_row(sums, Sum(), [&](const double (&totals)[2]) {
+    const double r = inverse_rms<C>(totals[0], eps, n);
+    const double slope = r * r * r * (totals[1] / static_cast<double>(n));
+    return Stats<C>{static_cast<C>(r), static_cast<C>(slope)};
+  });
 }
 
 template <class T>
@@ -417,6 +422,7 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
   const int64_t rows = count_rows(x), n = last_size(x);
   int64_t bytes = 0;
+  if (n == 0) return bytes;
   for_dtype(x.dtype, [&](auto t) {
     using T = decltype(t);
     bytes = slices_of<T>(rows, n) * n * int64_t{sizeof(Compute<T>)} +

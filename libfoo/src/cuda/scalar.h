@@ -144,6 +144,23 @@ HWY_INLINE double BitCast(Number<double>, std::uint64_t x) {
 
 }  // namespace hn
 
+/// x / y with a relative error below 2^-21; 0 for y from 2^126 to 2^128.
+HWY_INLINE float DivideApproximately(float x, float y) {
+  return __fdividef(x, y);
+}
+
+/// 2^x with a relative error below 2^-21, and 0 instead of a subnormal number.
+HWY_INLINE float Exp2Approximately(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0 : y;
+#endif
+}
+
 /// Two numbers, like the two vectors of vec-inl.h.
 template <class C>
 struct Pair {

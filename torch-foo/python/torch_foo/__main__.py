@@ -1,8 +1,9 @@
 """What a bug report about torch_foo needs: `python -m torch_foo`.
 
 It prints the versions, paths and build options of the loaded libraries, and
-tests each operator on small tensors against its formula in plain PyTorch. The
-exit status is 1 if an operator fails.
+tests each operator on small tensors against its formula in plain PyTorch, on
+the CPU and, if the operators run there, on CUDA. The exit status is 1 if an
+operator fails.
 """
 
 import argparse
@@ -43,6 +44,29 @@ def autoload() -> str:
     return "yes"
 
 
+def gpus() -> str:
+    """Return the names and compute capabilities of the GPUs."""
+    return ", ".join(
+        f"{name} ({major}.{minor})"
+        for i in range(torch.cuda.device_count())
+        for name in [torch.cuda.get_device_name(i)]
+        for major, minor in [torch.cuda.get_device_capability(i)]
+    )
+
+
+def no_cuda() -> str:
+    """Return why no operator runs on CUDA and what to do, or nothing."""
+    if torch.version.cuda is None:
+        return "this torch has no CUDA: conda install 'pytorch=*=cuda*'"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:  # no GPU, no driver or an old one
+        return str(error).splitlines()[0]
+    if not torch_foo.build_info().cuda:
+        return "foo_core has no CUDA: conda install 'libfoo-core=*=cuda*'"
+    return ""
+
+
 def version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
@@ -60,6 +84,8 @@ def facts() -> dict[str, str]:
         "CUDA in foo_core": "yes" if info.cuda else "no",
         "torch": f"{info.torch} ({Path(torch.__file__).parent})",
         "CUDA in torch": torch.version.cuda or "no",
+        "GPUs": gpus() or "none that torch can use",
+        "CUDA operators": f"no: {no_cuda()}" if no_cuda() else "yes",
         "transformers": version("transformers"),
         "threads": str(torch.get_num_threads()),
         "autoload": autoload(),
@@ -72,14 +98,14 @@ def tensors(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def failure(operator: type[Operator]) -> str:
+def failure(operator: type[Operator], device: str) -> str:
     """What is wrong with an operator: nothing, it is hoped."""
     function: Callable[..., Tensor] = getattr(torch_foo, operator.__name__)
     for sample in operator.samples():
         for dtype in (torch.float32, torch.bfloat16):
             if sample.is_large:
                 continue
-            args = sample.args(dtype)
+            args = sample.args(dtype, device)
             try:
                 got = tensors(function(*args, **sample.named))
                 expected = operator.reference(*args, **sample.named)
@@ -99,14 +125,15 @@ def main() -> int:
     parser.parse_args()
     for name, value in facts().items():
         print(f"{name + ':':<18}{value}")
-    print("\nself-test, float32 and bfloat16 against plain PyTorch:")
     start = time.perf_counter()
     failures = 0
-    for name, operator in OPERATORS.items():
-        if operator.is_public():
-            wrong = failure(operator)
-            failures += bool(wrong)
-            print(f"  {name:<24}{'FAILED: ' + wrong if wrong else 'ok'}")
+    for device in ("cpu",) if no_cuda() else ("cpu", "cuda"):
+        print(f"\n{device}, float32 and bfloat16 against plain PyTorch:")
+        for name, operator in OPERATORS.items():
+            if operator.is_public():
+                wrong = failure(operator, device)
+                failures += bool(wrong)
+                print(f"  {name:<24}{'FAILED: ' + wrong if wrong else 'ok'}")
     seconds = time.perf_counter() - start
     verdict = f"{failures} FAILED" if failures else "all ok"
     print(f"{verdict} ({seconds:.2f} s)")

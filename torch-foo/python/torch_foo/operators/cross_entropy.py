@@ -40,7 +40,8 @@ class cross_entropy(Operator):
         logits: (..., n), float32, float64, float16 or bfloat16, any strides.
         target: int64, (...), each in [0, n) or ignore_index. (In
             ``torch.nn.functional.cross_entropy`` classes are the second
-            dimension.)
+            dimension.) On CUDA, a target that is out of range is no error: the
+            loss and the gradient of its row become NaN.
         ignore_index: targets that have no loss and no gradient.
         reduction: "mean" over the targets that are not ignored (nan if there
             are none), "sum", or "none".

@@ -48,7 +48,9 @@ class quantize_int8_rowwise(Operator):
         if x.shape[-1] == 0:
             scale = x.new_ones((*x.shape[:-1], 1), dtype=torch.float32)
         else:
-            scale = (wide.abs().amax(-1, keepdim=True) / 127).float()
+            # By a tensor: on CUDA, torch multiplies by 1 / 127 instead.
+            most = wide.new_full((), 127)
+            scale = (wide.abs().amax(-1, keepdim=True) / most).float()
         scale = torch.where(scale == 0, 1.0, scale)
         quotient = (wide / scale).round().clamp(-127, 127)
         return quotient.nan_to_num(0).to(torch.int8), scale

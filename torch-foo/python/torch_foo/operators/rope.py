@@ -90,7 +90,8 @@ class rope(Operator):
             a head is copied. Its gradient is not computed.
         sin: the sines, like cos.
         positions: int64, (seq,) or (batch, seq), rows of cos and sin; None
-            means 0, 1, ..., seq - 1.
+            means 0, 1, ..., seq - 1. On CUDA, a position that is out of range
+            is no error: the result of its token becomes NaN.
         interleaved: whether pair number i is (2i, 2i + 1) instead of
             (i, i + rotary_dim / 2).
         out: where to put the result: a tensor of x's shape, dtype and device.
