@@ -99,6 +99,20 @@ def index(channel: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(channel)], check=True)
 
 
+def solve(
+    specs: Sequence[str], channels: Sequence[str]
+) -> list[rattler.RepoDataRecord]:
+    """Choose packages for this machine, or for $CONDA_OVERRIDE_CUDA."""
+    overrides = rattler.VirtualPackageOverrides.from_env()
+    return asyncio.run(
+        rattler.solve(
+            list(channels),
+            list(specs),
+            virtual_packages=rattler.VirtualPackage.detect(overrides),
+        )
+    )
+
+
 def create_environment(
     prefix: Path, specs: Sequence[str], channels: Sequence[str]
 ) -> list[str]:
@@ -107,29 +121,20 @@ def create_environment(
     Returns:
         The installed packages, as name-version-build.
     """
-
-    async def create() -> list[str]:
-        records = await rattler.solve(
-            list(channels),
-            list(specs),
-            virtual_packages=rattler.VirtualPackage.detect(),
-        )
-        await rattler.install(records, prefix.resolve(), show_progress=False)
-        return [
-            f"{record.name.normalized}-{record.version}-{record.build}"
-            for record in records
-        ]
-
     start = time.monotonic()
     if prefix.exists():
         shutil.rmtree(prefix)
-    installed = asyncio.run(create())
+    records = solve(specs, channels)
+    asyncio.run(rattler.install(records, prefix.resolve(), show_progress=False))
     print(
-        f"{prefix.name}: {len(installed)} packages"
+        f"{prefix.name}: {len(records)} packages"
         f" in {time.monotonic() - start:.1f} s",
         flush=True,
     )
-    return installed
+    return [
+        f"{record.name.normalized}-{record.version}-{record.build}"
+        for record in records
+    ]
 
 
 def environment_variables(prefix: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Build and test the conda packages into dist/conda, an indexed channel.
 
-rattler-build builds each package from its recipe and tests it in new
+rattler-build builds each variant of each recipe and tests it in new
 environments. dist/conda changes only if everything succeeds. The full logs are
 in build/rattler-build/PACKAGE.log.
 """
@@ -37,6 +37,7 @@ from rattler_build import (
 
 RECIPES = ROOT / "recipe"
 OUTPUT = ROOT / "build" / "rattler-build"
+Variants = dict[str, list[str]]
 TAIL = 60  # lines of the log to print after a failure
 
 
@@ -60,62 +61,84 @@ class Progress:
             print(f"  error: {event.message}", flush=True)
 
 
-def render(recipe: Path, variants: VariantConfig) -> RenderedVariant:
-    """Render the one variant of a recipe that is built here."""
-    (rendered,) = Stage0Recipe.from_file(recipe).render(
+def render(recipe: Path, overrides: Variants) -> list[RenderedVariant]:
+    """Render the variants of a recipe that are built here."""
+    variants = VariantConfig.from_file(RECIPES / "variants.yaml")
+    variants = variants.merge(VariantConfig(local_variants() | overrides))
+    return Stage0Recipe.from_file(recipe).render(
         variants,
         RenderConfig(platform=PlatformConfig(target_platform=PLATFORM)),
     )
-    return rendered
 
 
-def build(name: str, recipe: Path, output: Path, test: bool = True) -> Path:
-    """Build and test one package.
+def build(
+    name: str,
+    recipe: Path,
+    output: Path,
+    test: bool = True,
+    overrides: Variants | None = None,
+) -> list[Path]:
+    """Build and test the variants of one package.
+
+    `overrides` replaces keys of variants.yaml.
 
     Returns:
-        The .conda file.
+        The .conda files.
 
     Raises:
-        RattlerBuildError: The build or a test failed. The end of the log has
-            been printed.
+        RattlerBuildError: A build or a test failed. The end of the log has been
+            printed.
     """
-    variants = VariantConfig.from_file(RECIPES / "variants.yaml")
-    variants = variants.merge(VariantConfig(local_variants()))
     forget(name)
-    for leftover in ("bld", "test", "broken"):
-        shutil.rmtree(output / leftover, ignore_errors=True)
     for old in output.glob(f"*/{name}-[0-9]*.conda"):
         old.unlink()
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "noarch").mkdir(exist_ok=True)
+    (output / "noarch").mkdir(parents=True, exist_ok=True)
 
-    start = time.monotonic()
     log = output / f"{name}.log"
     print(f"{name}: building from {recipe}", flush=True)
+    packages = []
     try:
         with log.open("w") as stream:
-            result = render(recipe, variants).run_build(
-                ToolConfiguration(
-                    test_strategy="native" if test else "skip",
-                    compression_threads=os.cpu_count(),
-                ),
-                output_dir=output,
-                channels=[channel_url()],
-                progress_callback=Progress(stream),
-                package_format="conda:3",
-                no_build_id=True,
-            )
+            for variant in render(recipe, overrides or {}):
+                start = time.monotonic()
+                package = build_variant(variant, output, test, stream)
+                print(
+                    f"{name}: {package.name},"
+                    f" {package.stat().st_size / 1e3:.0f} kB,"
+                    f" built{' and tested' if test else ''}"
+                    f" in {time.monotonic() - start:.0f} s",
+                    flush=True,
+                )
+                packages.append(package)
     except RattlerBuildError:
         lines = log.read_text().splitlines()
         print(*lines[-TAIL:], f"{name}: failed; full log: {log}", sep="\n")
         raise
-    (package,) = (Path(path) for path in result.packages)
-    print(
-        f"{name}: {package.name}, {package.stat().st_size / 1e3:.0f} kB,"
-        f" built{' and tested' if test else ''}"
-        f" in {time.monotonic() - start:.0f} s",
-        flush=True,
+    return packages
+
+
+def build_variant(
+    variant: RenderedVariant, output: Path, test: bool, log: TextIO
+) -> Path:
+    """Build and test one variant; return its .conda file."""
+    for leftover in ("bld", "test", "broken"):
+        shutil.rmtree(output / leftover, ignore_errors=True)
+    # A cuda build is tested on machines without a driver, too, and torch-foo is
+    # built over libfoo-core's cpu build on machines with one.
+    cuda = str(variant.variant.get("cuda_compiler_version", "None"))
+    os.environ["CONDA_OVERRIDE_CUDA"] = "" if cuda == "None" else cuda
+    result = variant.run_build(
+        ToolConfiguration(
+            test_strategy="native" if test else "skip",
+            compression_threads=os.cpu_count(),
+        ),
+        output_dir=output,
+        channels=[channel_url()],
+        progress_callback=Progress(log),
+        package_format="conda:3",
+        no_build_id=True,
     )
+    (package,) = (Path(path) for path in result.packages)
     return package
 
 
@@ -124,16 +147,24 @@ def main() -> int:
     parser.add_argument(
         "--no-test", action="store_true", help="build without testing"
     )
+    parser.add_argument(
+        "--all-cuda-architectures",
+        action="store_true",
+        help="build the CUDA kernels for every GPU, as for a release",
+    )
     arguments = parser.parse_args()
+    overrides = {"cuda_architectures": [""]}
     try:
         built = [
-            build(
+            package
+            for name in PACKAGES
+            for package in build(
                 name,
                 RECIPES / name / "recipe.yaml",
                 OUTPUT,
                 test=not arguments.no_test,
+                overrides=overrides if arguments.all_cuda_architectures else {},
             )
-            for name in PACKAGES
         ]
     except RattlerBuildError as error:
         print(f"package: {error}", file=sys.stderr)

@@ -127,8 +127,9 @@ def requirements(
             project = names.pypi(described["aliases"].get(name, name))
             project = names.pypi(project)
             where = f"pixi.toml: dependency {name}"
-            constraint = pins.get(project) or pypi_version(version, where)
-            lines.add(f"{project}{constraint}")
+            for part in described["projects"].get(name, [project]):
+                constraint = pins.get(part) or pypi_version(version, where)
+                lines.add(f"{part}{constraint}")
     return sorted(lines)
 
 
@@ -209,6 +210,8 @@ def from_wheel(wheel: Wheel, names: Names) -> list[Package]:
         return [buildtools.cmake_package(wheel)]
     if wheel.name == "ninja":
         return [buildtools.ninja_package(wheel)]
+    if wheel.name.startswith("nvidia-"):
+        return buildtools.cuda_packages(wheel, names)
     return [python_package(wheel, names, python)]
 
 

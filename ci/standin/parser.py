@@ -34,11 +34,12 @@ OTHER_TARGETS = ("win", "win-64", "osx", "osx-64", "osx-arm64", "linux-aarch64")
 FEATURE_KEYS = [
     "activation",
     "dependencies",
+    "platforms",
     "pypi-dependencies",
     "target",
     "tasks",
 ]
-TARGET_KEYS = [key for key in FEATURE_KEYS if key != "target"]
+TARGET_KEYS = ["activation", "dependencies", "pypi-dependencies", "tasks"]
 WORKSPACE_KEYS = [
     "authors",
     "channels",
@@ -91,7 +92,7 @@ class Parser(Checker):
         self.keys(
             table,
             "",
-            ["workspace", "environments", "feature", *FEATURE_KEYS],
+            ["workspace", "environments", "feature", "target", *TARGET_KEYS],
         )
         if "workspace" not in table:
             raise self.fail("workspace", "this table is missing")
@@ -99,11 +100,7 @@ class Parser(Checker):
         for key in ("name", "channels", "platforms"):
             if key not in workspace:
                 raise self.fail(f"workspace.{key}", "this key is missing")
-        platforms = self.texts(workspace["platforms"], "workspace.platforms")
-        if PLATFORM not in platforms:
-            raise self.fail(
-                "workspace.platforms", f"the stand-in has {PLATFORM} only"
-            )
+        self.platforms = self.rich_platforms(workspace["platforms"])
         channels = self.texts(workspace["channels"], "workspace.channels")
         if channels != ("conda-forge",):
             raise self.fail(
@@ -129,6 +126,23 @@ class Parser(Checker):
         )
         self.check_references(manifest)
         return manifest
+
+    def rich_platforms(self, value: Any) -> list[str]:
+        """The names of the platforms; one may say that it has CUDA.
+
+        All of them are PLATFORM: nothing in the channel needs a GPU.
+        """
+        at = "workspace.platforms"
+        names = []
+        for platform in self.typed(value, at, list, "a list"):
+            if isinstance(platform, str):
+                platform = {"name": platform, "platform": platform}
+            self.keys(platform, at, ["cuda", "name", "platform"])
+            if platform.get("platform") == PLATFORM:
+                names.append(self.text(platform.get("name", PLATFORM), at))
+        if PLATFORM not in names:
+            raise self.fail(at, f"the stand-in has {PLATFORM} only")
+        return names
 
     def table_at(self, table: dict[str, Any], key: str) -> dict[str, Any]:
         """A table that may be missing."""
@@ -173,6 +187,10 @@ class Parser(Checker):
         self.keys(table, where, FEATURE_KEYS)
         feature = Feature()
         self.fill(feature, table, where)
+        for name in self.texts(table.get("platforms", []), where):
+            self.check_name(
+                f"{where}.platforms", "platform", name, self.platforms
+            )
         at = f"{where}.target".lstrip(".")
         targets = self.keys(
             table.get("target", {}), at, [*TARGETS, *OTHER_TARGETS]

@@ -26,6 +26,14 @@ WRONG = {
     HEAD.replace("linux-64", "osx-64"): (
         "workspace.platforms: the stand-in has linux-64 only"
     ),
+    HEAD.replace('"linux-64"', '{ platform = "linux-64", cudaa = "13" }'): (
+        "workspace.platforms.cudaa: ci/pixi does not support this key; "
+        "did you mean 'cuda'?"
+    ),
+    HEAD + '[feature.a]\nplatforms = ["linux-64-cuda"]': (
+        "feature.a.platforms: no platform 'linux-64-cuda'; "
+        "did you mean 'linux-64'?"
+    ),
     HEAD.replace("conda-forge", "bioconda"): (
         "workspace.channels: the stand-in has conda-forge only"
     ),
@@ -145,7 +153,7 @@ def test_this_repository() -> None:
             assert task.description or task.hidden, name
             assert task.default_environment in definitions, name
     wanted = "build test test-cpp test-consumers test-python test-packaging"
-    wanted += " package demo lint"
+    wanted += " package demo lint build-cuda"
     assert set(wanted.split()) <= set(tasks)
 
 

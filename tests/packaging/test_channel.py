@@ -1,9 +1,11 @@
 """The channel that `package` leaves in dist/conda."""
 
+import hashlib
 import json
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conda_tools import (
@@ -12,8 +14,13 @@ from conda_tools import (
     create_environment,
     environment_variables,
     forget,
+    solve,
 )
 from rattler_build import Package
+
+# The builds of libfoo-core, and the CUDA versions of drivers that get them.
+BUILDS = {"cpu": ["", "12.9"], "cuda130": ["13.0", "13.1"]}
+BINARIES = ["_C.abi3.so", "lib/libtorch_foo.so"]
 
 USE = """
 import torch, torch_foo
@@ -35,15 +42,19 @@ def torch_foo(versions: dict[str, str]) -> Package:
     return Package.from_file(only(f"torch-foo-{version}-*.conda"))
 
 
-@pytest.fixture(scope="module")
-def libfoo_core(versions: dict[str, str]) -> Package:
+@pytest.fixture(scope="module", params=BUILDS)
+def libfoo_core(
+    request: pytest.FixtureRequest, versions: dict[str, str]
+) -> Package:
     version = versions["libfoo-core"]
-    return Package.from_file(only(f"libfoo-core-{version}-*.conda"))
+    return Package.from_file(
+        only(f"libfoo-core-{version}-{request.param}_h*.conda")
+    )
 
 
-def test_it_holds_the_two_packages_and_lists_them() -> None:
+def test_it_holds_the_three_packages_and_lists_them() -> None:
     files = {path.name for path in DIST.glob("*/*.conda")}
-    assert len(files) == 2
+    assert len(files) == 3
     repodata = json.loads((DIST / "linux-64/repodata.json").read_text())
     assert set(repodata["packages.conda"]) == files
 
@@ -68,6 +79,9 @@ def test_libfoo_core_needs_neither_torch_nor_python(
     libfoo_core: Package,
 ) -> None:
     names = {spec.split()[0] for spec in libfoo_core.depends}
+    if libfoo_core.build_string.startswith("cuda"):
+        assert {"__cuda", "cuda-version"} <= names
+        names -= {"__cuda", "cuda-version"}
     assert names <= {"__glibc", "libgcc", "libhwy", "libstdcxx"}
 
 
@@ -78,7 +92,81 @@ def test_torch_foo_is_one_binary(torch_foo: Package) -> None:
         for entry in torch_foo.files
         if re.search(r"\.so(\.|$)", file := str(entry))
     }
-    assert binaries == {"_C.abi3.so", "lib/libtorch_foo.so"}
+    assert binaries == set(BINARIES)
+
+
+@pytest.mark.parametrize(
+    ("build", "driver"), [(b, d) for b, ds in BUILDS.items() for d in ds]
+)
+def test_the_driver_decides_which_build_a_user_gets(
+    build: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONDA_OVERRIDE_CUDA", driver)
+    records = solve(["torch-foo"], [DIST.as_uri(), channel_url()])
+    chosen = {record.name.normalized: record for record in records}
+    assert str(chosen["libfoo-core"].build).startswith(f"{build}_h")
+    assert ("cuda-version" in chosen) == (build != "cpu")
+
+
+class Installed(NamedTuple):
+    """torch-foo over one of libfoo-core's builds, in an environment."""
+
+    exports: list[tuple[str, ...]]  # of libfoo_core.so: name, type
+    needed: list[str]
+    cuda: str  # torch_foo.build_info().cuda
+    torch_foo: list[str]  # the hashes of BINARIES
+
+
+@pytest.fixture(scope="module")
+def installed(run, tmp_path_factory: pytest.TempPathFactory) -> list[Installed]:
+    """The cpu build and the cuda build, one after the other in one prefix.
+
+    conda writes the path of the prefix into binaries.
+    """
+    forget("libfoo-core", "torch-foo")
+    prefix = tmp_path_factory.mktemp("swapped") / "env"
+
+    def install(driver: str) -> Installed:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CONDA_OVERRIDE_CUDA", driver)
+            channels = [DIST.as_uri(), channel_url()]
+            create_environment(prefix, ["torch-foo"], channels)
+        library = prefix / "lib/libfoo_core.so"
+        symbols = run("nm", "-D", "--defined-only", "--format=posix", library)
+        section = run("readelf", "-d", library)
+        code = "import torch_foo; print(torch_foo.build_info().cuda)"
+        (package,) = prefix.glob("lib/python3.*/site-packages/torch_foo")
+        binaries = [(package / name).read_bytes() for name in BINARIES]
+        return Installed(
+            [tuple(line.split()[:2]) for line in symbols.splitlines()],
+            re.findall(r"\(NEEDED\).*\[(.*)\]", section),
+            run(prefix / "bin/python", "-c", code, cwd=prefix).strip(),
+            [hashlib.sha256(binary).hexdigest() for binary in binaries],
+        )
+
+    return [install(drivers[0]) for drivers in BUILDS.values()]
+
+
+def test_both_builds_export_the_same_symbols(
+    installed: list[Installed],
+) -> None:
+    cpu, cuda = installed
+    assert any("rms_norm" in name for name, _ in cpu.exports)
+    assert cpu.exports == cuda.exports
+
+
+def test_no_build_needs_a_library_of_cuda(installed: list[Installed]) -> None:
+    for build in installed:
+        assert any(name.startswith("libhwy") for name in build.needed)
+        assert not any("cuda" in name for name in build.needed)
+
+
+def test_the_same_torch_foo_runs_over_both_builds(
+    installed: list[Installed],
+) -> None:
+    cpu, cuda = installed
+    assert (cpu.cuda, cuda.cuda) == ("False", "True")
+    assert cpu.torch_foo == cuda.torch_foo
 
 
 @pytest.fixture(scope="module")

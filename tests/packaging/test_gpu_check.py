@@ -94,6 +94,7 @@ def script(root: Path) -> ModuleType:
             "[  SKIPPED ] A.b\n[  FAILED  ] 1 test, listed below:\n",
             {"passed": 1, "failed": 1, "skipped": 3},
         ),
+        ("there is no GPU here\n[  PASSED  ] 0 tests.\n", {"failed": 1}),
         ("========= ERROR SUMMARY: 2 errors\n", {"errors": 2}),
         (
             "========= RACECHECK SUMMARY: 1 hazard displayed (1 error)\n",

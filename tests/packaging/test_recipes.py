@@ -1,5 +1,6 @@
 """The recipes render, here and on conda-forge, and their tests can fail."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from rattler_build import (
     VariantConfig,
 )
 
+CPU = {"cuda_compiler_version": ["None"]}
 PLATFORM = PlatformConfig(target_platform="linux-64")
 
 
@@ -28,28 +30,48 @@ def render(root: Path, name: str, variants: VariantConfig) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_it_renders_with_our_variants(name: str, root: Path) -> None:
+def builds(recipes: list[dict]) -> list[str]:
+    """Return the variants' names: what the build strings begin with."""
+    strings = [recipe["build"]["string"] for recipe in recipes]
+    return sorted(re.split("_|h", string)[0] for string in strings)
+
+
+def test_it_renders_with_our_variants(root: Path) -> None:
     variants = VariantConfig.from_file(root / "recipe" / "variants.yaml")
-    assert len(render(root, name, variants)) == 1
+    core = render(root, "libfoo-core", variants)
+    assert builds(core) == ["cpu", "cuda130"]
+    assert builds(render(root, "torch-foo", variants)) == ["py310"]
+    # A feature weighs its package down; the solver prefers the other one.
+    assert [
+        recipe["build"]["variant"]["down_prioritize_variant"] for recipe in core
+    ] == [int("None" in recipe["variant"].values()) for recipe in core]
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_it_renders_with_conda_forges_pins(name: str, root: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [("libfoo-core", ["cpu", "cuda129"]), ("torch-foo", ["py310"])],
+)
+def test_it_renders_with_conda_forges_pins(
+    name: str, built: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # conda-forge sets the variable for recipes with a CUDA compiler.
+    if len(built) > 1:
+        monkeypatch.setenv("CF_CUDA_ENABLED", "True")
     pins = VariantConfig.from_conda_build_config(
         Path(__file__).parent / "pins.yaml", JinjaConfig(platform=PLATFORM)
     )
-    rendered = render(root, name, pins)
-    for recipe in rendered:
-        assert "sysroot_linux-64 2.17.*" in recipe["requirements"]["build"]
-        assert "gxx_linux-64 15.*" in recipe["requirements"]["build"]
     # render() also returns the variants that `skip` drops in a build.
-    built = [
+    rendered = [
         recipe
-        for recipe in rendered
+        for recipe in render(root, name, pins)
         if recipe["variant"].get("is_python_min", True)
     ]
-    assert len(built) == 1
+    for recipe in rendered:
+        requirements = recipe["requirements"]["build"]
+        cuda = "cuda-nvcc_linux-64 12.9.*" in requirements
+        assert "sysroot_linux-64 2.17.*" in requirements
+        assert f"gxx_linux-64 {14 if cuda else 15}.*" in requirements
+    assert builds(rendered) == built
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -85,7 +107,7 @@ def test_a_broken_library_fails_the_recipes_tests(core_copy: Path) -> None:
     break_add(core_copy / "libfoo")
     recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
     with pytest.raises(RattlerBuildError):
-        package.build("libfoo-core", recipe, core_copy / "out")
+        package.build("libfoo-core", recipe, core_copy / "out", overrides=CPU)
     log = (core_copy / "out/libfoo-core.log").read_text()
     assert "1 tests failed out of 1" in log
 
@@ -98,7 +120,9 @@ def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
     output = core_copy / "out"
 
     def built_and_installed() -> tuple[str, bytes]:
-        file = package.build("libfoo-core", recipe, output, test=False)
+        (file,) = package.build(
+            "libfoo-core", recipe, output, test=False, overrides=CPU
+        )
         prefix = core_copy / "env"
         create_environment(
             prefix, ["libfoo-core"], [output.as_uri(), channel_url()]

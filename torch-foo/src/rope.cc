@@ -12,8 +12,8 @@ void into(const char* op, const char* name, const Tensor& x, const Tensor& cos,
           const Tensor& sin, const std::optional<Tensor>& positions,
           const RopeOptions& options, const Tensor& out) {
   check_arguments(op, {{name, x}, {"out", out}});
-  check_arguments(op, {{"cos", cos}, {"sin", sin}});
   check_device(op, {"cos", cos}, {name, x});
+  check_arguments(op, {{"cos", cos}, {"sin", sin}});
   if (positions) {
     check_argument(op, {"positions", *positions}, foo_core::DType::kInt64,
                    {name, x});

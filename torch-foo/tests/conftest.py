@@ -1,7 +1,7 @@
 """The cases that tests run on: every operator with each of its samples."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -68,6 +68,21 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _wait_for_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let a kernel that fails do so in its own test."""
+    yield
+    if not request.node.get_closest_marker("cuda"):
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        # No other kernel can run in this process: xdist starts another one.
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        raise
 
 
 @dataclass(frozen=True)

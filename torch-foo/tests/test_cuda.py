@@ -21,7 +21,7 @@ pytestmark = pytest.mark.cuda
 two_gpus = pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason="needs two GPUs"
 )
-DELAY = 200_000_000  # cycles of the GPU, about 0.1 s
+DELAY = 400_000_000  # cycles of the GPU, about 0.2 s
 MANY_ROWS = 70_000  # more than a grid's second and third dimension may have
 
 

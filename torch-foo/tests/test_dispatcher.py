@@ -163,7 +163,8 @@ def test_backward_uses_the_kernel(typical_differentiable, device):
     if f"_{case.op}_backward" not in OPERATORS:
         return  # its gradients are products and sums
     args = case.args(device=device, requires_grad=True)
-    with torch.profiler.profile() as profile:
+    cpu = torch.profiler.ProfilerActivity.CPU  # which calls the kernels
+    with torch.profiler.profile(activities=[cpu]) as profile:
         loss(case.function(*args)).backward()
     names = {event.name for event in profile.events()}
     assert f"torch_foo::_{case.op}_backward" in names

@@ -95,7 +95,7 @@ def test_results_and_gradients(family, padded, seed, device):
     assert patch(model)
     check_close(results(model, inputs), expected, 2e-6)
     unpatch(model)
-    # On CUDA, torch's own attention adds up in no fixed order.
+    # On CUDA, the gradient of torch's attention adds up in no fixed order.
     tolerance = 0 if device == "cpu" else 2e-6
     check_close(results(model, inputs), expected, tolerance)
 

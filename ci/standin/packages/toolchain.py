@@ -120,8 +120,8 @@ def packages(compiler: Compiler) -> list[Package]:
     gcc_exact, sysroot_name = f"gcc_linux-64 {version}", "sysroot_linux-64"
     packages = [
         sysroot(),
-        tool_package("gcc_linux-64", version, gcc, sysroot_name, c_exports),
-        tool_package("gxx_linux-64", version, gxx, gcc_exact, cxx_exports),
+        tool_package("gcc_linux-64", version, gcc, c_exports, sysroot_name),
+        tool_package("gxx_linux-64", version, gxx, cxx_exports, gcc_exact),
         meta("c-compiler", gcc_exact),
         meta("cxx-compiler", "c-compiler", f"gxx_linux-64 {version}"),
         meta("compilers", "c-compiler", "cxx-compiler"),
@@ -140,8 +140,8 @@ def tool_package(
     name: str,
     version: str,
     tools: dict[str, str],
-    depends: str,
     exports: list[str],
+    *depends: str,
 ) -> Package:
     """Wrappers for tools, and the variables that name them."""
     script = f"activate-{name}.sh"
@@ -153,9 +153,37 @@ def tool_package(
         version,
         fill=text_files(files),
         made_from=(files,),
-        depends=(depends,),
+        depends=depends,
         run_exports={"strong": exports},
     )
+
+
+def cuda_compiler(version: str) -> list[Package]:
+    """What compiler("cuda") asks for, over the packages with nvcc's files."""
+    major, minor = map(int, version.split(".")[:2])
+    release = f"{major}.{minor}"
+    names = ["cccl_linux-64", "crt-dev_linux-64", "cudart-dev_linux-64"]
+    names += ["nvcc-tools", "nvvm-tools", "version"]
+    exports = [f"cuda-version >={release},<{major + 1}"]
+    return [
+        Package(
+            "cuda-version",
+            release,
+            noarch="generic",
+            constrains=(f"__cuda >={major}",),
+        ),
+        tool_package(
+            "cuda-nvcc_linux-64",
+            version,
+            {},
+            exports,
+            "gxx_linux-64",
+            *(f"cuda-{name} {release}.*" for name in names),
+        ),
+        Package(
+            "cuda-nvcc", version, depends=(f"cuda-nvcc_linux-64 {version}",)
+        ),
+    ]
 
 
 def sysroot() -> Package:

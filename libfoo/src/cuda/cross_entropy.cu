@@ -48,11 +48,6 @@ struct Sums {
   }
 };
 
-/// Sums of all threads of a row.
-struct Totals {
-  double exps, differences;
-};
-
 template <class T>
 struct ForwardArguments {
   Nest<4> rows;  // of logits, target, loss and lse
@@ -118,15 +113,14 @@ __global__ void __launch_bounds__(kThreads, 2)
         add(v, 1);
       }
       C maxima[] = {sums.max};
-      const C max = reduce_row(maxima, Largest(), [](const auto& largest) {
-        return static_cast<C>(largest[0]);
-      });
+      const C max = static_cast<C>(reduce_row(maxima, Largest()).of[0]);
       sums.move_to(max);
-      C parts[] = {sums.exps, sums.differences};
-      const auto totals = reduce_row(
-          parts, Sum(), [](const auto& all) { return Totals{all[0], all[1]}; });
+      // The gradient needs all bits of lse.
+      double parts[] = {static_cast<double>(sums.exps),
+                        static_cast<double>(sums.differences)};
+      const auto totals = reduce_row(parts, Sum());
       if (threadIdx.x != 0) continue;
-      const double log_sum = std::log(totals.exps);
+      const double log_sum = std::log(totals.of[0]);
       const double shift = static_cast<double>(shift_of(max));
       if (label >= 0 && label < a.n) {
         const auto x = widen(logits.data[label * logits.stride]);
@@ -134,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         // Not from lse, next to which the difference may be small.
         loss = log_sum + (shift - static_cast<double>(x));
         if constexpr (kSmooth) {
-          const double mean = totals.differences / static_cast<double>(a.n);
+          const double mean = totals.of[1] / static_cast<double>(a.n);
           loss = (1 - a.smoothing) * loss + a.smoothing * (log_sum - mean);
         }
       } else {
@@ -176,18 +170,16 @@ __global__ void reduce_kernel(const ReduceArguments a, const double* row_losses,
   for (int64_t row = threadIdx.x; row < a.count; row += blockDim.x) {
     sums[0] += row_losses[row];
   }
-  const double result = reduce_row(sums, Sum(), [&](const auto& totals) {
-    return mean ? totals[0] / totals[1] : totals[0];
-  });
-  if (threadIdx.x == 0) *loss = static_cast<L>(result);
+  const auto totals = reduce_row(sums, Sum());
+  if (threadIdx.x != 0) return;
+  *loss = static_cast<L>(mean ? totals.of[0] / totals.of[1] : totals.of[0]);
 }
 
 /// The number of rows that are not ignored, by one block.
 __global__ void count_kernel(const ReduceArguments a, int64_t* count) {
   double sums[] = {count_kept(a)};
-  const double kept =
-      reduce_row(sums, Sum(), [](const auto& totals) { return totals[0]; });
-  if (threadIdx.x == 0) *count = static_cast<int64_t>(kept);
+  const auto totals = reduce_row(sums, Sum());
+  if (threadIdx.x == 0) *count = static_cast<int64_t>(totals.of[0]);
 }
 
 template <class T>

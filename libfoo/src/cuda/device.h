@@ -222,48 +222,45 @@ constexpr int kMaxThreads = 1024;
 template <class C>
 using Wide = std::conditional_t<std::is_same_v<C, float>, double, C>;
 
+template <int kCount, class C>
+struct Totals {
+  Wide<C> of[kCount];
+};
+
 /// Combines each of the values over the threads with one threadIdx.y, in an
-/// order that depends on blockDim alone, and returns finish(totals). One thread
-/// for each row computes that. All threads of the block call this function.
-/// blockDim.x is a multiple of kWarp.
-template <int kCount, class C, class F, class Finish>
-__device__ auto reduce_row(C (&values)[kCount], const F& combine,
-                           const Finish& finish) {
-  using W = Wide<C>;
-  using Result = decltype(finish(std::declval<W(&)[kCount]>()));
+/// order that depends on blockDim alone. All threads of the block call it, and
+/// all get the totals: to add the warps' parts in each warp is faster than to
+/// wait for one that does. blockDim.x is a multiple of kWarp.
+template <int kCount, class C, class F>
+__device__ Totals<kCount, C> reduce_row(C (&values)[kCount], const F& combine) {
   __shared__ C parts[kCount][kMaxThreads / kWarp];
-  __shared__ Result results[kMaxThreads / kWarp];
   for (int mask = kWarp / 2; mask > 0; mask /= 2) {
     for (C& value : values) {
       value = combine(value, __shfl_xor_sync(0xFFFFFFFF, value, mask));
     }
   }
-  W totals[kCount];
+  Totals<kCount, C> totals;
   const int warps = blockDim.x / kWarp;
   if (warps == 1) {
-    for (int k = 0; k < kCount; ++k) totals[k] = values[k];
-    return finish(totals);
+    for (int k = 0; k < kCount; ++k) totals.of[k] = values[k];
+    return totals;
   }
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int first = threadIdx.y * warps;
+  __syncthreads();  // the parts of the last call have been read
   if (lane == 0) {
     for (int k = 0; k < kCount; ++k) parts[k][first + warp] = values[k];
   }
   __syncthreads();
-  if (warp == 0) {
-    for (int k = 0; k < kCount; ++k) {
-      W value = parts[k][first + (lane < warps ? lane : 0)];
-      for (int i = 1; i < warps; i *= 2) {
-        const W other = __shfl_xor_sync(0xFFFFFFFF, value, i);
-        if (lane < warps && (lane ^ i) < warps) value = combine(value, other);
-      }
-      totals[k] = value;
+  for (int k = 0; k < kCount; ++k) {
+    Wide<C> value = parts[k][first + (lane < warps ? lane : 0)];
+    for (int i = 1; i < warps; i *= 2) {
+      const Wide<C> other = __shfl_xor_sync(0xFFFFFFFF, value, i);
+      if (lane < warps && (lane ^ i) < warps) value = combine(value, other);
     }
-    if (lane == 0) results[threadIdx.y] = finish(totals);
+    totals.of[k] = __shfl_sync(0xFFFFFFFF, value, 0);
   }
-  // Until here nobody reads the results or writes the parts of the next call.
-  __syncthreads();
-  return results[threadIdx.y];
+  return totals;
 }
 
 struct Sum {
@@ -307,12 +304,13 @@ inline unsigned grid_size(int64_t count) {
 }
 
 /// The threads for a row of `count` vectors of which each thread has up to
-/// `each`, and the rows of a block, so that it has at least kWarp * 4 threads.
-inline dim3 row_block(int64_t count, int each) {
+/// `each`, at most `most`, and the rows of a block, so that it has at least 128
+/// threads.
+inline dim3 row_block(int64_t count, int each, int most) {
   const int64_t warps = ceil_div(std::max<int64_t>(count, 1), each * kWarp);
-  const auto x = static_cast<unsigned>(
-      kWarp * std::min<int64_t>(warps, kMaxThreads / kWarp));
-  return dim3(x, std::max(1u, 4 * kWarp / x));
+  const auto x =
+      static_cast<unsigned>(kWarp * std::min<int64_t>(warps, most / kWarp));
+  return dim3(x, std::max(1u, 128 / x));
 }
 
 }  // namespace foo_core::cuda

@@ -51,11 +51,11 @@ struct Arguments {
   int64_t n;
 };
 
-/// The vectors of a row that a thread keeps.
-constexpr int kVectors = 4;
+constexpr int kThreads = 1024;
+constexpr int kVectors = 4;  // of a row, which a thread keeps
 
 template <class T, int kN>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kThreads)
     quantize_kernel(const Arguments<T> arguments) {
   using C = Compute<T>;
   using Bits = decltype(bits_of(C()));
@@ -91,11 +91,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int64_t i = begin + kVectors * step; i < n; i += step) {
       add(x.template load<kN>(i));
     }
-    const float scale =
-        reduce_row(most, Largest(), [](const Bits(&largest)[1]) {
-          const auto s = static_cast<float>(from_bits(largest[0]) / C{127});
-          return s == 0 ? 1 : s;
-        });
+    const auto largest = reduce_row(most, Largest());
+    float scale = static_cast<float>(from_bits(largest.of[0]) / C{127});
+    if (scale == 0) scale = 1;
     if (threadIdx.x == 0 && row < arguments.count) {
       arguments.scale[at.of[2]] = scale;
     }
@@ -137,7 +135,7 @@ void quantize_int8_rowwise(const ConstTensorView& x, const TensorView& q,
         static_cast<float*>(scale.data), rows,          n};
     const auto run = [&](auto width) {
       constexpr int kN = decltype(width)::value;
-      const dim3 block = row_block(ceil_div(n, kN), kVectors);
+      const dim3 block = row_block(ceil_div(n, kN), kVectors, kThreads);
       launch("quantize_int8_rowwise", quantize_kernel<T, kN>,
              dim3(grid_size(ceil_div(rows, block.y))), block, stream,
              arguments);

@@ -6,6 +6,9 @@ the CPU and, if the operators run there, on CUDA. The exit status is 1 if an
 operator fails.
 """
 
+# mypy: allow-untyped-calls
+# (parts of torch have no types)
+
 import argparse
 import importlib.metadata
 import os
