@@ -344,8 +344,9 @@ TEST_P(RmsNormTest, BackwardEverySizeAroundTheVectors) {
 }
 
 TEST_P(RmsNormTest, BackwardEveryNumberOfRowsAroundTheBlocks) {
-  for (const std::int64_t rows :
-       {1, 2, 4, 5, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1023, 2049, 5000}) {
+  const std::int64_t most = on_cuda() ? 2500 : 5000;
+  for (const std::int64_t rows : Shape{1, 2, 4, 5, 15, 16, 17, 63, 64, 65, 255,
+                                       256, 257, 1023, 2049, most}) {
     check_backward(make({rows, 19}), make({rows, 19}), make({19}),
                    make({rows, 19}), make({19}));
   }
