@@ -253,6 +253,14 @@ def with_gaps(tensor: Tensor) -> Tensor:
     return memory[..., :columns].copy_(tensor)
 
 
+def assert_near(got, expected, limit: float) -> None:
+    """Compare norms, where sums of many terms differ in single elements."""
+    for g, e in zip(got, expected, strict=True):
+        scale = e.double().norm()
+        error = (g.double() - e.double()).norm()
+        assert error <= limit * scale, f"{error} of {scale}"
+
+
 @pytest.mark.parametrize("change", [shifted, with_gaps])
 def test_unaligned(typical, make_case, change, dtype):
     """Each argument, and out=, where wide loads would be misaligned."""
@@ -263,8 +271,11 @@ def test_unaligned(typical, make_case, change, dtype):
         if isinstance(a, Tensor):
             given = [*args]
             given[i] = change(a)
-            got = run_all(case, given)
-            assert_close(got, expected)
+            # The gradients of linear are products of torch's, which adds in
+            # bfloat16 for some alignments.
+            assert_near(
+                run_all(case, given), expected, 2 * torch.finfo(dtype).eps
+            )
     if case.has_out:
         out = change(torch.zeros_like(expected[0]))
         case.function(*args, out=out)
@@ -283,11 +294,7 @@ def test_many_rows_and_long_rows(typical, make_case, sizes):
     case = sized(make_case, typical, *sizes)
     args = case.args(torch.float32, "cuda")
     got, expected = run_all(case, args), run_all_of_reference(case, args)
-    for g, e in zip(got, expected, strict=True):
-        # Sums of so many terms differ by more than one rounding.
-        scale = e.double().norm()
-        error = (g.double() - e.double()).norm()
-        assert error <= 1e-5 * scale, f"{error} of {scale}"
+    assert_near(got, expected, 1e-5)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])

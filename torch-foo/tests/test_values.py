@@ -597,7 +597,10 @@ def test_special_values_of_gates(op, named, dtype, device):
 
 
 def test_add_rms_norm_is_the_norm_of_the_sum(dtype, device):
-    """Bit for bit, also where it overflows or is not a number."""
+    """Also where it overflows or is not a number; on the CPU bit for bit.
+
+    On CUDA, the squares of a row are added in another order.
+    """
     inf, nan = math.inf, math.nan
     x = torch.randn(9, 131, device=device).to(dtype)
     for row, value in enumerate([0, inf, -inf, nan, 1e38, 1e-40, 6e-8, 1e4]):
@@ -608,7 +611,11 @@ def test_add_rms_norm_is_the_norm_of_the_sum(dtype, device):
     for w in (weight, None):
         y, total = torch_foo.add_rms_norm(x, residual, w)
         assert_equal(total, torch_foo.add(x, residual))
-        assert_equal(y, torch_foo.rms_norm(total, w))
+        norm = torch_foo.rms_norm(total, w)
+        if device == "cpu":
+            assert_equal(y, norm)
+        else:
+            torch.testing.assert_close(y, norm, equal_nan=True)
 
 
 def test_special_values_of_rope(dtype, device):

@@ -296,6 +296,8 @@ constexpr int64_t ceil_div(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 
+constexpr int64_t kMostBlocksY = 65535;
+
 /// The number of blocks for `count` pieces of work. A kernel's blocks loop over
 /// what is beyond.
 inline unsigned grid_size(int64_t count) {

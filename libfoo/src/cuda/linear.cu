@@ -86,7 +86,7 @@ void linear(const ConstTensorView& x, const ConstTensorView& weight,
     const auto run = [&](auto width, auto most) {
       constexpr int kN = decltype(width)::value;
       constexpr int kRows = decltype(most)::value;
-      const auto tiles = std::min<int64_t>(ceil_div(rows, kRows), 65535);
+      const auto tiles = std::min(ceil_div(rows, kRows), kMostBlocksY);
       launch("linear", linear_kernel<T, kN, kRows>,
              dim3(grid_size(ceil_div(n, kWarps)), static_cast<unsigned>(tiles)),
              dim3(kWarp, kWarps), stream, arguments);

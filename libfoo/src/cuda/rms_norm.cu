@@ -136,10 +136,13 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-/// Blocks for the gradient of rows that fit in registers, two for each
-/// multiprocessor of an H100. A block has kFewThreads threads for one row or for
-/// several short ones, and up to kThreads for a row that needs more.
+/// The gradient of rows that fit in registers. Its kBlocks blocks are two for
+/// each multiprocessor of an H100; there are more where a sum over rows would
+/// have more than kMostRows terms, whose errors add up. A block has kFewThreads
+/// threads for one row or for several short ones, and up to kThreads for a row
+/// that needs more.
 constexpr int64_t kBlocks = 256;
+constexpr int64_t kMostRows = 64;
 constexpr int kFewThreads = 256;
 constexpr int kThreads = 512;
 constexpr int kMostVectors = 4;  // of a row, per thread
@@ -164,10 +167,16 @@ struct BackwardShape {
   dim3 block;
 };
 
+int64_t blocks_for(int64_t rows, dim3 block) {
+  const int64_t most = std::max(kBlocks, ceil_div(rows, kMostRows * block.y));
+  return std::min(most, ceil_div(rows, block.y));
+}
+
 /// The partial sums of grad_weight, each of n elements.
 template <class T>
 int64_t slices_of(int64_t rows, int64_t n) {
-  return std::min<int64_t>(rows, kBlocks * BackwardShape<T>(n).block.y);
+  const dim3 block = BackwardShape<T>(n).block;
+  return std::min(rows, blocks_for(rows, block) * block.y);
 }
 
 /// What a row's gradient needs besides its elements.
@@ -340,18 +349,20 @@ template <class T>
 __global__ void any_slices_kernel(const BackwardArguments<T> arguments,
                                   int64_t slices) {
   using C = Compute<T>;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-       i < arguments.n; i += int64_t{gridDim.x} * blockDim.x) {
-    C sum = 0;
-    for (int64_t row = blockIdx.y; row < arguments.count; row += slices) {
-      const Offsets<4> at(arguments.rows, row);
-      const auto grad = moved(arguments.grad, at.of[0]);
-      const auto x = moved(arguments.x, at.of[1]);
-      const C product =
-          widen(grad.data[i * grad.stride]) * widen(x.data[i * x.stride]);
-      sum = fma(product, arguments.stats[row].r, sum);
+  for (int64_t slice = blockIdx.y; slice < slices; slice += gridDim.y) {
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+         i < arguments.n; i += int64_t{gridDim.x} * blockDim.x) {
+      C sum = 0;
+      for (int64_t row = slice; row < arguments.count; row += slices) {
+        const Offsets<4> at(arguments.rows, row);
+        const auto grad = moved(arguments.grad, at.of[0]);
+        const auto x = moved(arguments.x, at.of[1]);
+        const C product =
+            widen(grad.data[i * grad.stride]) * widen(x.data[i * x.stride]);
+        sum = fma(product, arguments.stats[row].r, sum);
+      }
+      arguments.slices[slice * arguments.n + i] = sum;
     }
-    arguments.slices[int64_t{blockIdx.y} * arguments.n + i] = sum;
   }
 }
 
@@ -360,15 +371,14 @@ __global__ void any_slices_kernel(const BackwardArguments<T> arguments,
 template <class T>
 __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
                                   Line<T> grad_weight, int64_t n) {
-  using C = Compute<T>;
-  __shared__ C parts[kWarp][kWarp];
+  __shared__ double parts[kWarp][kWarp];
   for (int64_t first = int64_t{blockIdx.x} * kWarp; first < n;
        first += int64_t{gridDim.x} * kWarp) {
     const int64_t i = first + threadIdx.x;
-    C sum = 0;
+    double sum = 0;
     if (i < n) {
       for (int64_t k = threadIdx.y; k < count; k += blockDim.y) {
-        sum += slices[k * n + i];
+        sum += static_cast<double>(slices[k * n + i]);
       }
     }
     parts[threadIdx.y][threadIdx.x] = sum;
@@ -381,7 +391,7 @@ __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
     }
     if (threadIdx.y == 0 && i < n) {
       grad_weight.data[i * grad_weight.stride] =
-          narrow<T>(parts[0][threadIdx.x]);
+          narrow<T>(static_cast<Compute<T>>(parts[0][threadIdx.x]));
     }
     __syncthreads();  // before the next columns' parts
   }
@@ -478,7 +488,7 @@ void rms_norm_backward(const ConstTensorView& grad,
                is_aligned<kN>(weight, n) && is_aligned<kN>(grad_x, n)) {
       const int64_t blocks = ceil_div(rows, shape.block.y);
       const auto grid = dim3(grid_size(
-          grad_weight == nullptr ? blocks : std::min(blocks, kBlocks)));
+          grad_weight == nullptr ? blocks : blocks_for(rows, shape.block)));
       const auto kernel = shape.vectors == 1   ? backward_kernel<T, kN, 1>
                           : shape.vectors == 2 ? backward_kernel<T, kN, 2>
                                                : backward_kernel<T, kN, 4>;
@@ -499,7 +509,7 @@ void rms_norm_backward(const ConstTensorView& grad,
         do_rows();
         launch(op, any_slices_kernel<T>,
                dim3(grid_size(ceil_div(n, threads)),
-                    static_cast<unsigned>(slices)),
+                    static_cast<unsigned>(std::min(slices, kMostBlocksY))),
                dim3(threads), stream, arguments, slices);
         arguments = given;
       }
