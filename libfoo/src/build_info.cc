@@ -8,7 +8,8 @@
 namespace foo_core {
 
 BuildInfo build_info() {
-  return {version(), cuda::kBuilt, simd::current_name(), simd::available_names()};
+  return {version(), cuda::kBuilt, simd::current_name(),
+          simd::available_names()};
 }
 
 const char* version() noexcept { return FOO_CORE_VERSION; }

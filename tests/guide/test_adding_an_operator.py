@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "torch-foo" / "docs" / "adding-an-operator.md"
-MOST_FILES = 7
+MOST_FILES = 9
 CONFIG = "lib/cmake/foo_core"
 # One SIMD target and little optimization: this is about the steps.
 FLAGS = "-O1 -DHWY_COMPILE_ONLY_STATIC"
@@ -113,11 +113,13 @@ def test_few_files_change_by_hand() -> None:
 
 def test_kernel(copy: Path, preload: dict[str, str]) -> None:
     build = copy.parent / "build"
-    target = ["--target", "foo_core_elementwise_test"]
-    run("cmake", "--build", build, *target, cwd=copy)
-    for test in ("unit.elementwise", "abi.exports"):
-        tests = ["--test-dir", build, "-R", f"^{test}$", "--output-on-failure"]
-        output = run("ctest", *tests, cwd=copy, **preload)
+    names = ["foo_core_elementwise_test"]
+    names += ["foo_core_cuda_on_cpu_elementwise_test"]
+    run("cmake", "--build", build, "--target", *names, cwd=copy)
+    tests = ("unit.elementwise", "cuda_on_cpu.elementwise", "abi.exports")
+    for test in tests:
+        options = ["--test-dir", build, "--output-on-failure"]
+        output = run("ctest", *options, "-R", f"^{test}$", cwd=copy, **preload)
         assert "100% tests passed" in output
 
 

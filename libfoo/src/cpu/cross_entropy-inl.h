@@ -6,8 +6,8 @@
 #define FOO_CORE_CROSS_ENTROPY_INL_H_
 #endif
 
-#include "math-inl.h"
 #include "hwy/cache_control.h"
+#include "math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace foo_core {

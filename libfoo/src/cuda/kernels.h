@@ -20,7 +20,11 @@ inline constexpr bool kBuilt = true;
 inline constexpr bool kBuilt = false;
 #endif
 
-enum class Elementwise { kAdd, kMul, kMulAdd };
+enum class Elementwise {
+  kAdd,
+  kMul,
+  kMulAdd,
+};
 
 /// `a` and `b` have out's shape: their strides are 0 where they broadcast.
 void elementwise(Elementwise function, const ConstTensorView& a,

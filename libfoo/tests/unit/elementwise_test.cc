@@ -20,8 +20,10 @@ struct Operator {
 };
 
 const Operator kOperators[] = {
-    {"add", add, [](long double a, long double b) { return a + b; }},
-    {"mul", mul, [](long double a, long double b) { return a * b; }},
+    {"add", OnDevice<&foo_core::add>(),
+     [](long double a, long double b) { return a + b; }},
+    {"mul", OnDevice<&foo_core::mul>(),
+     [](long double a, long double b) { return a * b; }},
     {"muladd",
      [](const ConstTensorView& a, const ConstTensorView& b,
         const TensorView& out,
