@@ -23,8 +23,8 @@ struct Mean {
   double inverse_n, eps;
 };
 
-/// 1 / sqrt(squares / n + eps), to be rounded to C. For float, a step of
-/// Newton's method takes a tenth of the time of a root and a division.
+/// 1 / sqrt(squares / n + eps), to be rounded to C. For float it is a step of
+/// Newton's method, because a root and a division in double are slow.
 template <class C>
 __device__ double inverse_rms(double squares, const Mean& mean) {
   const double m = fma(squares, mean.inverse_n, mean.eps);
