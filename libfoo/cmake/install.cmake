@@ -31,6 +31,10 @@ if(NOT FOO_CORE_SHARED)
     set(foo_core_pc_requires "Requires: libhwy >= 1.1")
   endif()
 endif()
+set(foo_core_cuda_found FALSE)
+if(FOO_CORE_CUDA)
+  set(foo_core_cuda_found TRUE)
+endif()
 configure_package_config_file(
   cmake/foo_core-config.cmake.in foo_core-config.cmake
   INSTALL_DESTINATION ${foo_core_cmake_dir}

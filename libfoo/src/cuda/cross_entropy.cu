@@ -2,7 +2,6 @@
 // of a row have a running maximum and sum of exponentials each (Milakov and
 // Gimelshein, 2018), which are combined at the end of the row. A target that is
 // no class makes its row NaN.
-#include <cfloat>
 #include <cmath>
 
 #include "cuda/device.h"

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <limits>
 #include <type_traits>
 #include <utility>
