@@ -48,7 +48,7 @@ def test_the_other_major_version(tmp_path):
     assert run("-c", version, PYTHONPATH=path).startswith(f"{other}.")
     tests = Path(__file__).parent
     output = run(
-        *("-m", "pytest", "-p", "no:cacheprovider"),
+        *("-m", "pytest", "-p", "no:cacheprovider", "-m", "not cuda"),
         tests / "test_transformers.py",
         f"{tests}/test_docs.py::test_tutorials[transformers]",
         PYTHONPATH=path,
