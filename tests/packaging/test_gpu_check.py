@@ -33,10 +33,12 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def gpu_check(root: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def gpu_check(
+    root: Path, folder: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OUT": str(folder / "results")}
     return subprocess.run(
-        [sys.executable, root / "ci" / "gpu-check", folder],
+        [sys.executable, root / "ci" / "gpu-check", folder, *options],
         env={**os.environ, **hidden},
         text=True,
         stdout=subprocess.PIPE,
@@ -66,6 +68,27 @@ def test_nothing_prepared(root: Path, tmp_path: Path) -> None:
     done = gpu_check(root, tmp_path)
     assert done.returncode == 1
     assert re.search(r"is not prepared: run .*gpu-check --prep", done.stdout)
+
+
+def test_prepare_spares_what_it_did_not_fill(
+    root: Path, tmp_path: Path
+) -> None:
+    """Also a folder with this script in it, such as ci/."""
+    file = tmp_path / "gpu-check"
+    file.write_text("mine")
+    done = gpu_check(root, tmp_path, "--prepare")
+    assert done.returncode == 1
+    assert "was not filled by gpu-check" in done.stdout
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("steps", ["nonsense", "", "python,,cpp"])
+def test_steps_that_there_are_not(
+    root: Path, tmp_path: Path, steps: str
+) -> None:
+    done = gpu_check(root, tmp_path, "--steps", steps)
+    assert done.returncode == 2
+    assert re.search(r"--steps: no step is named \['\w*'\], only", done.stdout)
 
 
 @pytest.fixture(scope="module")

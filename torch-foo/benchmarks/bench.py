@@ -134,6 +134,8 @@ def parse() -> argparse.Namespace:
 
 
 def check(parser: Parser, options: argparse.Namespace) -> None:
+    if options.device == "cuda" and (options.calls or options.scaling):
+        parser.error("--calls and --scaling need --device cpu")
     if options.threads < 1:
         parser.error("--threads must be at least 1")
     if options.scaling and options.threads == 1:
@@ -180,8 +182,6 @@ def check_device(parser: Parser, options: argparse.Namespace) -> None:
         if options.goals:
             parser.error("--goals needs --device cuda")
         return
-    if options.calls or options.scaling:
-        parser.error("--device cuda: --calls and --scaling are of the CPU")
     if not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} finds no GPU")
     if not torch_foo.build_info().cuda:

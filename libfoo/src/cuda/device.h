@@ -305,8 +305,8 @@ inline unsigned grid_size(int64_t count) {
 }
 
 /// The threads for a row of `count` vectors of which each thread has up to
-/// `each`, at most `most`, and the rows of a block, so that it has at least 128
-/// threads.
+/// `each`, at most `most`, and the rows of a block: as many as fit in 128
+/// threads, or one.
 inline dim3 row_block(int64_t count, int each, int most) {
   const int64_t warps = ceil_div(std::max<int64_t>(count, 1), each * kWarp);
   const auto x =

@@ -15,7 +15,10 @@ void check(cudaError_t error, const char* op) {
       advice = "; this machine has no CUDA GPU, or hides it";
       break;
     case cudaErrorInsufficientDriver:
-      advice = "; update NVIDIA's driver, or install an older cuda variant";
+      advice =
+          "; this machine has no NVIDIA driver, or one that is older than this "
+          "build of foo_core: install or update the driver, or install a cuda "
+          "variant for an older CUDA";
       break;
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorUnsupportedPtxVersion:

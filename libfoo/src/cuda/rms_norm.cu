@@ -24,11 +24,12 @@ struct Mean {
 };
 
 /// 1 / sqrt(squares / n + eps), to be rounded to C. For float it is a step of
-/// Newton's method, because a root and a division in double are slow.
+/// Newton's method, because a root and a division in double are slow, unless
+/// the mean is too small for a float.
 template <class C>
 __device__ double inverse_rms(double squares, const Mean& mean) {
   const double m = fma(squares, mean.inverse_n, mean.eps);
-  if constexpr (std::is_same_v<C, double>) return 1 / std::sqrt(m);
+  if (std::is_same_v<C, double> || m < 0x1p-126) return 1 / std::sqrt(m);
   const double r = static_cast<double>(rsqrtf(static_cast<float>(m)));
   if (!(r > 0 && r < INFINITY)) return r;
   return r * fma(-0.5 * m * r, r, 1.5);
@@ -138,9 +139,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 /// The gradient of rows that fit in registers. Its kBlocks blocks are two for
 /// each multiprocessor of an H100; there are more where a sum over rows would
-/// have more than kMostRows terms, whose errors add up. A block has kFewThreads
-/// threads for one row or for several short ones, and up to kThreads for a row
-/// that needs more.
+/// have more than kMostRows terms, whose errors add up. A block has as many
+/// rows as fit in kFewThreads threads, or one that needs up to kThreads.
 constexpr int64_t kBlocks = 256;
 constexpr int64_t kMostRows = 64;
 constexpr int kFewThreads = 256;
@@ -444,7 +444,6 @@ std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x) noexcept {
   const int64_t rows = count_rows(x), n = last_size(x);
   if (n == 0) return 0;
   int64_t bytes = 0;
-  if (n == 0) return bytes;
   for_dtype(x.dtype, [&](auto t) {
     using T = decltype(t);
     bytes = slices_of<T>(rows, n) * n * int64_t{sizeof(Compute<T>)} +

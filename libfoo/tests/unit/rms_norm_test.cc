@@ -248,6 +248,16 @@ TEST_P(RmsNormTest, InPlaceAndThreads) {
   EXPECT_EQ(x.memory(), whole.memory());
 }
 
+// The squares are subnormal, so they have few bits.
+TEST_P(RmsNormTest, MeansBelowTheNormalNumbers) {
+  if (dtype() == DType::kFloat16) GTEST_SKIP() << "it has no such numbers";
+  Tensor x = make({4096}), out = make({4096});
+  for (std::int64_t i = 0; i < 4096; ++i) x.set(i, i == 0 ? 1e-22 : 0);
+  rms_norm(x, nullptr, 0, out);
+  EXPECT_NEAR(out.get(0), 64, 3);
+  EXPECT_EQ(out.get(1), 0);
+}
+
 TEST_P(RmsNormTest, EpsNaNAndInfinity) {
   Tensor x = make({4, 3}).randomize(0, 0), out = make({4, 3});
   const double inf = INFINITY, nan = std::nan("");
