@@ -323,7 +323,7 @@ def test_table(run, tmp_path: Path) -> None:
         (["--plot", "x.txt"], "--plot: the file must end in .png"),
         (["--plot", "x.png", "--calls"], "--plot: there is none of --calls"),
         (["--goals"], "--goals needs --device cuda"),
-        (["--device", "cuda", "--calls"], "--scaling need --device cpu"),
+        (["--device", "cuda", "--calls"], "--calls and --scaling need --dev"),
     ],
 )
 def test_wrong_options(run, arguments: list[str], message: str) -> None:
