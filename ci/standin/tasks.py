@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 import shutil
 import signal
@@ -12,13 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from standin import activation, environments, offline
-from standin.caching import Record
-from standin.channel import Channel
-from standin.channel import prepared as prepared_channel
+from standin import environments, offline
 from standin.environments import Prefix
-from standin.manifest import Manifest, Task, nearest
-from standin.progress import StandinError, say
+from standin.manifest import Manifest, nearest
+from standin.progress import StandinError, say, step
 
 STRICT_BASH = ("bash", "-euo", "pipefail", "-c")
 
@@ -53,36 +49,29 @@ class Runner:
         self.chosen = environment
         if environment is not None:
             manifest.environment(environment)
-        self.done: set[tuple[str, str, tuple[str, ...]]] = set()
+        self.done: set[tuple[str, str]] = set()
         self.ready: dict[str, tuple[Prefix, dict[str, str]]] = {}
-
-    @functools.cached_property
-    def channel(self) -> Channel:
-        """The channel, made when the first environment needs it."""
-        return prepared_channel(self.manifest)
 
     def environment(self, name: str) -> tuple[Prefix, dict[str, str]]:
         """An environment, installed and activated."""
         if name not in self.ready:
             wanted = self.manifest.environment(name)
-            prefix = environments.prepared(self.manifest, wanted, self.channel)
-            variables = activation.variables(
-                self.manifest, wanted, prefix, self.channel
-            )
+            prefix = environments.prepared(self.manifest, wanted)
+            variables = environments.variables(self.manifest, prefix)
             self.ready[name] = prefix, variables
         return self.ready[name]
 
     def run(self, words: Sequence[str]) -> None:
         """Run a task, or a command if no task has that name."""
         name, *args = words
-        found = self.manifest.tasks().get(name, {})
+        found = self.manifest.tasks.get(name, {})
         if self.chosen is not None and found and self.chosen not in found:
             raise StandinError(
                 f"the environment {self.chosen!r} has no task {name!r}: "
                 f"it is in {', '.join(sorted(found))}"
             )
         if found:
-            self.task(name, self.chosen, tuple(args))
+            self.task(name, self.chosen, args)
         else:
             self.command(name, args)
 
@@ -90,92 +79,46 @@ class Runner:
         """Run a program in the environment."""
         prefix, variables = self.environment(self.chosen or "default")
         if not shutil.which(name, path=variables["PATH"]):
-            tasks = self.manifest.tasks()
             raise StandinError(
                 f"there is neither a task {name!r} nor such a command in the "
-                f"environment {prefix.name!r}; tasks: {nearest(name, tasks)}"
+                f"environment {prefix.name!r}; tasks: "
+                + nearest(name, self.manifest.tasks)
             )
         self.call(name, [name, *args], Path.cwd(), variables)
 
     def task(
-        self, name: str, environment: str | None, args: tuple[str, ...]
+        self, name: str, environment: str | None, args: Sequence[str] = ()
     ) -> None:
-        """Run a task after those it depends on."""
+        """Run a task after those it depends on; `args` follow its command."""
         home = self.home(name, environment)
-        if (name, home, args) in self.done:
+        if (name, home) in self.done:
             return
-        self.done.add((name, home, args))
-        task = self.manifest.tasks()[name][home]
-        named, extra = named_args(task, args)
-        for before in task.depends_on:
-            self.task(
-                before.task,
-                before.environment or self.chosen,
-                tuple(substituted(a, named, name) for a in before.args),
-            )
+        self.done.add((name, home))
+        task = self.manifest.tasks[name][home]
+        for before, where in task.depends_on:
+            self.task(before, where or self.chosen)
         if task.cmd is not None:
-            self.execute(task, home, named, extra)
+            line = " ".join([task.cmd.rstrip(), *map(shlex.quote, args)])
+            _, variables = self.environment(home)
+            label = f"task {name} ({home})"
+            with step(label, " ".join(line.split())):
+                command = [*STRICT_BASH, line]
+                self.call(label, command, self.manifest.root, variables)
 
     def home(self, name: str, environment: str | None) -> str:
         """The environment that a task runs in."""
-        found = self.manifest.tasks()[name]
+        found = self.manifest.tasks[name]
         if environment is not None and environment in found:
             return environment
         for task in found.values():
             if task.default_environment is not None:
                 return task.default_environment
-        if "default" in found:
-            return "default"
-        if len(found) == 1:
-            return next(iter(found))
+        if "default" in found or len(found) == 1:
+            return "default" if "default" in found else next(iter(found))
         raise StandinError(
             f"the task {name!r} is in the environments "
             f"{', '.join(sorted(found))}: choose one with -e"
         )
-
-    def execute(
-        self, task: Task, home: str, named: dict[str, str], extra: list[str]
-    ) -> None:
-        """Run one task's own command, unless nothing has changed."""
-        line = command_line(task, named, extra)
-        prefix, variables = self.environment(home)
-        root = self.manifest.root
-
-        def globs(texts: Sequence[str]) -> tuple[str, ...]:
-            return tuple(substituted(t, named, task.name) for t in texts)
-
-        record = Record(
-            root,
-            f"{home}-{task.name}",
-            globs(task.inputs),
-            globs(task.outputs),
-            line,
-            task.env,
-            task.cwd,
-            prefix.key,
-        )
-        if record.fresh():
-            say(f"task {task.name} ({home}): cache hit, nothing changed")
-            return
-        record.forget()
-        say(f"task {task.name} ({home}): {' '.join(line.split())}")
-        own = {
-            key: expanded(value, variables) for key, value in task.env.items()
-        }
-        folder = root / task.cwd
-        if not folder.is_dir():
-            raise StandinError(f"task {task.name}: no folder {folder}")
-        self.call(
-            f"task {task.name} ({home})",
-            [*STRICT_BASH, line],
-            folder,
-            {**variables, **own},
-        )
-        if record.kept:
-            if record.missing():
-                say(f"task {task.name}: none of its outputs was written")
-            else:
-                record.write()
 
     def call(
         self,
@@ -196,64 +139,3 @@ class Runner:
             signal.signal(signal.SIGINT, before)
         if status:
             raise TaskFailedError(label, status if status > 0 else 128 - status)
-
-
-def named_args(
-    task: Task, args: tuple[str, ...]
-) -> tuple[dict[str, str], list[str]]:
-    """Values of a task's own arguments, and the words that are left."""
-    if not task.args:
-        return {}, list(args)
-    if len(args) > len(task.args):
-        raise StandinError(
-            f"task {task.name} takes {len(task.args)} arguments "
-            f"({', '.join(a.name for a in task.args)}), not {len(args)}"
-        )
-    values = {}
-    for position, argument in enumerate(task.args):
-        value = args[position] if position < len(args) else argument.default
-        if value is None:
-            raise StandinError(
-                f"task {task.name} needs a value for {argument.name}"
-            )
-        if argument.choices and value not in argument.choices:
-            raise StandinError(
-                f"task {task.name}: {argument.name} is one of "
-                f"{', '.join(argument.choices)}, not {value!r}"
-            )
-        values[argument.name] = value
-    return values, []
-
-
-def substituted(text: str, named: dict[str, str], task: str) -> str:
-    """Put values in the place of {{ name }}."""
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1].strip()
-        if name not in named:
-            raise StandinError(
-                f"task {task}: {found[0]} is no argument of it; ci/pixi "
-                f"supports plain names only; {nearest(name, named)}"
-            )
-        return named[name]
-
-    return re.sub(r"\{\{(.*?)\}\}", value, text) if named else text
-
-
-def command_line(task: Task, named: dict[str, str], extra: list[str]) -> str:
-    """The line that bash runs."""
-    cmd = task.cmd or ""
-    if isinstance(cmd, str):
-        line = substituted(cmd, named, task.name).rstrip()
-    else:
-        line = shlex.join(substituted(word, named, task.name) for word in cmd)
-    return " ".join([line, *map(shlex.quote, extra)])
-
-
-def expanded(value: str, variables: dict[str, str]) -> str:
-    """$NAME and ${NAME} in a task's env."""
-    return re.sub(
-        r"\$(?:(\w+)|\{(\w+)\})",
-        lambda found: variables.get(found[1] or found[2], ""),
-        value,
-    )

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import shutil
+import re
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conda_package_streaming.create import conda_builder
+from conda_package_streaming.create import CondaTarFile, conda_builder
 
-from standin.files import digest
+from standin.files import WRITING, digest
 
+SUBDIR = "linux-64"
 # Replaced by the environment's folder when a package is installed.
 PLACEHOLDER = "/opt/standin_placeholder_" + "p" * 120
 LARGEST_TEXT = 1 << 20  # files above this are not searched for PLACEHOLDER
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a package, or a symbolic link."""
+
+    name: str
+    content: bytes = b""
+    executable: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,152 +45,108 @@ class Package:
 
     name: str
     version: str
-    fill: Callable[[Path], None] = lambda root: None
+    files: Callable[[], Iterable[File]] = tuple
     made_from: tuple[object, ...] = ()
     build: str = "h{hash}_0"
-    noarch: str | None = None
     depends: tuple[str, ...] = ()
     constrains: tuple[str, ...] = ()
     run_exports: dict[str, list[str]] = field(default_factory=dict)
-    entry_points: tuple[str, ...] = ()
-    license: str = "LicenseRef-see-upstream"
-
-    @property
-    def subdir(self) -> str:
-        """The channel's folder it belongs into."""
-        return "noarch" if self.noarch else "linux-64"
 
     def build_string(self, code: str) -> str:
         """The build string, with the digest in it."""
-        made_from = (
-            code,
-            self.name,
-            self.version,
-            self.build,
-            self.noarch,
-            self.depends,
-            self.constrains,
-            self.run_exports,
-            self.entry_points,
-            self.made_from,
-        )
-        return self.build.format(hash=digest(*made_from)[:8])
+        others = {k: v for k, v in vars(self).items() if k != "files"}
+        return self.build.format(hash=digest(code, others)[:8])
 
 
 def stored(package: Package, store: Path, code: str) -> tuple[Path, bool]:
     """The package's file in the store, and whether it had to be written."""
     build = package.build_string(code)
-    stem = f"{package.name}-{package.version}-{build}"
-    target = store / package.subdir / f"{stem}.conda"
+    target = store / f"{package.name}-{package.version}-{build}.conda"
     if target.exists():
         return target, False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=store) as folder:
-        root = Path(folder) / "root"
-        root.mkdir()
-        package.fill(root)
-        write_info(package, root, build)
-        pack(root, Path(folder), stem)
-        os.replace(Path(folder) / f"{stem}.conda", target)
+    with tempfile.TemporaryDirectory(prefix=WRITING, dir=store) as folder:
+        with conda_builder(target.stem, folder, compression_level=1) as archive:
+            paths = []
+            for file in package.files():
+                add(archive, file)
+                paths.append(path_entry(file))
+            for name, content in information(package, build, paths).items():
+                text = json.dumps(content, indent=1)
+                add(archive, File(f"info/{name}.json", text.encode()))
+        os.replace(Path(folder) / target.name, target)
     return target, True
 
 
-def write_info(package: Package, root: Path, build: str) -> None:
-    """The info folder: index.json and its neighbours."""
-    paths = [path_entry(path, root) for path in files_of(root)]
-    index = {
-        "name": package.name,
-        "version": package.version,
-        "build": build,
-        "build_number": 0,
-        "depends": list(package.depends),
-        "constrains": list(package.constrains),
-        "license": package.license,
-        "subdir": package.subdir,
-        "timestamp": 1767225600000,
-    }
-    if package.noarch:
-        index["noarch"] = package.noarch
-    else:
-        index.update(arch="x86_64", platform="linux")
-    about = {"summary": f"stand-in for conda-forge's {package.name}"}
-    contents: dict[str, Any] = {
-        "index.json": index,
-        "paths.json": {"paths": paths, "paths_version": 1},
-        "about.json": about,
-    }
-    if package.run_exports:
-        contents["run_exports.json"] = package.run_exports
-    if package.noarch == "python":
-        contents["link.json"] = {
-            "noarch": {
-                "type": "python",
-                "entry_points": list(package.entry_points),
-            },
-            "package_metadata_version": 1,
-        }
-    info = root / "info"
-    info.mkdir()
-    for name, content in contents.items():
-        (info / name).write_text(json.dumps(content, indent=1))
+def add(archive: CondaTarFile, file: File) -> None:
+    """Add a file to a package."""
+    member = tarfile.TarInfo(file.name)
+    member.mode = 0o755 if file.executable else 0o644
+    if file.link:
+        member.type, member.linkname = tarfile.SYMTYPE, file.link
+    member.size = len(file.content)
+    archive.addfile(member, io.BytesIO(file.content))
 
 
-def files_of(root: Path) -> list[Path]:
-    """Every file and link below a folder."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        links = [n for n in folders if (Path(folder) / n).is_symlink()]
-        found += [Path(folder) / name for name in files + links]
-    return sorted(found)
-
-
-def path_entry(path: Path, root: Path) -> dict[str, Any]:
+def path_entry(file: File) -> dict[str, Any]:
     """What paths.json says of one file."""
-    entry: dict[str, Any] = {"_path": path.relative_to(root).as_posix()}
-    if path.is_symlink():
-        content = path.read_bytes() if path.is_file() else b""
-        entry["path_type"] = "softlink"
-    else:
-        content = path.read_bytes()
-        entry["path_type"] = "hardlink"
-        if len(content) < LARGEST_TEXT and PLACEHOLDER.encode() in content:
-            entry["prefix_placeholder"] = PLACEHOLDER
-            entry["file_mode"] = "binary" if b"\0" in content else "text"
-    entry["sha256"] = hashlib.sha256(content).hexdigest()
-    entry["size_in_bytes"] = len(content)
+    if file.link:
+        return {"_path": file.name, "path_type": "softlink"}
+    entry = {
+        "_path": file.name,
+        "path_type": "hardlink",
+        "sha256": hashlib.sha256(file.content).hexdigest(),
+        "size_in_bytes": len(file.content),
+    }
+    if (
+        len(file.content) < LARGEST_TEXT
+        and PLACEHOLDER.encode() in file.content
+    ):
+        entry["prefix_placeholder"] = PLACEHOLDER
+        entry["file_mode"] = "binary" if b"\0" in file.content else "text"
     return entry
 
 
-def pack(root: Path, folder: Path, stem: str) -> None:
-    """Pack a folder with the payload and info/ into folder/stem.conda."""
-
-    def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.uid = member.gid = 0
-        member.uname = member.gname = ""
-        return member
-
-    with conda_builder(
-        stem, folder, compression_level=1, compression_threads=2
-    ) as archive:
-        for entry in sorted(root.iterdir(), key=lambda p: p.name == "info"):
-            archive.add(entry, entry.name, filter=anonymous)
-
-
-def text_files(files: dict[str, str]) -> Callable[[Path], None]:
-    """Fill a package with small files; what begins with #! is executable."""
-
-    def fill(root: Path) -> None:
-        for name, text in files.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            path.chmod(0o755 if text.startswith("#!") else 0o644)
-
-    return fill
+def information(
+    package: Package, build: str, paths: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of the folder info."""
+    summary = f"stand-in for conda-forge's {package.name}"
+    return {
+        "about": {"summary": summary},
+        "index": {
+            "name": package.name,
+            "version": package.version,
+            "build": build,
+            "build_number": 0,
+            "depends": list(package.depends),
+            "constrains": list(package.constrains),
+            "license": "LicenseRef-see-upstream",
+            "subdir": SUBDIR,
+            "timestamp": 1767225600000,
+        },
+        "paths": {"paths": paths, "paths_version": 1},
+        "run_exports": package.run_exports,
+    }
 
 
-def copy_library(source: Path, target: Path) -> None:
-    """Copy a shared library under the name that its users ask for."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    target.chmod(0o755)
+def walk(
+    folder: Path, below: str = "", left_out: str = "(?!)"
+) -> Iterator[File]:
+    """Every file and link below a folder, but for names like `left_out`."""
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder).as_posix()
+        name = below + inner
+        if re.fullmatch(left_out, inner):
+            continue
+        if path.is_symlink():
+            yield File(name, link=os.readlink(path))
+        elif path.is_file():
+            yield File(name, path.read_bytes(), os.access(path, os.X_OK))
+
+
+def text_files(files: dict[str, str]) -> Callable[[], list[File]]:
+    """Small files; what begins with #! is executable."""
+    return lambda: [
+        File(name, text.encode(), text.startswith("#!"))
+        for name, text in files.items()
+    ]

@@ -7,106 +7,90 @@ site-packages/torch has links to them.
 from __future__ import annotations
 
 import re
-import zipfile
-from pathlib import Path
+from collections.abc import Iterator
 
-from standin.files import file_digest
-from standin.packages.conda import Package
-from standin.packages.wheels import (
-    Names,
-    Python,
-    Wheel,
-    extract,
-    write_launchers,
+from standin.packages.conda import File, Package
+from standin.packages.python import PYTHON, SITE, TAG
+from standin.packages.wheels import Wheel
+
+# What is shared, but for headers that would collide with the package pybind11.
+SHARED = re.compile(
+    r"torch/((?:bin|include|lib|share)/(?!pybind11/)[^/]+)(/.*)?"
 )
-
-SHARED_FOLDERS = ("bin", "include", "lib", "share")
 # Test programs, and what other packages of conda-forge provide.
 LEFT_OUT = re.compile(
     r"torch/(test/|bin/(?!torch_shm_manager)|lib/(libtorchbind_test|"
     r"libjitbackend_test|libbackend_with_compiler|libaoti_custom_ops))"
 )
-# Would collide with the package pybind11, so they stay inside torch.
-NOT_SHARED = ("include/pybind11",)
-OF_PYTHON = "lib/libtorch_python.so"
+OF_PYTHON = "torch/lib/libtorch_python.so"
 
 
-def shared_entry(name: str) -> str | None:
-    """torch/lib/libc10.so -> lib/libc10.so: what the links point to."""
-    parts = name.split("/")
-    if parts[0] != "torch" or len(parts) < 3 or parts[1] not in SHARED_FOLDERS:
-        return None
-    entry = "/".join(parts[1:3])
-    return None if entry in NOT_SHARED else entry
-
-
-def packages(wheel: Wheel, names: Names, python: Python) -> list[Package]:
+def packages(wheel: Wheel) -> list[Package]:
     """Both packages."""
     version = wheel.version
     major, minor = version.split(".")[:2]
-    below = f"<{major}.{int(minor) + 1}.0a0"
-    made_from = (file_digest(wheel.path),)
-    libtorch_export = f"libtorch >={version},{below}"
+    range_ = f">={version},<{major}.{int(minor) + 1}.0a0"
     libtorch = Package(
         "libtorch",
         version,
-        fill=lambda root: fill_libtorch(wheel, root),
-        made_from=made_from,
+        files=lambda: libraries(wheel),
+        made_from=wheel.made_from,
         build="cpu_generic_h{hash}_0",
         depends=("libgcc", "libstdcxx"),
         constrains=(f"pytorch {version} cpu_generic_*",),
-        run_exports={"weak": [libtorch_export]},
+        run_exports={"weak": [f"libtorch {range_}"]},
     )
     pytorch = Package(
         "pytorch",
         version,
-        fill=lambda root: fill_pytorch(wheel, root, python),
-        made_from=made_from,
-        build=f"cpu_generic_py{python.tag}_h{{hash}}_0",
+        files=lambda: python_part(wheel),
+        made_from=wheel.made_from,
+        build=f"cpu_generic_py{TAG}_h{{hash}}_0",
         depends=(
             f"libtorch {version} cpu_generic_*",
             "numpy >=1.23,<3",
-            *python.depends,
-            *wheel.depends(names),
+            *PYTHON,
+            *wheel.depends,
         ),
         constrains=("pytorch-gpu <0.0a0",),
-        run_exports={"weak": [f"pytorch >={version},{below}", libtorch_export]},
+        run_exports={"weak": [f"pytorch {range_}", f"libtorch {range_}"]},
     )
-    return [libtorch, pytorch]
+    cpu = Package("pytorch-cpu", version, depends=(f"pytorch {version}",))
+    return [libtorch, pytorch, cpu]
 
 
-def fill_libtorch(wheel: Wheel, root: Path) -> None:
+def kept(name: str) -> bool:
+    """Whether a file of the wheel is in either package."""
+    return not LEFT_OUT.match(name)
+
+
+def libraries(wheel: Wheel) -> Iterator[File]:
     """The C++ part, in the environment's own folders."""
-    with zipfile.ZipFile(wheel.path) as archive:
-        for member in archive.infolist():
-            name = member.filename
-            entry = shared_entry(name)
-            if not entry or entry == OF_PYTHON or LEFT_OUT.match(name):
-                continue
-            target = root / name.removeprefix("torch/")
-            extract(archive, member, target, entry.startswith("bin/"))
+    for file in wheel.files(
+        lambda n: bool(kept(n) and n != OF_PYTHON and SHARED.fullmatch(n))
+    ):
+        if file.name.startswith(f"{SITE}/torch/"):
+            name = file.name.removeprefix(f"{SITE}/torch/")
+            tool = name.startswith("bin/")
+            yield File(name, file.content, file.executable or tool)
 
 
-def fill_pytorch(wheel: Wheel, root: Path, python: Python) -> None:
+def python_part(wheel: Wheel) -> Iterator[File]:
     """The Python part, and links to the C++ part."""
     entries = set()
 
     def keep(name: str) -> bool:
-        if LEFT_OUT.match(name):
-            return False
-        entry = shared_entry(name)
-        if entry:
-            entries.add(entry)
-        return entry is None
+        shared = SHARED.fullmatch(name)
+        if shared and kept(name):
+            entries.add(shared[1])
+        return kept(name) and (not shared or name == OF_PYTHON)
 
-    wheel.unpack(root, python.site, keep)
-    torch = root / python.site / "torch"
-    up = "../" * len((torch / "lib").relative_to(root).parts)
-    for entry in entries:
-        link = torch / entry
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(up + entry)
-    with zipfile.ZipFile(wheel.path) as archive:
-        member = archive.getinfo(f"torch/{OF_PYTHON}")
-        extract(archive, member, root / OF_PYTHON, executable=True)
-    write_launchers(root, wheel.scripts)
+    for file in wheel.files(keep):
+        if file.name == f"{SITE}/{OF_PYTHON}":
+            name = OF_PYTHON.removeprefix("torch/")
+            yield File(name, file.content, executable=True)
+        else:
+            yield file
+    for entry in sorted(entries):
+        link = f"{SITE}/torch/{entry}"
+        yield File(link, link="../" * link.count("/") + entry)

@@ -1,25 +1,18 @@
-"""Packages built from source on the spot: libhwy and gtest.
-
-Highway's whole source tree comes inside NumPy's source distribution, and
-GoogleTest's in the Debian package googletest.
-"""
+"""libhwy and gtest, built from source on the spot."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tarfile
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from standin.commands import run
-from standin.files import file_digest
-from standin.packages.conda import PLACEHOLDER, Package
-from standin.packages.toolchain import Compiler
-from standin.progress import StandinError
+from standin.downloads import Sources
+from standin.files import run
+from standin.packages.compilers import Compiler
+from standin.packages.conda import PLACEHOLDER, File, Package, walk
 
-HIGHWAY_IN_NUMPY = "numpy/_core/src/highway"
-HIGHWAY_VERSION = "1.3.0"
 CMAKE_OPTIONS = (
     "-GNinja",
     "-DBUILD_SHARED_LIBS=ON",
@@ -29,127 +22,56 @@ CMAKE_OPTIONS = (
 )
 
 
-def cmake_install(
-    source: Path, root: Path, compiler: Compiler, bin_folder: Path, *args: str
-) -> None:
-    """Configure, build and install a CMake project."""
-    environment = {
-        key: os.environ[key] for key in ("HOME", "LANG") if key in os.environ
-    }
-    environment["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
-    environment |= {"CC": compiler.c, "CXX": compiler.cxx}
-    cmake = bin_folder / "cmake"
-    with tempfile.TemporaryDirectory(dir=root.parent) as build:
-        for words in (
-            ["-S", source, "-B", build, *CMAKE_OPTIONS, *args],
-            ["--build", build],
-        ):
-            run([cmake, *words], f"building {source.name}", env=environment)
-        staged = dict(environment, DESTDIR=str(Path(build) / "staged"))
-        run([cmake, "--install", build], "cmake --install", env=staged)
-        for entry in Path(f"{build}/staged{PLACEHOLDER}").iterdir():
-            shutil.move(entry, root / entry.name)
+def packages(sources: Sources, compiler: Compiler) -> list[Package]:
+    """Both packages, shared libraries as on conda-forge."""
+    highway, gtest = sources.highway_version, sources.gtest_version
+    major, minor = highway.split(".")[:2]
 
-
-def unpack_highway(sdist: Path, target: Path) -> None:
-    """Highway's source tree, out of NumPy's source distribution."""
-    with tarfile.open(sdist) as archive:
-        top = sdist.name.removesuffix(".tar.gz")
-        start = f"{top}/{HIGHWAY_IN_NUMPY}/"
-        for member in archive:
-            if member.name.startswith(start) and member.isfile():
-                member.name = member.name.removeprefix(start)
-                archive.extract(member, target)
-    if not (target / "CMakeLists.txt").is_file():
-        raise StandinError(f"{sdist.name} has no {HIGHWAY_IN_NUMPY}")
-
-
-def highway_package(
-    sdist: Path, tree: Path, compiler: Compiler, bin_folder: Path
-) -> Package:
-    """libhwy, shared."""
-
-    def fill(root: Path) -> None:
+    def highway_files() -> Iterator[File]:
         # contrib's library (sorting) takes minutes to build; its headers do
         # not need it.
-        cmake_install(
-            tree,
-            root,
-            compiler,
-            bin_folder,
-            "-DHWY_ENABLE_CONTRIB=OFF",
-            "-DHWY_ENABLE_EXAMPLES=OFF",
-            "-DHWY_ENABLE_TESTS=OFF",
-        )
-        shutil.copytree(
-            tree / "hwy/contrib",
-            root / "include/hwy/contrib",
-            ignore=lambda folder, names: [
-                name
-                for name in names
-                if not name.endswith(".h")
-                and not (Path(folder) / name).is_dir()
-            ],
-        )
+        options = [f"-DHWY_ENABLE_{x}=OFF" for x in ("CONTRIB", "TESTS")]
+        options.append("-DHWY_ENABLE_EXAMPLES=OFF")
+        yield from built(sources.highway, compiler, *options)
+        contrib = sources.highway / "hwy/contrib"
+        for file in walk(contrib, "include/hwy/contrib/"):
+            if file.name.endswith(".h"):
+                yield file
 
-    major, minor = HIGHWAY_VERSION.split(".")[:2]
-    export = f"libhwy >={HIGHWAY_VERSION},<{major}.{int(minor) + 1}.0a0"
-    return Package(
-        "libhwy",
-        HIGHWAY_VERSION,
-        fill=fill,
-        made_from=(file_digest(sdist), compiler),
-        depends=("libgcc", "libstdcxx"),
-        run_exports={"weak": [export]},
-    )
+    return [
+        Package(
+            "libhwy",
+            highway,
+            files=highway_files,
+            made_from=(sources.folder.name, compiler),
+            depends=("libgcc", "libstdcxx"),
+            run_exports={
+                "weak": [f"libhwy >={highway},<{major}.{int(minor) + 1}.0a0"]
+            },
+        ),
+        Package(
+            "gtest",
+            gtest,
+            files=lambda: built(sources.googletest, compiler),
+            made_from=(sources.folder.name, compiler),
+            depends=("libgcc", "libstdcxx"),
+            run_exports={"weak": [f"gtest >={gtest},<{gtest}.1.0a0"]},
+        ),
+    ]
 
 
-def check_debian() -> None:
-    """GoogleTest is fetched with Debian's tools."""
-    for tool in ("apt-get", "dpkg-deb"):
-        if not shutil.which(tool):
-            raise StandinError(
-                f"no {tool} on PATH: GoogleTest comes from Debian's package "
-                "googletest, so this needs Debian, Ubuntu or a relative"
-            )
-
-
-def download_debian(folder: Path, package: str) -> Path:
-    """A package of Debian's; needs no root."""
-    words = ["download", "-q", package]
-    try:
-        run(["apt-get", *words], "apt-get download", cwd=folder)
-    except StandinError:  # no list of packages yet, or an old one
-        own = folder / "apt"
-        options = [f"-oDir::State::Lists={own}/lists", f"-oDir::Cache={own}"]
-        for name in ("lists/partial", "archives/partial"):
-            (own / name).mkdir(parents=True)
-        strict = "-oAPT::Update::Error-Mode=any"
-        run(["apt-get", *options, strict, "update"], "apt-get update")
-        run(["apt-get", *options, *words], "apt-get download", cwd=folder)
-        shutil.rmtree(own)
-    return next(folder.glob(f"{package}_*.deb"))
-
-
-def unpack_debian(deb: Path, target: Path) -> None:
-    """The files of a Debian package."""
-    run(["dpkg-deb", "-x", deb, target], "dpkg-deb")
-
-
-def gtest_package(
-    deb: Path, tree: Path, compiler: Compiler, bin_folder: Path
-) -> Package:
-    """GoogleTest and gmock, shared, with their CMake files."""
-    version = deb.name.split("_")[1].split("-")[0]
-
-    def fill(root: Path) -> None:
-        cmake_install(tree, root, compiler, bin_folder)
-
-    return Package(
-        "gtest",
-        version,
-        fill=fill,
-        made_from=(file_digest(deb), compiler),
-        depends=("libgcc", "libstdcxx"),
-        run_exports={"weak": [f"gtest >={version},<{version}.1.0a0"]},
-    )
+def built(source: Path, compiler: Compiler, *options: str) -> Iterator[File]:
+    """Configure, build and install a CMake project; yield what it installs."""
+    tools = Path(sys.executable).parent
+    env = {k: v for k, v in os.environ.items() if k in ("HOME", "LANG")}
+    env["PATH"] = f"{tools}:{os.environ['PATH']}"
+    env |= {"CC": compiler.c, "CXX": compiler.cxx}
+    with tempfile.TemporaryDirectory() as folder:
+        for words in (
+            ["-S", source, "-B", folder, *CMAKE_OPTIONS, *options],
+            ["--build", folder],
+            ["--install", folder],
+        ):
+            env["DESTDIR"] = f"{folder}/staged"
+            run([tools / "cmake", *words], f"building {source.name}", env=env)
+        yield from walk(Path(f"{folder}/staged{PLACEHOLDER}"))
