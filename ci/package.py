@@ -1,20 +1,24 @@
 """Build and test the conda packages into dist/conda, an indexed channel.
 
 rattler-build builds each variant of each recipe and tests it in new
-environments. dist/conda changes only if everything succeeds. The full logs are
-in build/rattler-build/PACKAGE.log.
+environments, unless it did that before with the same files. dist/conda changes
+only if everything succeeds. The full logs are in build/rattler-build/.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TextIO
 
+import rattler
 from conda_tools import (
     DIST,
     PACKAGES,
@@ -46,6 +50,7 @@ class Progress:
 
     def __init__(self, log: TextIO) -> None:
         self.log = log
+        self.start = time.monotonic()
 
     def on_download_start(self, event) -> None: ...
     def on_download_progress(self, event) -> None: ...
@@ -53,7 +58,9 @@ class Progress:
 
     def on_build_step(self, event) -> None:
         self.log.write(f"[{event.step_name}] {event.message}\n")
-        print(f"  {event.step_name}: {event.message}", flush=True)
+        seconds = time.monotonic() - self.start
+        text = f"  [{seconds:3.0f} s] {event.step_name}: {event.message}"
+        print(text, flush=True)
 
     def on_log(self, event) -> None:
         self.log.write(f"{event.message}\n")
@@ -77,10 +84,21 @@ def build(
     output: Path,
     test: bool = True,
     overrides: Variants | None = None,
+    usable: bool = False,
+    made_from: str = "",
 ) -> list[Path]:
     """Build and test the variants of one package.
 
-    `overrides` replaces keys of variants.yaml.
+    Args:
+        name: The package.
+        recipe: Its recipe.yaml.
+        output: The folder that gets the packages and the log.
+        test: Also run the recipe's tests.
+        overrides: Replace keys of variants.yaml.
+        usable: Leave out variants that this machine cannot install.
+        made_from: A digest of all files that the packages are made from. A
+            variant that was built from the same is not built again. An empty
+            one stands for files that are not known.
 
     Returns:
         The .conda files.
@@ -89,32 +107,93 @@ def build(
         RattlerBuildError: A build or a test failed. The end of the log has been
             printed.
     """
-    forget(name)
-    for old in output.glob(f"*/{name}-[0-9]*.conda"):
-        old.unlink()
-    (output / "noarch").mkdir(parents=True, exist_ok=True)
-
+    output.mkdir(parents=True, exist_ok=True)
     log = output / f"{name}.log"
-    print(f"{name}: building from {recipe}", flush=True)
     packages = []
-    try:
-        with log.open("w") as stream:
-            for variant in render(recipe, overrides or {}):
-                start = time.monotonic()
-                package = build_variant(variant, output, test, stream)
+    for variant in render(recipe, overrides or {}):
+        if usable and not is_usable(variant):
+            continue
+        described = f"{made_from}{test}{variant.recipe.to_dict()}"
+        key = hashlib.sha256(described.encode()).hexdigest()[:16]
+        record = output / f"{key}.json"
+        package = recorded(record) if made_from else None
+        if package is None:
+            print(f"{name}: building from {recipe}", flush=True)
+            start = time.monotonic()
+            forget(name)
+            try:
+                with log.open("w") as stream:
+                    package = build_variant(variant, output, test, stream)
+            except RattlerBuildError:
+                lines = log.read_text().splitlines()
                 print(
-                    f"{name}: {package.name},"
-                    f" {package.stat().st_size / 1e3:.0f} kB,"
-                    f" built{' and tested' if test else ''}"
-                    f" in {time.monotonic() - start:.0f} s",
-                    flush=True,
+                    *lines[-TAIL:], f"{name}: failed; full log: {log}", sep="\n"
                 )
-                packages.append(package)
-    except RattlerBuildError:
-        lines = log.read_text().splitlines()
-        print(*lines[-TAIL:], f"{name}: failed; full log: {log}", sep="\n")
-        raise
+                raise
+            content = {"path": str(package), "sha256": sha256(package)}
+            record.write_text(json.dumps(content))
+            print(
+                f"{name}: {package.name},"
+                f" {package.stat().st_size / 1e3:.0f} kB,"
+                f" built{' and tested' if test else ''}"
+                f" in {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+        else:
+            print(f"{name}: {package.name} is up to date", flush=True)
+        packages.append(package)
     return packages
+
+
+def is_usable(variant: RenderedVariant) -> bool:
+    """Whether this machine has the driver that a variant needs, if any."""
+    detected = rattler.VirtualPackage.detect(
+        rattler.VirtualPackageOverrides.from_env()
+    )
+    names = {p.into_generic().name.normalized for p in detected}
+    return "__cuda" in names or not needs_cuda(variant)
+
+
+def needs_cuda(variant: RenderedVariant) -> bool:
+    return variant.variant.get("cuda_compiler_version", "None") != "None"
+
+
+def recorded(record: Path) -> Path | None:
+    """Return the package that a build left, if it is still the same file."""
+    try:
+        content = json.loads(record.read_text())
+        if sha256(path := Path(content["path"])) == content["sha256"]:
+            return path
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def sha256(*files: Path) -> str:
+    """Return the hash of files and of their names."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file}\0".encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def made_from() -> str:
+    """Return the digest of the recipes, both projects, and the channel."""
+    command = ["git", "ls-files", "-z", "--cached", "--others"]
+    command += [
+        "--exclude-standard",
+        "recipe",
+        "libfoo",
+        "torch-foo",
+        "ci/*.py",
+    ]
+    listed = subprocess.check_output(command, cwd=ROOT, text=True)
+    files = [ROOT / name for name in sorted(listed.split("\0")[:-1])]
+    channel = channel_url()
+    if channel.startswith("file://"):  # made on this machine
+        folder = Path(channel.removeprefix("file://"))
+        files.append(folder / PLATFORM / "repodata.json")
+    return sha256(*(file for file in files if file.is_file()))
 
 
 def build_variant(
@@ -123,23 +202,65 @@ def build_variant(
     """Build and test one variant; return its .conda file."""
     for leftover in ("bld", "test", "broken"):
         shutil.rmtree(output / leftover, ignore_errors=True)
+    (output / "noarch").mkdir(exist_ok=True)
     # A cuda build is tested on machines without a driver, too, and torch-foo is
     # built over libfoo-core's cpu build on machines with one.
-    cuda = str(variant.variant.get("cuda_compiler_version", "None"))
-    os.environ["CONDA_OVERRIDE_CUDA"] = "" if cuda == "None" else cuda
-    result = variant.run_build(
-        ToolConfiguration(
-            test_strategy="native" if test else "skip",
-            compression_threads=os.cpu_count(),
-        ),
-        output_dir=output,
-        channels=[channel_url()],
-        progress_callback=Progress(log),
-        package_format="conda:3",
-        no_build_id=True,
+    driver = "CONDA_OVERRIDE_CUDA"
+    before = os.environ.pop(driver, None)
+    cuda = needs_cuda(variant)
+    os.environ[driver] = (
+        variant.variant["cuda_compiler_version"] if cuda else ""
     )
+    try:
+        result = variant.run_build(
+            ToolConfiguration(
+                test_strategy="native" if test else "skip",
+                compression_threads=os.cpu_count(),
+            ),
+            output_dir=output,
+            channels=[channel_url()],
+            progress_callback=Progress(log),
+            package_format="conda:3",
+            no_build_id=True,
+        )
+    finally:
+        del os.environ[driver]
+        if before is not None:
+            os.environ[driver] = before
     (package,) = (Path(path) for path in result.packages)
     return package
+
+
+def ensure(
+    usable: bool = False, test: bool = True, overrides: Variants | None = None
+) -> Path:
+    """Build what is out of date, and put all packages into DIST.
+
+    Args:
+        usable: Leave out variants that this machine cannot install.
+        test: Also run the recipes' tests.
+        overrides: Replace keys of variants.yaml.
+
+    Returns:
+        DIST, which has these packages and no others.
+    """
+    digest = made_from()
+    built: list[Path] = []
+    for name in PACKAGES:
+        recipe = RECIPES / name / "recipe.yaml"
+        # A package is also made from those that were built before it.
+        total = digest + sha256(*built)
+        built += build(name, recipe, OUTPUT, test, overrides, usable, total)
+    for old in OUTPUT.glob(f"{PLATFORM}/*.conda"):
+        if old not in built:
+            old.unlink()
+    shutil.rmtree(DIST, ignore_errors=True)
+    (DIST / PLATFORM).mkdir(parents=True)
+    for package in built:
+        shutil.copy2(package, DIST / PLATFORM)
+    index(DIST)
+    print(f"{DIST.relative_to(ROOT)}: a channel with {len(built)} packages")
+    return DIST
 
 
 def main() -> int:
@@ -153,28 +274,13 @@ def main() -> int:
         help="build the CUDA kernels for every GPU, as for a release",
     )
     arguments = parser.parse_args()
-    overrides = {"cuda_architectures": [""]}
+    every = {"cuda_architectures": [""]}
+    overrides = every if arguments.all_cuda_architectures else {}
     try:
-        built = [
-            package
-            for name in PACKAGES
-            for package in build(
-                name,
-                RECIPES / name / "recipe.yaml",
-                OUTPUT,
-                test=not arguments.no_test,
-                overrides=overrides if arguments.all_cuda_architectures else {},
-            )
-        ]
+        ensure(test=not arguments.no_test, overrides=overrides)
     except RattlerBuildError as error:
         print(f"package: {error}", file=sys.stderr)
         return 1
-    shutil.rmtree(DIST, ignore_errors=True)
-    (DIST / PLATFORM).mkdir(parents=True)
-    for package in built:
-        shutil.copy2(package, DIST / PLATFORM)
-    index(DIST)
-    print(f"{DIST.relative_to(ROOT)}: a channel with {len(built)} packages")
     return 0
 
 

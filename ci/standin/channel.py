@@ -191,7 +191,10 @@ def make(
             first = workers.map(write, unique(local), itertools.repeat(store))
             wheels = coming.result()
             rest = from_wheels(wheels, about)
-            made_files = [*first, *workers.map(write, rest, itertools.repeat(store))]
+            made_files = [
+                *first,
+                *workers.map(write, rest, itertools.repeat(store)),
+            ]
         except BaseException:
             workers.shutdown(cancel_futures=True)
             raise

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from standin.files import WRITING, cache_root, digest, file_digest, run, written_whole
+from standin.files import (
+    WRITING,
+    cache_root,
+    digest,
+    file_digest,
+    run,
+    written_whole,
+)
 from standin.progress import StandinError, megabytes, say, step
 
 PIP = [sys.executable, "-m", "pip"]
