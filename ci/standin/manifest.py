@@ -24,33 +24,33 @@ else:
 
 PLATFORM = "linux-64"
 FILE = "pixi.toml"
-VALUE: dict[str, Any] = {}  # a string, or a list; not a table
-# The supported keys; "*" stands for any name.
+REFUSED = "ci/pixi does not support this key"
+CALLED = {str: "a string", list: "a list", bool: "true or false"}
+# The supported keys and the types of their values; "*" stands for any name.
 FEATURE = {
-    "dependencies": {"*": VALUE},
-    "platforms": VALUE,
-    "pypi-dependencies": {"*": VALUE},
+    "dependencies": {"*": str},
+    "platforms": list,
+    "pypi-dependencies": {"*": str},
     "tasks": {
         "*": {
-            "cmd": VALUE,
-            "default-environment": VALUE,
-            "depends-on": {"environment": VALUE, "task": VALUE},
-            "description": VALUE,
+            "cmd": str,
+            "default-environment": str,
+            "depends-on": {"environment": str, "task": str},
+            "description": str,
         }
     },
 }
 SUPPORTED = {
     "workspace": {
-        "channels": VALUE,
-        "description": VALUE,
-        "name": VALUE,
-        "platforms": {"cuda": VALUE, "name": VALUE, "platform": VALUE},
-        "requires-pixi": VALUE,
+        "channels": list,
+        "description": str,
+        "name": str,
+        "platforms": {"cuda": str, "name": str, "platform": str},
+        "requires-pixi": str,
     },
-    "environments": {"*": {"features": VALUE, "no-default-feature": VALUE}},
+    "environments": {"*": {"features": list, "no-default-feature": bool}},
     "feature": {"*": FEATURE},
-    **{key: FEATURE[key] for key in ("dependencies", "pypi-dependencies")},
-    "tasks": FEATURE["tasks"],
+    **{k: v for k, v in FEATURE.items() if k != "platforms"},
 }
 
 
@@ -129,6 +129,8 @@ class Manifest:
             raise StandinError(f"{path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise StandinError(f"{path}: not valid TOML: {error}") from error
+        if "workspace" not in table:
+            raise self.error("workspace", "this table is missing")
         self.check_keys(table, SUPPORTED, "")
         self.check_schema(table)
         workspace = table["workspace"]
@@ -198,20 +200,22 @@ class Manifest:
                 where, f"no {kind} {name!r}; {nearest(name, known)}"
             )
 
-    def check_keys(self, value: Any, known: dict[str, Any], at: str) -> None:
-        """Refuse every key that the stand-in does not support."""
-        if isinstance(value, list):
+    def check_keys(self, value: Any, known: Any, at: str) -> None:
+        """Refuse every key and type that the stand-in does not support."""
+        if isinstance(known, type):
+            if isinstance(value, dict):
+                raise self.error(f"{at}.{next(iter(value), '')}", REFUSED)
+            if not isinstance(value, known):
+                raise self.error(at, f"must be {CALLED[known]}")
+        elif isinstance(value, list):
             for i, entry in enumerate(value):
                 self.check_keys(entry, known, f"{at}[{i}]")
         elif isinstance(value, dict):
             for key, inner in value.items():
                 where = f"{at}.{key}".lstrip(".")
                 if key not in known and "*" not in known:
-                    raise self.error(
-                        where,
-                        "ci/pixi does not support this key; "
-                        + nearest(key, known),
-                    )
+                    hint = nearest(key, known)
+                    raise self.error(where, f"{REFUSED}; {hint}")
                 self.check_keys(inner, known.get(key, known.get("*")), where)
 
     def check_schema(self, table: dict[str, Any]) -> None:

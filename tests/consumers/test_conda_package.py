@@ -6,7 +6,6 @@ with its CMake and its compiler, in a folder that has the consumer only.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,16 +21,13 @@ from conda_tools import (
 )
 
 CONSUMER = ROOT / "libfoo/tests/package/find_package"
-STANDIN = "CI_PIXI_STANDIN" in os.environ
 
 
 @pytest.fixture(scope="module")
 def prefix(readme, tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = readme("conda").splitlines()[0]
     assert install.startswith("conda install libfoo-core ")
-    specs = install.split()[2:]
-    if not STANDIN:  # which has no pkg-config: the machine's has to do
-        specs.append("pkg-config")
+    specs = [*install.split()[2:], "pkg-config"]
     forget("libfoo-core")
     prefix = tmp_path_factory.mktemp("user") / "env"
     installed = create_environment(
@@ -74,15 +70,10 @@ def test_conda_find_package(
 def test_conda_pkg_config(
     run, shell, readme, prefix: Path, variables: dict[str, str], consumer: Path
 ) -> None:
-    program = shutil.which("pkg-config", path=variables["PATH"])
-    if program is None:
-        pytest.skip("there is no pkg-config here")
     env = {
         **variables,
         "CXX": f"{variables['CXX']} -Wall -Wextra -Wpedantic -Werror",
     }
-    if STANDIN:
-        env["PKG_CONFIG_LIBDIR"] = f"{prefix}/lib/pkgconfig"
     shell(readme("pkg-config"), consumer, env)
     run(consumer / "app", env=variables)
     check_loads(run, prefix, consumer / "app")

@@ -1,7 +1,5 @@
 """ci/pixi on machines that lack something, or that have a pixi."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-CI_PIXI = Path(__file__).parents[2] / "ci/pixi"
+CI_PIXI = Path(__file__).parents[2] / "pixi"
 OUTSIDE = {"CI_PIXI_CHANNEL": None, "CC": None, "CXX": None}
 
 
@@ -79,16 +77,17 @@ def test_help_needs_nothing(words, workspace, tmp_path):
     assert not Path(lost).exists()
 
 
-def test_no_compiler(workspace, tmp_path):
-    path = path_with(tmp_path / "bin", "env", "git")
-    message = workspace.write("").fails("install", PATH=path, **OUTSIDE)
-    assert "no C++ compiler (g++ or clang++) on PATH: install one" in message
-
-
-def test_no_git(workspace, tmp_path):
-    path = path_with(tmp_path / "bin", "env", "g++", "gcc")
-    message = workspace.write("").fails("install", PATH=path, **OUTSIDE)
-    assert "no git on PATH: install it" in message
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        (["git"], "no C++ compiler (g++ or clang++) on PATH: install one"),
+        (["g++", "gcc"], "no git on PATH: install it"),
+    ],
+)
+def test_no_compiler_or_no_git(tools, message, workspace, tmp_path):
+    path = path_with(tmp_path / "bin", "env", *tools)
+    workspace.write("")
+    assert message in workspace.fails("install", PATH=path, **OUTSIDE)
 
 
 def test_old_compiler(workspace, tmp_path):
@@ -107,49 +106,41 @@ def test_old_compiler(workspace, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A folder, and a command prefix that mounts a small disk on it."""
+def on_small_disk(workspace, tmp_path):
+    """A function that runs ci/pixi with its cache on a small disk."""
     folder = tmp_path / "small"
     folder.mkdir()
     script = 'mount -t tmpfs -o size=8m small "$0" && exec "$@"'
     words = ["unshare", "-m", "sh", "-c", script, str(folder)]
     if subprocess.run([*words, "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let us mount a small disk")
-    return folder, words
+
+    def run(**variables: str | None) -> str:
+        environment = {**os.environ, "CI_PIXI_CACHE": str(folder), **variables}
+        result = subprocess.run(
+            [*words, CI_PIXI, "install"],
+            cwd=workspace.folder,
+            env={k: v for k, v in environment.items() if v is not None},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 1
+        assert "error: no disk space left for" in result.stderr.splitlines()[-1]
+        return result.stderr
+
+    return run
 
 
-def test_no_space_for_the_channel(workspace, small_disk):
-    folder, words = small_disk
+def test_no_space_for_the_channel(workspace, on_small_disk):
     workspace.write("")
-    environment = {**os.environ, "CI_PIXI_CACHE": str(folder)}
-    for name in OUTSIDE:
-        environment.pop(name, None)
-    result = subprocess.run(
-        [*words, CI_PIXI, "install"],
-        cwd=workspace.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    last = result.stderr.splitlines()[-1]
-    assert f"error: no disk space left for {folder} (" in last
-    assert "free some, or set XDG_CACHE_HOME" in last
-    assert "downloading" not in result.stderr
+    shown = on_small_disk(**OUTSIDE)
+    assert "free some, or set XDG_CACHE_HOME" in shown
+    assert "downloading" not in shown
 
 
-def test_no_space_for_an_environment(workspace, small_disk):
-    folder, words = small_disk
+def test_no_space_for_an_environment(workspace, on_small_disk):
     workspace.write('[dependencies]\npython = "*"')
-    result = subprocess.run(
-        [*words, CI_PIXI, "install"],
-        cwd=workspace.folder,
-        env={**os.environ, "CI_PIXI_CACHE": str(folder)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert "error: no disk space left for" in result.stderr.splitlines()[-1]
+    on_small_disk()
     assert not (workspace.folder / ".pixi/envs/default").exists()
     # With enough space it goes on from where it stopped.
     workspace.passes("run", "python", "-c", "import ssl")

@@ -3,16 +3,16 @@
 The tests run inside a task of ci/pixi and use its channel, without a network.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "ci"))
 
 Result = subprocess.CompletedProcess[str]
 HEAD = """\
@@ -29,9 +29,8 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, manifest: str, head: str = HEAD) -> Workspace:
-        """Write pixi.toml."""
-        (self.folder / "pixi.toml").write_text(head + manifest)
+    def write(self, manifest: str) -> "Workspace":
+        (self.folder / "pixi.toml").write_text(HEAD + manifest)
         return self
 
     def pixi(self, *words: str | Path, **variables: str | None) -> Result:
@@ -63,28 +62,21 @@ class Workspace:
 
 
 @pytest.fixture(scope="session")
-def standin() -> None:
-    """Skips a test of the stand-in itself if a real pixi is in use."""
+def new_workspace() -> type[Workspace]:
     if os.environ.get("CI_PIXI_STANDIN") != "1":
         pytest.skip("a real pixi is in use, not ci/pixi's stand-in")
-
-
-@pytest.fixture(scope="session")
-def new_workspace(standin: None) -> type[Workspace]:
-    """The type that makes a workspace of a folder."""
     return Workspace
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, new_workspace: type[Workspace]) -> Workspace:
-    """An empty workspace."""
     folder = tmp_path / "workspace"
     folder.mkdir()
     return new_workspace(folder)
 
 
 @pytest.fixture
-def in_standin(standin: None) -> Callable[..., Result]:
+def in_standin(new_workspace: type[Workspace]) -> Callable[..., Result]:
     """A function that runs a script in ci/pixi's own Python."""
 
     def run(script: str, *args: str | Path) -> Result:
