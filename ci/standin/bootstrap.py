@@ -10,79 +10,56 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from standin.files import (
-    NO_SPACE,
-    cache_root,
-    check_space,
-    digest,
-    locked,
-    no_space,
-    run,
-)
+from standin.files import cache_root, check_space, digest, locked, run
 from standin.progress import START, StandinError, say, step
 
-PIP_INSTALL = ["-m", "pip", "install", "--only-binary", ":all:", "-r"]
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 SPACE_NEEDED = 400_000_000  # twice what it takes
 
 
-def own_environment(requirements: Path) -> Path:
+def own_environment() -> Path:
     """The environment's folder, made if it is not there yet."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise StandinError(
             "the stand-in is for Linux on x86-64, and this is "
             f"{sys.platform} on {platform.machine()}: install pixi instead"
         )
-    for module in ("venv", "ensurepip"):
-        if importlib.util.find_spec(module) is None:
-            raise StandinError(
-                f"{sys.executable} has no {module} module: install it (on "
-                "Debian and Ubuntu: apt-get install python3-venv)"
-            )
+    if not importlib.util.find_spec("ensurepip"):
+        raise StandinError(
+            f"{sys.executable} cannot make virtual environments (on Debian "
+            "and Ubuntu: apt-get install python3-venv)"
+        )
     if given := os.environ.get("CI_PIXI_TOOLS"):  # inside a task
         return Path(given)
-    key = digest(requirements, sys.version, sys.base_prefix)
+    key = digest(REQUIREMENTS, sys.version, sys.base_prefix, str(cache_root()))
     folder = cache_root() / "tools" / key
     done = folder / "complete"
     if done.exists():
         return folder
     with locked(cache_root() / "tools.lock"):
-        if done.exists():
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        check_space(cache_root(), SPACE_NEEDED)
-        with step("making ci/pixi's own environment"):
-            try:
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            check_space(SPACE_NEEDED)
+            pip = [folder / "bin/python", "-m", "pip", "install"]
+            pip += ["--only-binary", ":all:", "-r", REQUIREMENTS]
+            with step("making ci/pixi's own environment"):
                 run([sys.executable, "-m", "venv", folder], "python3 -m venv")
-                run(
-                    [folder / "bin/python", *PIP_INSTALL, requirements],
-                    "installing ci/standin/requirements.txt",
-                    show=["Downloading"],
-                )
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-        done.touch()
+                run(pip, f"installing {REQUIREMENTS.name}")
+            done.touch()
     return folder
 
 
-def restart_in_own_environment(ci: Path, words: Sequence[str]) -> None:
+def restart(words: Sequence[str]) -> None:
     """Replace this process by the stand-in; returns only by an exception."""
-    try:
-        folder = own_environment(ci / "standin/requirements.txt")
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            sys.exit(f"ci/pixi: error: {no_space(cache_root(), str(error))}")
-        sys.exit(f"ci/pixi: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except StandinError as problem:
-        sys.exit(f"ci/pixi: error: {problem}")
+    python = own_environment() / "bin/python"
     say("using the stand-in (no pixi on PATH): environments from PyPI wheels")
-    environment = dict(os.environ, PYTHONPATH=str(ci))
-    environment["CI_PIXI_START"] = str(START)
-    # Kept so that tasks get what the caller had, not what ci/pixi uses.
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    # A package cache of its own: conda's and pixi's are left alone.
-    environment["RATTLER_CACHE_DIR"] = str(cache_root() / "rattler")
-    python = folder / "bin/python"
-    os.execve(python, [str(python), "-m", "standin", *words], environment)
+    environment = {
+        **os.environ,
+        "CI_PIXI_START": str(START),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        # A package cache of its own: conda's and pixi's are left alone.
+        "RATTLER_CACHE_DIR": str(cache_root() / "rattler"),
+    }
+    command = [str(python), "-m", "standin.cli", *words]
+    os.execve(python, command, environment)

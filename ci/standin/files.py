@@ -1,12 +1,12 @@
-"""The cache, hashes, locks, folders written whole, tools, a full disk."""
+"""The cache: its place, hashes, locks, folders written whole; and tools."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +16,6 @@ from pathlib import Path
 from standin.progress import StandinError, megabytes, say
 
 WRITING = ".writing-"  # begins the name of what is not complete
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache_root() -> Path:
@@ -37,7 +36,6 @@ def digest(*parts: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
     total = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -71,77 +69,44 @@ def written_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where there can be none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def check_space(folder: Path, needed: int) -> None:
+def check_space(needed: int) -> None:
     """Stop before a long build that the disk could not hold."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    cache_root().mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache_root()).free
     if free < needed:
-        raise no_space(
-            folder, f"{megabytes(free)} are free, {megabytes(needed)} needed"
+        raise StandinError(
+            f"No space left on device for {cache_root()}: "
+            f"{megabytes(free)} are free, {megabytes(needed)} needed"
         )
-
-
-def no_space(folder: Path, detail: str) -> StandinError:
-    """The error for a full disk, wherever it shows."""
-    return StandinError(
-        f"no disk space left for {folder} ({detail}): free some, or set "
-        "XDG_CACHE_HOME to a folder on another disk"
-    )
-
-
-def is_no_space(text: str) -> bool:
-    """Does a tool's message say that the disk is full?"""
-    known = [os.strerror(number).lower() for number in NO_SPACE]
-    return any(sentence in text.lower() for sentence in known)
 
 
 def run(
     command: Sequence[str | Path],
     what: str,
-    show: Sequence[str] = (),
     cwd: Path | None = None,
-    env: dict[str, str] | None = None,
+    **variables: str,
 ) -> str:
-    """Run a tool and return its output; a failure is a StandinError.
-
-    Lines that begin with one of `show` are passed on as progress.
-    """
+    """Run a tool and return its output; downloads are shown as progress."""
     process = subprocess.Popen(
-        [str(word) for word in command],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
         cwd=cwd,
-        env=env,
+        env={**os.environ, "LC_ALL": "C", **variables},
     )
     lines = []
     for line in process.stdout or ():
-        lines.append(line)
-        if show and line.lstrip().startswith(tuple(show)):
+        lines.append(line.rstrip())
+        if line.lstrip().startswith("Downloading"):
             say(f"  {line.strip()[:100]}")
-    output = "".join(lines)
-    if process.wait():
-        if is_no_space(output):
-            raise no_space(cache_root(), what)
-        raise StandinError(f"{what} failed: {reason(lines)}")
-    return output
-
-
-def reason(lines: Sequence[str]) -> str:
-    """What a tool's output says of its failure."""
-    offline = ("name resolution", "Temporary failure", "unreachable")
-    if any(word in line for line in lines for word in offline):
-        return "there is no network, and this first run needs it"
-    shown = [x for x in lines if x.startswith(("ERROR", "E:", "error"))]
-    shown = shown[-3:] or list(lines[-12:])
-    return "".join(f"\n    {line.rstrip()}" for line in shown)
+    if process.wait() == 0:
+        return "\n".join(lines)
+    offline = "name resolution|Temporary failure|unreachable"
+    if re.search(offline, "\n".join(lines)):
+        reason = " there is no network, and this first run needs it"
+    else:
+        shown = [x for x in lines if x.startswith(("ERROR", "E:", "error"))]
+        reason = "".join(f"\n    {x}" for x in shown[-3:] or lines[-12:])
+    raise StandinError(f"{what} failed:{reason}")

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from standin.progress import StandinError
 
@@ -24,8 +22,8 @@ else:
 
 PLATFORM = "linux-64"
 FILE = "pixi.toml"
-REFUSED = "ci/pixi does not support this key"
-CALLED = {str: "a string", list: "a list", bool: "true or false"}
+HERE = Path(__file__).parent
+REFUSED = "ci/pixi does not support this"
 # The supported keys and the types of their values; "*" stands for any name.
 FEATURE = {
     "dependencies": {"*": str},
@@ -54,67 +52,45 @@ SUPPORTED = {
 }
 
 
-@dataclass(frozen=True)
-class Task:
-    """One entry of a tasks table."""
-
-    name: str
-    cmd: str | None
-    depends_on: tuple[tuple[str, str | None], ...]  # task, environment
+class Task(NamedTuple):
+    cmd: str
+    depends_on: list[dict[str, str]]
     default_environment: str | None
     description: str
 
 
-@dataclass(frozen=True)
-class Environment:
-    """An environment: its features, the first one winning over later ones."""
-
+class Environment(NamedTuple):
     name: str
-    features: tuple[dict[str, Any], ...]
-
-    @property
-    def specs(self) -> list[tuple[str, str]]:
-        """Every (name, version) that is asked for; features add up."""
-        return self.listed("dependencies")
-
-    @property
-    def pypi_specs(self) -> list[tuple[str, str]]:
-        """The same for pip."""
-        return self.listed("pypi-dependencies")
-
-    def listed(self, key: str) -> list[tuple[str, str]]:
-        """The entries of a table in all features."""
-        return sorted(
-            {e for f in self.features for e in f.get(key, {}).items()}
-        )
-
-    @property
-    def tasks(self) -> dict[str, Task]:
-        """Its tasks."""
-        return {
-            name: task(name, value)
-            for feature in reversed(self.features)
-            for name, value in feature.get("tasks", {}).items()
-        }
+    specs: list[tuple[str, str]]
+    pypi_specs: list[tuple[str, str]]
+    tasks: dict[str, Task]
 
 
-def task(name: str, value: Any) -> Task:
+def task(value: Any) -> Task:
     """A task from its entry: a command, a list of other tasks, or a table."""
     if not isinstance(value, dict):
-        key = "cmd" if isinstance(value, str) else "depends-on"
-        value = {key: value}
+        value = {"cmd" if isinstance(value, str) else "depends-on": value}
     before = value.get("depends-on", [])
+    before = before if isinstance(before, list) else [before]
     return Task(
-        name,
-        value.get("cmd"),
-        tuple(
-            (d, None)
-            if isinstance(d, str)
-            else (d["task"], d.get("environment"))
-            for d in (before if isinstance(before, list) else [before])
-        ),
+        value.get("cmd", ""),
+        [{"task": d} if isinstance(d, str) else d for d in before],
         value.get("default-environment"),
         value.get("description", ""),
+    )
+
+
+def merged(name: str, features: list[dict[str, Any]]) -> Environment:
+    """An environment: dependencies add up; the first feature's task wins."""
+
+    def entries(key: str) -> list[tuple[str, Any]]:
+        return [e for f in reversed(features) for e in f.get(key, {}).items()]
+
+    return Environment(
+        name,
+        sorted(set(entries("dependencies"))),
+        sorted(set(entries("pypi-dependencies"))),
+        {name: task(value) for name, value in entries("tasks")},
     )
 
 
@@ -123,161 +99,117 @@ class Manifest:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self.root = self.path.parent
         try:
             table = read_toml(path)
-        except OSError as error:
-            raise StandinError(f"{path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise StandinError(f"{path}: not valid TOML: {error}") from error
-        if "workspace" not in table:
-            raise self.error("workspace", "this table is missing")
         self.check_keys(table, SUPPORTED, "")
         self.check_schema(table)
-        workspace = table["workspace"]
+        workspace = table.get("workspace", {})
         self.name: str = workspace.get("name", self.root.name)
-        if workspace["channels"] != ["conda-forge"]:
-            raise self.error(
-                "workspace.channels", "the stand-in has conda-forge only"
-            )
+        if workspace.get("channels") != ["conda-forge"]:
+            raise self.error("workspace.channels", "must be conda-forge alone")
         # All of them are PLATFORM: nothing in the channel needs a GPU.
         platforms = {
             p if isinstance(p, str) else p.get("name", p["platform"])
             for p in workspace["platforms"]
         }
-        if PLATFORM not in platforms:
-            raise self.error(
-                "workspace.platforms", f"the stand-in has {PLATFORM} only"
-            )
+        self.check_name("workspace.platforms", PLATFORM, platforms)
         features = table.get("feature", {})
         for name, feature in features.items():
             for platform in feature.get("platforms", []):
                 at = f"feature.{name}.platforms"
-                self.check_name(at, "platform", platform, platforms)
-        self.environments = {}
-        for name, value in {
-            "default": [],
-            **table.get("environments", {}),
-        }.items():
+                self.check_name(at, platform, platforms)
+        self.environments: dict[str, Environment] = {}
+        listed = {"default": [], **table.get("environments", {})}
+        for name, value in listed.items():
             value = {"features": value} if isinstance(value, list) else value
             wanted = value.get("features", [])
             for feature in wanted:
-                at = f"environments.{name}.features"
-                self.check_name(at, "feature", feature, features)
+                self.check_name(f"environments.{name}", feature, features)
             parts = [features[feature] for feature in wanted]
             parts += [] if value.get("no-default-feature") else [table]
-            self.environments[name] = Environment(name, tuple(parts))
-        self.check_references()
-
-    @property
-    def root(self) -> Path:
-        """The workspace's folder."""
-        return self.path.parent
-
-    @property
-    def tasks(self) -> dict[str, dict[str, Task]]:
-        """Each task's definition in each environment that has it."""
-        found: dict[str, dict[str, Task]] = {}
+            self.environments[name] = merged(name, parts)
+        # Each task's definition in each environment that has it.
+        self.tasks: dict[str, dict[str, Task]] = {}
         for environment in self.environments.values():
             for name, definition in environment.tasks.items():
-                found.setdefault(name, {})[environment.name] = definition
-        return found
+                found = self.tasks.setdefault(name, {})
+                found[environment.name] = definition
+        self.check_references()
 
     def environment(self, name: str) -> Environment:
-        """The environment of that name."""
-        self.check_name("environments", "environment", name, self.environments)
+        self.check_name("environments", name, self.environments)
         return self.environments[name]
 
     def error(self, where: str, text: str) -> StandinError:
-        """An error at a key."""
         return StandinError(f"{self.path}: {where}: {text}")
 
-    def check_name(
-        self, where: str, kind: str, name: str, known: Iterable[str]
-    ) -> None:
-        """Is it one of the known names?"""
+    def check_name(self, where: str, name: str, known: Iterable[str]) -> None:
         if name not in known:
-            raise self.error(
-                where, f"no {kind} {name!r}; {nearest(name, known)}"
-            )
+            raise self.error(where, f"no {name!r}; {nearest(name, known)}")
 
     def check_keys(self, value: Any, known: Any, at: str) -> None:
         """Refuse every key and type that the stand-in does not support."""
         if isinstance(known, type):
             if isinstance(value, dict):
-                raise self.error(f"{at}.{next(iter(value), '')}", REFUSED)
+                at = ".".join([at, *list(value)[:1]])
             if not isinstance(value, known):
-                raise self.error(at, f"must be {CALLED[known]}")
+                raise self.error(at, f"{REFUSED}; there is a {known.__name__}")
         elif isinstance(value, list):
-            for i, entry in enumerate(value):
-                self.check_keys(entry, known, f"{at}[{i}]")
+            for entry in value:
+                self.check_keys(entry, known, at)
         elif isinstance(value, dict):
             for key, inner in value.items():
                 where = f"{at}.{key}".lstrip(".")
-                if key not in known and "*" not in known:
-                    hint = nearest(key, known)
-                    raise self.error(where, f"{REFUSED}; {hint}")
-                self.check_keys(inner, known.get(key, known.get("*")), where)
+                below = known.get(key, known.get("*"))
+                if below is None:
+                    raise self.error(where, f"{REFUSED}; {nearest(key, known)}")
+                self.check_keys(inner, below, where)
 
     def check_schema(self, table: dict[str, Any]) -> None:
         """Refuse what pixi's own schema does not allow."""
         import jsonschema
 
-        file = Path(__file__).with_name("pixi-schema.json")
-        schema = json.loads(file.read_text())
+        schema = json.loads((HERE / "pixi-schema.json").read_text())
         errors = jsonschema.Draft7Validator(schema).iter_errors(table)
-        error = jsonschema.exceptions.best_match(errors)
-        if error is not None:
-            where = re.sub(
-                r"\.(\d+)(?=\.|$)",
-                r"[\1]",
-                ".".join(map(str, error.absolute_path)),
-            )
-            raise self.error(
-                where or "workspace", error.message.splitlines()[0]
-            )
+        if error := jsonschema.exceptions.best_match(errors):
+            where = ".".join(map(str, error.absolute_path)) or "workspace"
+            raise self.error(where, error.message.splitlines()[0])
 
     def check_references(self) -> None:
         """Every task and environment that a task names has to exist."""
         for name, definitions in self.tasks.items():
             for definition in definitions.values():
-                at = f"tasks.{name}"
-                if definition.cmd is None and not definition.depends_on:
+                at, home = f"tasks.{name}", definition.default_environment
+                if not definition.cmd and not definition.depends_on:
                     raise self.error(at, "has neither cmd nor depends-on")
-                home = definition.default_environment
                 if home is not None:
-                    at_home = f"{at}.default-environment"
                     self.check_name(
-                        at_home, "environment", home, self.environments
+                        f"{at}.default-environment", home, definitions
                     )
-                    kind = "environment with this task"
-                    self.check_name(at_home, kind, home, definitions)
-                for before, environment in definition.depends_on:
-                    at_before = f"{at}.depends-on"
-                    self.check_name(at_before, "task", before, self.tasks)
-                    if environment is not None:
-                        kind = f"environment with the task {before!r}"
-                        self.check_name(
-                            at_before, kind, environment, self.tasks[before]
-                        )
+                for before in definition.depends_on:
+                    where = f"{at}.depends-on"
+                    self.check_name(where, before["task"], self.tasks)
+                    if "environment" in before:
+                        homes = self.tasks[before["task"]]
+                        self.check_name(where, before["environment"], homes)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's content."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The names that a misspelt one may have meant, or all of them."""
-    known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"there is {', '.join(known) or 'none'}"
+    return f"there is {', '.join(sorted(known)) or 'none'}"
 
 
-def find(start: Path, fallback: Path) -> Path:
-    """The pixi.toml of the folder or the nearest one above it."""
-    for folder in (start, *start.parents, fallback):
-        if (folder / FILE).is_file():
-            return folder / FILE
-    raise StandinError(f"no {FILE} in {start} or a folder above it")
+def nearest_file(start: Path) -> Path:
+    """The pixi.toml of the folder or above it, else this repository's."""
+    folders = (start, *start.parents, HERE.parents[1])
+    return next(f / FILE for f in folders if (f / FILE).is_file())

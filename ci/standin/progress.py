@@ -5,17 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # bootstrap.py hands it on to the process that takes over.
 START = float(os.environ.pop("CI_PIXI_START", time.monotonic()))
 TOOK: dict[str, float] = {}  # the seconds of each step of this run
+DISK_IS_FULL = re.compile("No space left|Disk quota exceeded|File too large")
 
 
 class StandinError(Exception):
-    """Something the caller can mend: shown as one line, no traceback."""
+    """Something the caller can mend: shown without a traceback."""
+
+    status = 1
+
+
+def exit_status(action: Callable[[], None]) -> int:
+    """Run the action; an error that people can mend becomes one message."""
+    try:
+        action()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("interrupted; the next run takes it up again")
+        return 130
+    except (StandinError, OSError, subprocess.CalledProcessError) as error:
+        text = str(error)
+        if DISK_IS_FULL.search(text):
+            text = f"no disk space left ({text}): free some, or set "
+            text += "XDG_CACHE_HOME to a folder on another disk"
+        say(f"error: {text}")
+        return getattr(error, "status", 1)
+    return 0
 
 
 def say(text: str) -> None:
@@ -26,7 +49,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def step(name: str, detail: str = "") -> Iterator[None]:
+def step(name: str, detail: str = "...") -> Iterator[None]:
     """Say that a step begins and how long it took the last time."""
     from standin.files import cache_root
 
@@ -36,7 +59,7 @@ def step(name: str, detail: str = "") -> Iterator[None]:
     except (OSError, ValueError):
         known = {}
     expected = f" (last time {known[name]:.0f} s)" if name in known else ""
-    say(f"{name}{expected}{': ' if detail else ' ...'}{detail}")
+    say(f"{name}{expected}: {detail}")
     start = time.monotonic()
     yield
     TOOK[name] = time.monotonic() - start
@@ -53,5 +76,4 @@ def say_times() -> None:
 
 
 def megabytes(size: int) -> str:
-    """A size for people."""
     return f"{size / 1e6:.1f} MB"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from standin.files import cache_root
-from standin.packages.conda import PLACEHOLDER, File, Package, text_files
-from standin.packages.wheels import Wheel, tool_package
+from standin.packages.conda import PLACEHOLDER, File, Package
 from standin.progress import StandinError
 
 TRIPLE = "x86_64-conda-linux-gnu"
@@ -23,72 +19,41 @@ GLIBC = "ld-linux-x86-64.so.2 libc.so.6 libdl.so.2 libm.so.6 libpthread.so.0"
 GLIBC += " librt.so.1 libutil.so.1"
 OLDEST_GLIBC = "2.28"
 CPP17 = "#include <optional>\nint main() { return *std::optional<int>(0); }\n"
-CUDA_MOVES = {  # the wheels' = conda-forge's
-    "nvidia/cu13/bin/": "bin/",
-    "nvidia/cu13/include/": "targets/x86_64-linux/include/",
-    "nvidia/cu13/lib/": "targets/x86_64-linux/lib/",
-    "nvidia/cu13/nvvm/bin/": "nvvm/bin/",  # nvcc needs no libnvvm.so
-}
 
 
-@dataclass(frozen=True)
-class Compiler:
+class Compiler(NamedTuple):
     """The machine's C and C++ compilers."""
 
     c: str
     cxx: str
     version: str
 
-    def library(self, name: str) -> Path:
-        """One of the libraries that the compiler links programs with."""
-        command = [self.cxx, f"-print-file-name={name}"]
-        path = Path(subprocess.check_output(command, text=True).strip())
-        if not path.is_absolute():
-            raise StandinError(f"{self.cxx} has no {name}")
-        return path.resolve()
-
 
 def find() -> Compiler:
-    """The compiler that CC and CXX name, else gcc, else clang."""
-    pairs = [("gcc", "g++"), ("clang", "clang++")]
-    if os.environ.get("CXX") and not os.environ.get("CONDA_PREFIX"):
-        pairs = [(os.environ.get("CC", "cc"), os.environ["CXX"])]
-    for c, cxx in pairs:
-        c_path, cxx_path = shutil.which(c), shutil.which(cxx)
-        if c_path and cxx_path:
-            return Compiler(c_path, cxx_path, version_of(cxx_path))
-    raise StandinError(
-        f"no C++ compiler ({' or '.join(cxx for _, cxx in pairs)}) on PATH: "
-        "install one (on Debian and Ubuntu: apt-get install g++)"
-    )
-
-
-def version_of(compiler: str) -> str:
-    """The compiler's version; only GCC has the first of these options."""
-    for option in ("-dumpfullversion", "-dumpversion"):
-        result = subprocess.run(
-            [compiler, option], capture_output=True, text=True
+    c, cxx = shutil.which("gcc"), shutil.which("g++")
+    if not c or not cxx:
+        raise StandinError(
+            "no C++ compiler (gcc and g++) on PATH: install it (on Debian and "
+            "Ubuntu: apt-get install g++)"
         )
-        if result.returncode == 0 and result.stdout.strip():
-            return result.stdout.strip()
-    raise StandinError(f"{compiler} does not tell its version")
+    return Compiler(c, cxx, answer(cxx, "-dumpfullversion"))
+
+
+def answer(*command: str) -> str:
+    return subprocess.check_output(command, text=True).strip()
 
 
 def check(compiler: Compiler) -> None:
     """It has to build a C++17 program."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "try.cpp"
-        source.write_text(CPP17)
-        result = subprocess.run(
-            [compiler.cxx, "-std=c++17", source, "-o", source.with_suffix("")],
-            capture_output=True,
-            text=True,
-        )
+    options = ("-std=c++17", "-x", "c++", "-", "-o", os.devnull)
+    result = subprocess.run(
+        [compiler.cxx, *options], input=CPP17, capture_output=True, text=True
+    )
     if result.returncode:
         first = (result.stderr.strip().splitlines() or ["no output"])[0]
         raise StandinError(
             f"{compiler.cxx} cannot build a C++17 program ({first}): install "
-            "GCC 8 or clang 7 or newer (on Debian and Ubuntu: g++)"
+            "GCC 8 or newer (on Debian and Ubuntu: g++)"
         )
 
 
@@ -97,20 +62,21 @@ def packages(compiler: Compiler) -> list[Package]:
     version, major = compiler.version, compiler.version.split(".")[0]
     c_exports = [f"libgcc >={major}"]
     cxx_exports = [f"libstdcxx >={major}", *c_exports]
-    gcc = {name: wrapper(shutil.which(name) or name) for name in BINUTILS}
+    gcc = {n: f'#!/bin/sh\nexec {shutil.which(n)} "$@"\n' for n in BINUTILS}
     gcc |= dict.fromkeys(("cc", "gcc"), cached(compiler.c))
     gxx = dict.fromkeys(("c++", "g++"), cached(compiler.cxx))
     gcc_exact, gxx_exact = f"gcc_linux-64 {version}", f"gxx_linux-64 {version}"
+    of_gcc = ("ccache", "sysroot_linux-64")
     sysroot = f"{TRIPLE}/sysroot/lib64"
     return [
         # Names of the C library, and the oldest one that programs run with.
         Package(
             "sysroot_linux-64",
             OLDEST_GLIBC,
-            files=text_files({f"{sysroot}/{n}": "" for n in GLIBC.split()}),
             run_exports={"strong": [f"__glibc >={OLDEST_GLIBC},<3.0.a0"]},
+            text={f"{sysroot}/{name}": "" for name in GLIBC.split()},
         ),
-        tools("gcc_linux-64", version, gcc, c_exports, "sysroot_linux-64"),
+        tools("gcc_linux-64", version, gcc, c_exports, *of_gcc),
         tools("gxx_linux-64", version, gxx, cxx_exports, gcc_exact),
         Package("c-compiler", "1.11.0", depends=(gcc_exact,)),
         Package("cxx-compiler", "1.11.0", depends=("c-compiler", gxx_exact)),
@@ -118,11 +84,6 @@ def packages(compiler: Compiler) -> list[Package]:
         library(compiler, "libstdcxx", "libstdc++.so.6", f"libgcc {version}"),
         library(compiler, "libgomp", "libgomp.so.1"),
     ]
-
-
-def wrapper(tool: str) -> str:
-    """A script that stands for a tool of the machine."""
-    return f'#!/bin/sh\nexec {tool} "$@"\n'
 
 
 def cached(compiler: str) -> str:
@@ -134,7 +95,7 @@ def cached(compiler: str) -> str:
     return (
         "#!/bin/sh\n"
         f'export CCACHE_DIR="${{CCACHE_DIR:-{folder}}}" CCACHE_BASEDIR=/\n'
-        f'exec {PLACEHOLDER}/bin/ccache {compiler} "$@"\n'
+        f'exec "{PLACEHOLDER}/bin/ccache" {compiler} "$@"\n'
     )
 
 
@@ -146,55 +107,40 @@ def tools(
     *depends: str,
 ) -> Package:
     """Wrappers for tools, and the variables that name them."""
-    activate = f"activate-{name}.sh"
-    text = (Path(__file__).parent / "activate" / activate).read_text()
-    files = {f"etc/conda/activate.d/{activate}": text}
-    files |= {f"bin/{TRIPLE}-{n}": script for n, script in scripts.items()}
-    return Package(
-        name,
-        version,
-        files=text_files(files),
-        made_from=(files,),
-        depends=("ccache", *depends),
-        run_exports={"strong": exports},
-    )
+    text = {f"bin/{TRIPLE}-{n}": script for n, script in scripts.items()}
+    text |= activation(name)
+    exported = {"strong": exports}
+    return Package(name, version, depends, run_exports=exported, text=text)
+
+
+def activation(name: str) -> dict[str, str]:
+    """The script that sets the variables of a package, if it has one."""
+    script = Path(__file__).parent / f"activate/activate-{name}.sh"
+    target = f"etc/conda/activate.d/{script.name}"
+    return {target: script.read_text()} if script.is_file() else {}
 
 
 def library(compiler: Compiler, name: str, file: str, *depends: str) -> Package:
     """A run-time library of the compiler."""
-    source = compiler.library(file)
+    source = Path(answer(compiler.cxx, f"-print-file-name={file}")).resolve()
     return Package(
         name,
         compiler.version,
+        depends,
         files=lambda: [File(f"lib/{file}", source.read_bytes(), True)],
         made_from=(source,),
-        depends=depends,
     )
 
 
-def cuda_packages(wheels: list[Wheel]) -> list[Package]:
-    """What compiler("cuda") asks for, with the files of nvcc's wheels."""
-    nvcc = next(w for w in wheels if w.project == "nvidia-cuda-nvcc")
-    major, minor = map(int, nvcc.version.split(".")[:2])
+def cuda_packages(version: str, parts: list[str]) -> list[Package]:
+    """What compiler("cuda") asks for, over the packages of nvcc's wheels."""
+    major, minor = map(int, version.split(".")[:2])
     release = f"{major}.{minor}"
     exports = [f"cuda-version >={release},<{major + 1}"]
-    version = f"cuda-version {release}.*"
-    scripts = tools(
-        "cuda-nvcc_linux-64", nvcc.version, {}, exports, "gxx_linux-64", version
-    )
-    parts = [tool_package(wheel, CUDA_MOVES) for wheel in wheels]
-
-    def files() -> Iterator[File]:
-        for package in (scripts, *parts):
-            yield from package.files()
-
-    made_from = (scripts.made_from, *(wheel.made_from for wheel in wheels))
+    depends = ("gxx_linux-64", f"cuda-version {release}.*", *parts)
+    compiler = "cuda-nvcc_linux-64"
     return [
         Package("cuda-version", release, constrains=(f"__cuda >={major}",)),
-        dataclasses.replace(scripts, files=files, made_from=made_from),
-        Package(
-            "cuda-nvcc",
-            nvcc.version,
-            depends=(f"cuda-nvcc_linux-64 {nvcc.version}",),
-        ),
+        tools(compiler, version, {}, exports, *depends),
+        Package("cuda-nvcc", version, depends=(f"{compiler} {version}",)),
     ]

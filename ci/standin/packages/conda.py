@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from conda_package_streaming.create import CondaTarFile, conda_builder
 
 from standin.files import WRITING, digest
+from standin.manifest import PLATFORM
+from standin.progress import megabytes, say
 
-SUBDIR = "linux-64"
 # Replaced by the environment's folder when a package is installed.
 PLACEHOLDER = "/opt/standin_placeholder_" + "p" * 120
 LARGEST_TEXT = 1 << 20  # files above this are not searched for PLACEHOLDER
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file of a package, or a symbolic link."""
 
     name: str
@@ -45,40 +49,52 @@ class Package:
 
     name: str
     version: str
-    files: Callable[[], Iterable[File]] = tuple
-    made_from: tuple[object, ...] = ()
-    build: str = "h{hash}_0"
     depends: tuple[str, ...] = ()
     constrains: tuple[str, ...] = ()
     run_exports: dict[str, list[str]] = field(default_factory=dict)
+    build: str = "h{hash}_0"
+    text: dict[str, str] = field(default_factory=dict)  # small files
+    files: Callable[[], Iterable[File]] = tuple  # others
+    made_from: tuple[object, ...] = ()  # what the others depend on
 
-    def build_string(self, code: str) -> str:
-        """The build string, with the digest in it."""
-        others = {k: v for k, v in vars(self).items() if k != "files"}
-        return self.build.format(hash=digest(code, others)[:8])
+
+@functools.cache
+def code() -> str:
+    """The digest of the code that packages are made with."""
+    files = Path(__file__).parent.glob("**/*.*")
+    return digest(*sorted(p for p in files if p.suffix in (".py", ".sh")))
 
 
-def stored(package: Package, store: Path, code: str) -> tuple[Path, bool]:
-    """The package's file in the store, and whether it had to be written."""
-    build = package.build_string(code)
+def stored(package: Package, store: Path) -> Path:
+    """The package's file, which is written if the store lacks it."""
+    start = time.monotonic()
+    about = {k: v for k, v in vars(package).items() if k != "files"}
+    build = package.build.format(hash=digest(code(), about)[:8])
     target = store / f"{package.name}-{package.version}-{build}.conda"
-    if target.exists():
-        return target, False
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(target)  # it is in use
+        return target
+    text = (
+        File(name, text.encode(), text.startswith("#!"))
+        for name, text in package.text.items()
+    )
     with tempfile.TemporaryDirectory(prefix=WRITING, dir=store) as folder:
         with conda_builder(target.stem, folder, compression_level=1) as archive:
             paths = []
-            for file in package.files():
+            for file in itertools.chain(text, package.files()):
                 add(archive, file)
                 paths.append(path_entry(file))
             for name, content in information(package, build, paths).items():
-                text = json.dumps(content, indent=1)
-                add(archive, File(f"info/{name}.json", text.encode()))
+                encoded = json.dumps(content, indent=1).encode()
+                add(archive, File(f"info/{name}.json", encoded))
         os.replace(Path(folder) / target.name, target)
-    return target, True
+    if (seconds := time.monotonic() - start) > 1:
+        size = megabytes(target.stat().st_size)
+        say(f"  {package.name} {package.version}: {size}, {seconds:.0f} s")
+    return target
 
 
 def add(archive: CondaTarFile, file: File) -> None:
-    """Add a file to a package."""
     member = tarfile.TarInfo(file.name)
     member.mode = 0o755 if file.executable else 0o644
     if file.link:
@@ -89,20 +105,18 @@ def add(archive: CondaTarFile, file: File) -> None:
 
 def path_entry(file: File) -> dict[str, Any]:
     """What paths.json says of one file."""
-    if file.link:
-        return {"_path": file.name, "path_type": "softlink"}
+    name, content, _, link = file
+    if link:
+        return {"_path": name, "path_type": "softlink"}
     entry = {
-        "_path": file.name,
+        "_path": name,
         "path_type": "hardlink",
-        "sha256": hashlib.sha256(file.content).hexdigest(),
-        "size_in_bytes": len(file.content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size_in_bytes": len(content),
     }
-    if (
-        len(file.content) < LARGEST_TEXT
-        and PLACEHOLDER.encode() in file.content
-    ):
+    if len(content) < LARGEST_TEXT and PLACEHOLDER.encode() in content:
         entry["prefix_placeholder"] = PLACEHOLDER
-        entry["file_mode"] = "binary" if b"\0" in file.content else "text"
+        entry["file_mode"] = "binary" if b"\0" in content else "text"
     return entry
 
 
@@ -110,19 +124,17 @@ def information(
     package: Package, build: str, paths: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The content of the folder info."""
-    summary = f"stand-in for conda-forge's {package.name}"
     return {
-        "about": {"summary": summary},
+        "about": {"summary": f"stand-in for conda-forge's {package.name}"},
         "index": {
             "name": package.name,
             "version": package.version,
             "build": build,
             "build_number": 0,
-            "depends": list(package.depends),
-            "constrains": list(package.constrains),
+            "depends": package.depends,
+            "constrains": package.constrains,
             "license": "LicenseRef-see-upstream",
-            "subdir": SUBDIR,
-            "timestamp": 1767225600000,
+            "subdir": PLATFORM,
         },
         "paths": {"paths": paths, "paths_version": 1},
         "run_exports": package.run_exports,
@@ -135,18 +147,10 @@ def walk(
     """Every file and link below a folder, but for names like `left_out`."""
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder).as_posix()
-        name = below + inner
         if re.fullmatch(left_out, inner):
             continue
         if path.is_symlink():
-            yield File(name, link=os.readlink(path))
+            yield File(below + inner, link=os.readlink(path))
         elif path.is_file():
-            yield File(name, path.read_bytes(), os.access(path, os.X_OK))
-
-
-def text_files(files: dict[str, str]) -> Callable[[], list[File]]:
-    """Small files; what begins with #! is executable."""
-    return lambda: [
-        File(name, text.encode(), text.startswith("#!"))
-        for name, text in files.items()
-    ]
+            content, executable = path.read_bytes(), os.access(path, os.X_OK)
+            yield File(below + inner, content, executable)

@@ -6,6 +6,7 @@ site-packages/torch has links to them.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from standin.packages.conda import File, Package
 from standin.packages.python import PYTHON, SITE, TAG
 from standin.packages.wheels import Wheel
 
+TOP = f"{SITE}/torch/"
 # What is shared, but for headers that would collide with the package pybind11.
 SHARED = re.compile(
     r"torch/((?:bin|include|lib|share)/(?!pybind11/)[^/]+)(/.*)?"
@@ -26,71 +28,53 @@ OF_PYTHON = "torch/lib/libtorch_python.so"
 
 
 def packages(wheel: Wheel) -> list[Package]:
-    """Both packages."""
     version = wheel.version
     major, minor = version.split(".")[:2]
     range_ = f">={version},<{major}.{int(minor) + 1}.0a0"
     libtorch = Package(
         "libtorch",
         version,
-        files=lambda: libraries(wheel),
-        made_from=wheel.made_from,
-        build="cpu_generic_h{hash}_0",
         depends=("libgcc", "libstdcxx"),
         constrains=(f"pytorch {version} cpu_generic_*",),
         run_exports={"weak": [f"libtorch {range_}"]},
+        build="cpu_generic_h{hash}_0",
+        files=functools.partial(part, wheel, of_python=False),
+        made_from=wheel.made_from,
     )
+    exact = f"libtorch {version} cpu_generic_*"
     pytorch = Package(
         "pytorch",
         version,
-        files=lambda: python_part(wheel),
-        made_from=wheel.made_from,
-        build=f"cpu_generic_py{TAG}_h{{hash}}_0",
-        depends=(
-            f"libtorch {version} cpu_generic_*",
-            "numpy >=1.23,<3",
-            *PYTHON,
-            *wheel.depends,
-        ),
+        depends=(exact, "numpy >=1.23,<3", *PYTHON, *wheel.depends),
         constrains=("pytorch-gpu <0.0a0",),
         run_exports={"weak": [f"pytorch {range_}", f"libtorch {range_}"]},
+        build=f"cpu_generic_py{TAG}_h{{hash}}_0",
+        files=functools.partial(part, wheel, of_python=True),
+        made_from=wheel.made_from,
     )
     cpu = Package("pytorch-cpu", version, depends=(f"pytorch {version}",))
     return [libtorch, pytorch, cpu]
 
 
-def kept(name: str) -> bool:
-    """Whether a file of the wheel is in either package."""
-    return not LEFT_OUT.match(name)
-
-
-def libraries(wheel: Wheel) -> Iterator[File]:
-    """The C++ part, in the environment's own folders."""
-    for file in wheel.files(
-        lambda n: bool(kept(n) and n != OF_PYTHON and SHARED.fullmatch(n))
-    ):
-        if file.name.startswith(f"{SITE}/torch/"):
-            name = file.name.removeprefix(f"{SITE}/torch/")
-            tool = name.startswith("bin/")
-            yield File(name, file.content, file.executable or tool)
-
-
-def python_part(wheel: Wheel) -> Iterator[File]:
-    """The Python part, and links to the C++ part."""
+def part(wheel: Wheel, of_python: bool) -> Iterator[File]:
+    """The C++ part, or the Python part with links to the C++ part."""
     entries = set()
 
     def keep(name: str) -> bool:
         shared = SHARED.fullmatch(name)
-        if shared and kept(name):
+        if LEFT_OUT.match(name):
+            return False
+        if shared:
             entries.add(shared[1])
-        return kept(name) and (not shared or name == OF_PYTHON)
+        return of_python == (not shared or name == OF_PYTHON)
 
     for file in wheel.files(keep):
-        if file.name == f"{SITE}/{OF_PYTHON}":
-            name = OF_PYTHON.removeprefix("torch/")
-            yield File(name, file.content, executable=True)
-        else:
+        name = file.name.removeprefix(TOP)
+        if file.name.startswith(TOP) and SHARED.fullmatch(f"torch/{name}"):
+            executable = file.executable or name.startswith("bin/")
+            yield File(name, file.content, executable)
+        elif of_python:
             yield file
-    for entry in sorted(entries):
-        link = f"{SITE}/torch/{entry}"
+    for entry in sorted(entries) if of_python else ():
+        link = f"{TOP}{entry}"
         yield File(link, link="../" * link.count("/") + entry)

@@ -3,75 +3,71 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from standin.downloads import Sources
 from standin.files import run
 from standin.packages.compilers import Compiler
 from standin.packages.conda import PLACEHOLDER, File, Package, walk
 
-CMAKE_OPTIONS = (
+TOOLS = Path(sys.executable).parent
+OPTIONS = (
     "-GNinja",
     "-DBUILD_SHARED_LIBS=ON",
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_INSTALL_LIBDIR=lib",
     f"-DCMAKE_INSTALL_PREFIX={PLACEHOLDER}",
+    # contrib's library (sorting) takes minutes to build; its headers do not
+    # need it.
+    *(f"-DHWY_ENABLE_{x}=OFF" for x in ("CONTRIB", "EXAMPLES", "TESTS")),
 )
 
 
-def packages(sources: Sources, compiler: Compiler) -> list[Package]:
+def packages(trees: Path, compiler: Compiler) -> list[Package]:
     """Both packages, shared libraries as on conda-forge."""
-    highway, gtest = sources.highway_version, sources.gtest_version
-    major, minor = highway.split(".")[:2]
-
-    def highway_files() -> Iterator[File]:
-        # contrib's library (sorting) takes minutes to build; its headers do
-        # not need it.
-        options = [f"-DHWY_ENABLE_{x}=OFF" for x in ("CONTRIB", "TESTS")]
-        options.append("-DHWY_ENABLE_EXAMPLES=OFF")
-        yield from built(sources.highway, compiler, *options)
-        contrib = sources.highway / "hwy/contrib"
-        for file in walk(contrib, "include/hwy/contrib/"):
-            if file.name.endswith(".h"):
-                yield file
-
     return [
         Package(
-            "libhwy",
-            highway,
-            files=highway_files,
-            made_from=(sources.folder.name, compiler),
+            name,
+            version := version_of(trees / tree),
             depends=("libgcc", "libstdcxx"),
             run_exports={
-                "weak": [f"libhwy >={highway},<{major}.{int(minor) + 1}.0a0"]
+                "weak": [f"{name} >={version},<{next_minor(version)}"]
             },
-        ),
-        Package(
-            "gtest",
-            gtest,
-            files=lambda: built(sources.googletest, compiler),
-            made_from=(sources.folder.name, compiler),
-            depends=("libgcc", "libstdcxx"),
-            run_exports={"weak": [f"gtest >={gtest},<{gtest}.1.0a0"]},
-        ),
+            files=lambda tree=tree: built(trees / tree, compiler),
+            made_from=(trees.name, compiler),
+        )
+        for name, tree in (("libhwy", "highway"), ("gtest", "googletest"))
     ]
 
 
-def built(source: Path, compiler: Compiler, *options: str) -> Iterator[File]:
+def version_of(tree: Path) -> str:
+    """The version in CMakeLists.txt."""
+    text = (tree / "CMakeLists.txt").read_text()
+    pattern = r"(?:project\(hwy VERSION|GOOGLETEST_VERSION) ([\d.]+)"
+    return re.findall(pattern, text)[0]
+
+
+def next_minor(version: str) -> str:
+    major, minor = version.split(".")[:2]
+    return f"{major}.{int(minor) + 1}.0a0"
+
+
+def built(tree: Path, compiler: Compiler) -> Iterator[File]:
     """Configure, build and install a CMake project; yield what it installs."""
-    tools = Path(sys.executable).parent
-    env = {k: v for k, v in os.environ.items() if k in ("HOME", "LANG")}
-    env["PATH"] = f"{tools}:{os.environ['PATH']}"
-    env |= {"CC": compiler.c, "CXX": compiler.cxx}
+    contrib = tree / "hwy/contrib"
+    yield from walk(contrib, "include/hwy/contrib/", r".*(?<!\.h)")
     with tempfile.TemporaryDirectory() as folder:
+        # The caller's own flags are left out.
+        clean = ["env", "-i", f"CC={compiler.c}", f"CXX={compiler.cxx}"]
+        clean += [f"PATH={TOOLS}:{os.environ['PATH']}"]
+        clean += [f"DESTDIR={folder}/staged", f"{TOOLS}/cmake"]
         for words in (
-            ["-S", source, "-B", folder, *CMAKE_OPTIONS, *options],
+            ["-S", tree, "-B", folder, *OPTIONS],
             ["--build", folder],
             ["--install", folder],
         ):
-            env["DESTDIR"] = f"{folder}/staged"
-            run([tools / "cmake", *words], f"building {source.name}", env=env)
+            run([*clean, *words], f"building {tree.name}")
         yield from walk(Path(f"{folder}/staged{PLACEHOLDER}"))

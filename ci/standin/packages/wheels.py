@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import configparser
-import functools
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from email.message import Message
-from email.parser import HeaderParser
+from importlib.metadata import PathDistribution
 from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
@@ -20,63 +17,49 @@ from standin.packages.conda import PLACEHOLDER, File, Package
 from standin.packages.python import PYTHON, SITE, TAG
 from standin.progress import StandinError
 
-Names = dict[str, str]  # conda-forge's name = PyPI's, where they differ
-LAUNCHER = """#!{prefix}/bin/python
+SHEBANG = f"#!{PLACEHOLDER}/bin/python"
+LAUNCHER = f"""{SHEBANG}
 import sys
-from {module} import {head}
+from {{module}} import {{head}}
 if __name__ == "__main__":
-    sys.exit({function}())
+    sys.exit({{function}}())
 """
 
 
 class Wheel:
-    """A wheel file and what it says of itself."""
+    """A wheel file and what it says of itself.
 
-    def __init__(self, path: Path, names: Names) -> None:
+    Args:
+        path: the file.
+        names: conda-forge's names and PyPI's, where they differ.
+    """
+
+    def __init__(self, path: Path, names: dict[str, str]) -> None:
         self.path, self.names = path, names
         self.project, version, _, _ = parse_wheel_filename(path.name)
-        self.version = str(version).split("+")[0]
+        self.version = version.public
         self.name = self.conda(self.project)
         self.made_from = (file_digest(path), path.name)
+        with zipfile.ZipFile(path) as archive:
+            listed = "\n".join(archive.namelist())
+        self.info = re.findall(r"^[^/\n]+\.dist-info/", listed, re.M)[0]
+        self.about = PathDistribution(zipfile.Path(path, self.info))
 
     def conda(self, project: str) -> str:
         """conda-forge's name of a PyPI project."""
         pypi = canonicalize_name(project)
         return next((c for c, p in self.names.items() if p == pypi), pypi)
 
-    @functools.cached_property
-    def info(self) -> str:
-        """The name of the .dist-info folder."""
-        with zipfile.ZipFile(self.path) as archive:
-            for member in archive.namelist():
-                if re.fullmatch(r"[^/]+\.dist-info/METADATA", member):
-                    return member.split("/")[0]
-        raise StandinError(f"{self.path.name} is no wheel: it has no METADATA")
-
-    def read(self, name: str) -> str:
-        """A file of the .dist-info folder, or nothing."""
-        with zipfile.ZipFile(self.path) as archive:
-            try:
-                return archive.read(f"{self.info}/{name}").decode()
-            except KeyError:
-                return ""
-
-    @functools.cached_property
-    def metadata(self) -> Message:
-        """The core metadata."""
-        return HeaderParser().parsestr(self.read("METADATA"))
-
     @property
     def depends(self) -> tuple[str, ...]:
         """Requires-Dist that holds here, as conda match specs."""
         specs = []
-        for line in self.metadata.get_all("Requires-Dist", []):
-            requirement = Requirement(line)
-            marker = requirement.marker
-            if marker is None or marker.evaluate({"extra": ""}):
-                version = ",".join(sorted(map(conda, requirement.specifier)))
-                specs.append(f"{self.conda(requirement.name)} {version}")
-        return tuple(sorted(spec.strip() for spec in specs))
+        for line in self.about.requires or ():
+            needed = Requirement(line)
+            if not needed.marker or needed.marker.evaluate({"extra": ""}):
+                version = ",".join(sorted(map(conda, needed.specifier)))
+                specs.append(f"{self.conda(needed.name)} {version}".strip())
+        return tuple(sorted(specs))
 
     def files(self, keep: Callable[[str], bool] = bool) -> Iterator[File]:
         """As an installer would place them; `keep` chooses by a wheel's name.
@@ -98,9 +81,7 @@ class Wheel:
                     target = folders.get(kind, f"{SITE}/") + rest
                     executable = executable or kind == "scripts"
                     content = re.sub(
-                        rb"\A#!pythonw?",
-                        f"#!{PLACEHOLDER}/bin/python".encode(),
-                        content,
+                        rb"\A#!pythonw?", SHEBANG.encode(), content
                     )
                 if target[0] == "/" or ".." in PurePosixPath(target).parts:
                     raise StandinError(
@@ -108,25 +89,14 @@ class Wheel:
                         "outside of the environment"
                     )
                 yield File(target, content, executable)
-        yield File(f"{SITE}/{self.info}/INSTALLER", b"conda\n")
-        yield from self.launchers()
-
-    def launchers(self) -> Iterator[File]:
-        """Executables for console scripts."""
-        parser = configparser.RawConfigParser(delimiters=("=",))
-        parser.optionxform = str  # type: ignore[assignment, method-assign]
-        parser.read_string(self.read("entry_points.txt"))
-        if not parser.has_section("console_scripts"):
-            return
-        for name, target in parser["console_scripts"].items():
-            module, function = target.split("[")[0].strip().split(":")
+        yield File(f"{SITE}/{self.info}INSTALLER", b"conda\n")
+        for script in self.about.entry_points.select(group="console_scripts"):
             text = LAUNCHER.format(
-                prefix=PLACEHOLDER,
-                module=module,
-                head=function.split(".")[0],
-                function=function,
+                module=script.module,
+                head=script.attr.split(".")[0],
+                function=script.attr,
             )
-            yield File(f"bin/{name}", text.encode(), executable=True)
+            yield File(f"bin/{script.name}", text.encode(), True)
 
 
 def conda(part: Specifier) -> str:
@@ -142,10 +112,10 @@ def python_package(wheel: Wheel) -> Package:
     return Package(
         wheel.name,
         wheel.version,
+        depends=(*PYTHON, *wheel.depends),
+        build=f"py{TAG}h{{hash}}_0",
         files=wheel.files,
         made_from=wheel.made_from,
-        build=f"py{TAG}h{{hash}}_0",
-        depends=(*PYTHON, *wheel.depends),
     )
 
 
@@ -162,10 +132,13 @@ def tool_package(wheel: Wheel, moves: dict[str, str]) -> Package:
             name = file.name.removeprefix(f"{SITE}/")
             for old, new in moves.items():
                 if name.startswith(old):
-                    tool = "bin/" in new
                     target = new + name.removeprefix(old)
-                    yield File(target, file.content, file.executable or tool)
+                    executable = file.executable or "bin/" in new
+                    yield File(target, file.content, executable)
 
     return Package(
-        wheel.name, wheel.version, files=files, made_from=wheel.made_from
+        wheel.name,
+        wheel.version,
+        files=files,
+        made_from=(wheel.made_from, moves),
     )

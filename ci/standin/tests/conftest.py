@@ -6,13 +6,16 @@ The tests run inside a task of ci/pixi and use its channel, without a network.
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "ci"))
+if tools := os.environ.get("CI_PIXI_TOOLS"):  # what the stand-in imports
+    site = sysconfig.get_path("purelib", vars={"base": tools})
+    sys.path.append(site)
 
 Result = subprocess.CompletedProcess[str]
 HEAD = """\
@@ -28,6 +31,7 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.prefix = folder / ".pixi/envs/default"
 
     def write(self, manifest: str) -> "Workspace":
         (self.folder / "pixi.toml").write_text(HEAD + manifest)
@@ -70,23 +74,6 @@ def new_workspace() -> type[Workspace]:
 
 @pytest.fixture
 def workspace(tmp_path: Path, new_workspace: type[Workspace]) -> Workspace:
-    folder = tmp_path / "workspace"
+    folder = tmp_path / "a folder"
     folder.mkdir()
     return new_workspace(folder)
-
-
-@pytest.fixture
-def in_standin(new_workspace: type[Workspace]) -> Callable[..., Result]:
-    """A function that runs a script in ci/pixi's own Python."""
-
-    def run(script: str, *args: str | Path) -> Result:
-        python = Path(os.environ["CI_PIXI_TOOLS"]) / "bin/python"
-        return subprocess.run(
-            [python, "-c", script, *args],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "ci")},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
