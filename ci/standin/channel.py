@@ -1,7 +1,5 @@
 """The stand-in channel of an environment: what it holds, when it is made."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -79,7 +77,6 @@ def requested(
     for name in (environment.name, *tasks.get("environments", [])):
         if name in manifest.environments:
             wanted.update(manifest.environments[name].specs)
-            wanted.update(manifest.environments[name].pypi_specs)
     return sorted(wanted)
 
 

@@ -1,7 +1,5 @@
 """The words of ci/pixi."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -90,10 +88,9 @@ def dispatch(args: argparse.Namespace) -> None:
         say_times()
 
 
-def list_tasks(workspace: Manifest, chosen: str | None) -> None:
-    """Print the tasks, without names that begin with _, as pixi does."""
+def list_tasks(workspace: "Manifest", chosen: str | None) -> None:
     for name, found in sorted(workspace.tasks.items()):
-        if not name.startswith("_") and (chosen is None or chosen in found):
+        if chosen is None or chosen in found:
             task = next(iter(found.values()))
             home = task.default_environment or ", ".join(found)
             print(f"{name:<20} {home:<10} {task.description}")

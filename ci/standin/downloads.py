@@ -4,8 +4,6 @@ pip compares a wheel with the hash that the index gives, apt a .deb file with
 the signed lists of Debian; the hash of the sources is in channel.toml.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re

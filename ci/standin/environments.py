@@ -1,7 +1,5 @@
 """Solve, install and activate environments in .pixi/envs, as pixi does."""
 
-from __future__ import annotations
-
 import functools
 import os
 import re
@@ -13,7 +11,7 @@ from pathlib import Path
 import conda_tools
 
 from standin import channel as channels
-from standin.files import digest, locked, run
+from standin.files import digest, locked
 from standin.manifest import PLATFORM, Environment, Manifest
 from standin.progress import StandinError, say, step
 
@@ -45,7 +43,7 @@ def activated(manifest: Manifest, name: str) -> tuple[Path, dict[str, str]]:
             say(f"[{name}] left out: {package} ({unavailable[package]})")
         else:
             specs.append(f"{package} {version}")
-    key = digest(channel.name, specs, environment.pypi_specs, str(folder))
+    key = digest(channel.name, specs, str(folder))
     installed = folder / "conda-meta" / f"ci-pixi-{key}"
     if not installed.exists():
         with locked(folder.parent / f".{name}.lock"):
@@ -77,16 +75,6 @@ def install(
                 text += "; a task cannot download: run this outside of it"
             raise StandinError(text) from error
         say(f"  {len(names)} packages in {folder}")
-        if pypi := [f"{n}{v}".rstrip("*") for n, v in environment.pypi_specs]:
-            command = [sys.executable, "-m", "pip", "--python"]
-            command += [f"{folder}/bin/python", "install", "--no-index"]
-            command += ["--find-links", f"{channel}/wheels", *pypi]
-            run(
-                command,
-                "installing pypi-dependencies",
-                PIP_CONFIG_FILE=os.devnull,
-                PYTHONPATH="",
-            )
 
 
 def variables(

@@ -1,7 +1,5 @@
 """The cache: its place, hashes, locks, folders written whole; and tools."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

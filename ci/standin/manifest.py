@@ -4,8 +4,6 @@ pixi's own schema says whether the file is right; what the stand-in does not
 have is refused, never skipped.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import sys
@@ -25,18 +23,16 @@ FILE = "pixi.toml"
 HERE = Path(__file__).parent
 REFUSED = "ci/pixi does not support this"
 # The supported keys and the types of their values; "*" stands for any name.
+TASK = {
+    "cmd": str,
+    "default-environment": str,
+    "depends-on": {"environment": str, "task": str},
+    "description": str,
+}
 FEATURE = {
     "dependencies": {"*": str},
-    "platforms": list,
     "pypi-dependencies": {"*": str},
-    "tasks": {
-        "*": {
-            "cmd": str,
-            "default-environment": str,
-            "depends-on": {"environment": str, "task": str},
-            "description": str,
-        }
-    },
+    "tasks": {"*": TASK},
 }
 SUPPORTED = {
     "workspace": {
@@ -47,8 +43,8 @@ SUPPORTED = {
         "requires-pixi": str,
     },
     "environments": {"*": {"features": list, "no-default-feature": bool}},
-    "feature": {"*": FEATURE},
-    **{k: v for k, v in FEATURE.items() if k != "platforms"},
+    "feature": {"*": {**FEATURE, "platforms": list}},
+    **FEATURE,
 }
 
 
@@ -62,7 +58,6 @@ class Task(NamedTuple):
 class Environment(NamedTuple):
     name: str
     specs: list[tuple[str, str]]
-    pypi_specs: list[tuple[str, str]]
     tasks: dict[str, Task]
 
 
@@ -88,8 +83,8 @@ def merged(name: str, features: list[dict[str, Any]]) -> Environment:
 
     return Environment(
         name,
-        sorted(set(entries("dependencies"))),
-        sorted(set(entries("pypi-dependencies"))),
+        # The stand-in makes conda packages of both.
+        sorted({*entries("dependencies"), *entries("pypi-dependencies")}),
         {name: task(value) for name, value in entries("tasks")},
     )
 
@@ -110,17 +105,10 @@ class Manifest:
         self.name: str = workspace.get("name", self.root.name)
         if workspace.get("channels") != ["conda-forge"]:
             raise self.error("workspace.channels", "must be conda-forge alone")
-        # All of them are PLATFORM: nothing in the channel needs a GPU.
-        platforms = {
-            p if isinstance(p, str) else p.get("name", p["platform"])
-            for p in workspace["platforms"]
-        }
-        self.check_name("workspace.platforms", PLATFORM, platforms)
+        # A platform with CUDA is the same: nothing in the channel needs a GPU.
+        if PLATFORM not in workspace["platforms"]:
+            raise self.error("workspace.platforms", f"{PLATFORM} is missing")
         features = table.get("feature", {})
-        for name, feature in features.items():
-            for platform in feature.get("platforms", []):
-                at = f"feature.{name}.platforms"
-                self.check_name(at, platform, platforms)
         self.environments: dict[str, Environment] = {}
         listed = {"default": [], **table.get("environments", {})}
         for name, value in listed.items():

@@ -1,7 +1,5 @@
 """What people see of ci/pixi: lines of progress, times and errors."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

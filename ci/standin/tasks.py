@@ -1,36 +1,51 @@
 """Run pixi.toml's tasks: dependencies first, each once, without a network."""
 
-from __future__ import annotations
-
+import ctypes
+import fcntl
 import functools
+import os
 import shlex
 import shutil
 import signal
+import socket
+import struct
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from standin import offline
 from standin.environments import activated
 from standin.manifest import Manifest, nearest
 from standin.progress import StandinError, say, step
 
 STRICT_BASH = ("bash", "-euo", "pipefail", "-c")
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
+
+
+def isolate() -> None:
+    """Give this process a network namespace, in which only localhost works."""
+    user, group = os.getuid(), os.getgid()
+    if LIBC.unshare(CLONE_NEWNET | (CLONE_NEWUSER if user else 0)):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if user:  # keep the same user in the namespace
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        request = struct.pack("16sH14x", b"lo", IFF_UP)
+        fcntl.ioctl(handle, SIOCSIFFLAGS, request)
 
 
 @functools.cache
-def without_network() -> tuple[str, ...]:
-    """Words before a command that take its network away, where possible."""
-    words = (sys.executable, "-S", offline.__file__)
-    tried = subprocess.run([*words, "true"], capture_output=True, text=True)
-    if tried.returncode == 0:
-        return words
-    say(
-        "the network stays on for tasks: this machine permits no network "
-        f"namespaces ({tried.stderr.strip()})"
-    )
-    return ()
+def without_network() -> Callable[[], None] | None:
+    """What a new process does first: `isolate`, where that is permitted."""
+    try:
+        subprocess.run(["true"], preexec_fn=isolate, check=True)
+    except subprocess.SubprocessError:
+        say("the network stays on for tasks: no namespaces are permitted here")
+        return None
+    return isolate
 
 
 class Runner:
@@ -98,7 +113,7 @@ def call(
 ) -> None:
     """Run a process to its end; its exit status becomes that of ci/pixi."""
     process = subprocess.Popen(
-        [*without_network(), *command], cwd=folder, env=variables
+        command, cwd=folder, env=variables, preexec_fn=without_network()
     )
     # Ctrl-C reaches the process too: let it end in its own way.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

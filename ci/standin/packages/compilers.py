@@ -1,7 +1,5 @@
 """conda-forge's compiler packages, around this machine's own compiler."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Write real .conda packages: conda-forge's names, made from other sources."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -125,7 +123,7 @@ def information(
 ) -> dict[str, Any]:
     """The content of the folder info."""
     return {
-        "about": {"summary": f"stand-in for conda-forge's {package.name}"},
+        "about": {"summary": "a stand-in for conda-forge's"},
         "index": {
             "name": package.name,
             "version": package.version,
@@ -133,7 +131,6 @@ def information(
             "build_number": 0,
             "depends": package.depends,
             "constrains": package.constrains,
-            "license": "LicenseRef-see-upstream",
             "subdir": PLATFORM,
         },
         "paths": {"paths": paths, "paths_version": 1},

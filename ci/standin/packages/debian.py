@@ -1,7 +1,5 @@
 """Tools from Debian's packages, in a folder of their own."""
 
-from __future__ import annotations
-
 import io
 import os
 import posixpath

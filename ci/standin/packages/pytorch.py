@@ -4,8 +4,6 @@ Libraries, headers and CMake files are in the environment itself, and
 site-packages/torch has links to them.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator

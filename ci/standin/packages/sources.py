@@ -1,7 +1,5 @@
 """libhwy and gtest, built from source on the spot."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

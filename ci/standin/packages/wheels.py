@@ -1,7 +1,5 @@
 """Turn wheels from PyPI into conda packages."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Callable, Iterator

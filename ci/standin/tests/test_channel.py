@@ -124,7 +124,7 @@ def test_no_cpu_build_of_torch(tmp_path, monkeypatch):
 
 
 def test_python_that_cannot_be_copied(tmp_path):
-    with pytest.raises(StandinError, match="has no include.*: use another"):
+    with pytest.raises(StandinError, match=r"has no include.*: use another"):
         check_layout(tmp_path)
     with pytest.raises(StandinError, match="the distribution's own"):
         check_layout(Path("/usr"))
@@ -242,7 +242,6 @@ def test_pip(full):
     """All dependencies are met, and tasks install from the wheelhouse."""
     assert "No broken requirements" in full.passes("run", "pip", "check")
     assert "editables" in full.passes("run", "pip", "list")
-    assert not list(full.prefix.glob("conda-meta/editables-*.json"))
     words = ["run", "pip", "install", "--dry-run", "pathspec"]
     shown = full.passes(*words, PIP_NO_INDEX=None, PIP_FIND_LINKS=None)
     assert "Would install" in shown

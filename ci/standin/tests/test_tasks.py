@@ -8,7 +8,6 @@ import pytest
 
 TASKS = """
 [tasks]
-_hidden = "true"
 after = { cmd = "echo never", depends-on = ["fail"] }
 both = { depends-on = ["who", { task = "who", environment = "other" }] }
 fail = "exit 7"
@@ -86,10 +85,9 @@ def test_the_callers_python_does_not_leak(tasks):
     assert not names & set(leaks)
 
 
-def test_list_leaves_hidden_tasks_out(tasks):
+def test_list(tasks):
     shown = tasks.passes("task", "list")
     assert re.search(r"^one +default, other, third +Say one$", shown, re.M)
-    assert "hidden" not in shown
     assert "test " not in tasks.passes("task", "list", "-e", "third")
 
 
