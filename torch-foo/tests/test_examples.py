@@ -142,7 +142,6 @@ def test_train(model: Path, text: Path, tmp_path: Path) -> None:
     assert "step, seconds" in output
 
 
-@pytest.mark.filterwarnings("ignore:torch_foo.*not patched")
 @pytest.mark.parametrize("script", ["generate.py", "train.py"])
 def test_differences_are_reported(
     model: Path,
@@ -152,14 +151,15 @@ def test_differences_are_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def spoil(patched: torch.nn.Module) -> str:
+    def scale(model: torch.nn.Module, factor: float) -> str:
         with torch.no_grad():
-            patched.get_output_embeddings().weight.mul_(-20)
+            model.get_output_embeddings().weight.mul_(factor)
         return "spoilt"
 
-    monkeypatch.setattr(common, "patched", spoil)
+    monkeypatch.setattr(common, "patched", lambda model: scale(model, -20))
     monkeypatch.setattr(
-        common, "peak_memory", lambda: dict.fromkeys(common.NAMES, 1.0)
+        "torch_foo.integrations.transformers.unpatch",
+        lambda model: scale(model, -1 / 20),
     )
     more = ANSWER if script == "generate.py" else ["--text", text, *STEPS]
     assert run(monkeypatch, script, "--model", model, *more) == 1
@@ -230,15 +230,10 @@ def test_short_text(
     assert "231 tokens, fewer than one sequence of 232" in said
 
 
+@pytest.mark.usefixtures("common")
 def test_loss_that_is_not_finite(
-    model: Path,
-    text: Path,
-    common: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        common, "peak_memory", lambda: dict.fromkeys(common.NAMES, 1.0)
-    )
     words = ["--model", model, "--text", text, *STEPS]
     said = run(monkeypatch, "train.py", *words, "--learning-rate", 1e30)
     assert "is not finite" in said
