@@ -133,7 +133,6 @@ def update_environment(
     Returns:
         The installed packages, as name-version-build.
     """
-    start = time.monotonic()
     records = solve(specs, channels)
     asyncio.run(rattler.install(records, prefix.resolve(), show_progress=False))
     return [

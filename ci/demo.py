@@ -30,6 +30,7 @@ from conda_tools import (
     forget,
     update_environment,
 )
+from rattler_build import RattlerBuildError
 
 DEMO = ROOT / "build" / "demo"
 ENVIRONMENT = DEMO / "env"
@@ -169,7 +170,7 @@ def main() -> int:
         step(times, "the packages and the model, where missing", 90),
         fetching() if missing else nullcontext(),
     ):
-        channel = package.ensure("usable")
+        channel = package.ensure(usable=True)
     with step(times, "torch-foo by name from dist/conda", 1):
         forget(*PACKAGES)
         for installed in install("torch-foo", channels=(channel.as_uri(),)):
@@ -193,7 +194,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except subprocess.CalledProcessError as error:
+    except (subprocess.CalledProcessError, RattlerBuildError) as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
