@@ -247,9 +247,10 @@ HWY_INLINE void ContiguousRows(const GradientRow<T>* rows, const T* weight,
   }
 }
 
-/// Computes one row with any strides.
-template <bool kWeight, bool kSum, class T>
-HWY_NOINLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
+/// Calls AnyGradient for one row with any strides, tile by tile.
+template <class T>
+HWY_NOINLINE void StridedRow(decltype(&AnyGradient<true, true, T>) gradient,
+                             Row grad, Row x, Row weight, Row addend,
                              const RowStats<Compute<T>>& stats,
                              MutableRow grad_x, Compute<T>* sum, int64_t n) {
   HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile], a_tile[kTile],
@@ -262,14 +263,14 @@ HWY_NOINLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
     const T* pw =
-        kWeight ? InputTile(tw, weight.stride, i, m, w_tile) : nullptr;
+        tw == nullptr ? nullptr : InputTile(tw, weight.stride, i, m, w_tile);
     const GradientRow<T> row{
         InputTile(tgrad, grad.stride, i, m, g_tile),
         InputTile(tx, x.stride, i, m, x_tile),
         ta == nullptr ? nullptr : InputTile(ta, addend.stride, i, m, a_tile),
         out == nullptr ? nullptr : OutputTile(out, grad_x.stride, i, out_tile),
         stats};
-    AnyGradient<kWeight, kSum>(row, pw, kSum ? sum + i : nullptr, 0, m);
+    gradient(row, pw, sum == nullptr ? nullptr : sum + i, 0, m);
     if (out != nullptr) FinishTile(out_tile, out, grad_x.stride, i, m);
   }
 }
@@ -295,10 +296,10 @@ void Rows(const BackwardRows& rows, Row weight, double eps, void* sum,
     return ContiguousRows<kWeight, kSum>(row, tw, tsum, stream, n);
   }
   for (int k = 0; k < rows.count; ++k) {
-    StridedRow<kWeight, kSum, T>(
-        {rows.grad[k], rows.grad_stride}, {rows.x[k], rows.x_stride}, weight,
-        {rows.addend[k], rows.addend_stride}, row[k].stats,
-        {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
+    StridedRow<T>(AnyGradient<kWeight, kSum, T>,
+                  {rows.grad[k], rows.grad_stride}, {rows.x[k], rows.x_stride},
+                  weight, {rows.addend[k], rows.addend_stride}, row[k].stats,
+                  {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
   }
 }
 
