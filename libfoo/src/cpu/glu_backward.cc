@@ -157,8 +157,7 @@ void gated_backward(const char* op, Activation activation,
   const CpuThreads threads(op, executor);
   if (grad_gate == nullptr && grad_up == nullptr) return;
 
-  const auto backward =
-      FOO_CORE_DISPATCH(GluBackward)(activation, gate.dtype);
+  const auto backward = FOO_CORE_DISPATCH(GluBackward)(activation, gate.dtype);
   const auto nest =
       nest_of_elements(grad_gate != nullptr ? *grad_gate : *grad_up, grad, gate,
                        up, grad_gate, grad_up);
