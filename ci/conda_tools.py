@@ -122,6 +122,17 @@ def create_environment(
     """
     if prefix.exists():
         shutil.rmtree(prefix)
+    return update_environment(prefix, specs, channels)
+
+
+def update_environment(
+    prefix: Path, specs: Sequence[str], channels: Sequence[str]
+) -> list[str]:
+    """Make an environment hold `specs` and what they need, and nothing else.
+
+    Returns:
+        The installed packages, as name-version-build.
+    """
     records = solve(specs, channels)
     asyncio.run(rattler.install(records, prefix.resolve(), show_progress=False))
     return [

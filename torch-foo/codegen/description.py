@@ -139,9 +139,10 @@ def load(package: Path) -> list[Operator]:
             operator = _operator(cls, base)
             if operator.name in (*TAKEN, *(p.stem for p in package.iterdir())):
                 refuse("", f"torch_foo.{operator.name} is something else")
+            here = f"{file}:{_line(cls)}"
             for name in operator.names():
-                place = taken.setdefault(name, f"{file}:{_line(cls)}")
-                if place != f"{file}:{_line(cls)}":
+                place = taken.setdefault(name, here)
+                if place != here:
                     refuse("", f"the name {name} is taken in {place}")
             _try_samples(operator)
             operators.append(operator)

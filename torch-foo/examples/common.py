@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
+import gc
 import importlib.util
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -61,8 +61,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="FILE.png",
         help="also draw the charts to FILE.png (needs matplotlib)",
     )
-    # Run only this model; the last line is the peak memory of the process.
-    result.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
     return result
 
 
@@ -149,36 +147,22 @@ def patched(model: Any) -> Report:
 
 
 def forget_peak() -> None:
-    """Reset the peak memory of this process to its current memory."""
+    """Reset the peak memory of this process to the memory in use.
+
+    What malloc keeps of earlier runs is returned first, or it would count.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def print_peak() -> None:
-    """Print the peak memory of this process in MiB.
+def peak() -> float:
+    """Return the peak memory of this process in MiB.
 
-    getrusage will not do, because its figure starts from the parent's memory.
+    getrusage will not do, because nothing resets its figure.
     """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            print(int(line.split()[1]) / 1024)
-
-
-def peak_memory() -> Figures:
-    """Run this program once per name with --memory-of; return MiB by name."""
-    peaks = {}
-    for name in NAMES:
-        print(f"measuring the peak memory, {name} ...", flush=True)
-        command = [sys.executable, *sys.argv, "--memory-of", name]
-        child = subprocess.run(
-            command,
-            env=os.environ | {"TQDM_DISABLE": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        if child.returncode:
-            sys.exit(child.returncode)
-        peaks[name] = float(child.stdout.splitlines()[-1])
-    return peaks
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def shares(times: dict[str, Time]) -> str:

@@ -1,14 +1,14 @@
 """Let a language model answer, as it is and patched with torch_foo.
 
-The example loads a model with transformers and streams its answer to a prompt,
-by greedy decoding in float32. It patches the model with
-torch_foo.integrations.transformers and streams the answer again. Then it times
-both in turns, in one process, by patching and unpatching the same model, and
-measures the peak memory of each in a separate process. The exit status is 1 if
-the answers differ.
+The example loads a model with transformers, patches it with
+torch_foo.integrations.transformers and streams its answer to a prompt, by
+greedy decoding in float32. It streams the answer of the model as it is, too.
+Then it measures the time and the peak memory of the first tokens of both in
+turns, in one process, by patching and unpatching the same model. The exit
+status is 1 if the answers differ.
 
-"prefill" is the time from the prompt to the first token, "decode" that of each
-token after it.
+"prefill" is the time from the prompt to the first token, "decode" the median of
+those of the tokens after it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import common
 import torch
-from common import AS_IT_IS, NAMES, PATCHED, Time
+from common import AS_IT_IS, NAMES, PATCHED, Figures, Time
 from torch import nn
 from torch.nn import functional
 from torch_foo.integrations.transformers import unpatch
 from transformers import TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
+PHASES = ["prefill", "decode"]
+TIMED = 24  # tokens of a timed answer
 PROMPT = "Write a short story about a lighthouse keeper and a lost whale."
 
 Answer = Callable[..., torch.Tensor]
+Clocks = dict[str, list["Clock"]]  # by name, one per round
 
 
 def answerer(model: Any, tokenizer: Any, prompt: str) -> tuple[Answer, int]:
@@ -70,15 +74,12 @@ class Clock(BaseStreamer):
         pass
 
     def phases(self) -> dict[str, Time]:
-        """Return the time of the prefill and that of one decoded token."""
-        start, first, *_, last = self.notes
-        tokens = len(self.notes) - 2
-        return {
-            "prefill": Time(*map(operator.sub, first, start)),
-            "decode": Time(
-                *((b - a) / tokens for a, b in zip(first, last, strict=True))
-            ),
-        }
+        """Return the time of the prefill and the median of decoded tokens."""
+        prefill, *decode = (
+            Time(*map(operator.sub, after, before))
+            for before, after in pairwise(self.notes)
+        )
+        return {"prefill": prefill, "decode": common.median(decode)}
 
     def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed_call(*args: Any, **kwargs: Any) -> Any:
@@ -107,29 +108,32 @@ class Clock(BaseStreamer):
 
 def measure(
     model: Any, answer: Answer, tokens: int, rounds: int
-) -> tuple[dict[str, dict[str, Time]], dict[str, dict[str, Time]]]:
-    """Return medians by phase and name: plain, and with the time in products.
+) -> tuple[Clocks, Clocks, Figures]:
+    """Return clocks, clocks with the time in products, and peaks of memory.
 
     Timing the products takes time too, hence two runs per name and round.
     """
-    plain: dict[str, list[Clock]] = {name: [] for name in NAMES}
-    watched: dict[str, list[Clock]] = {name: [] for name in NAMES}
+    plain: Clocks = {name: [] for name in NAMES}
+    watched: Clocks = {name: [] for name in NAMES}
+    memory = dict.fromkeys(NAMES, 0.0)
     for done in range(rounds):
         print(f"round {done + 1} of {rounds} ...", flush=True)
         for name in random.sample(NAMES, len(NAMES)):
             if name == PATCHED:
                 common.patched(model)
+            common.forget_peak()
             plain[name].append(Clock())
             answer(tokens, plain[name][-1])
+            memory[name] = max(memory[name], common.peak())
             watched[name].append(Clock())
             with watched[name][-1].watching(model):
                 answer(tokens, watched[name][-1])
             if name == PATCHED:
                 unpatch(model)
-    return medians(plain), medians(watched)
+    return plain, watched, memory
 
 
-def medians(clocks: dict[str, list[Clock]]) -> dict[str, dict[str, Time]]:
+def medians(clocks: Clocks) -> dict[str, dict[str, Time]]:
     """Return the medians by phase and name."""
     return {
         phase: {
@@ -138,8 +142,16 @@ def medians(clocks: dict[str, list[Clock]]) -> dict[str, dict[str, Time]]:
             )
             for name in NAMES
         }
-        for phase in ["prefill", "decode"]
+        for phase in PHASES
     }
+
+
+def speed_ups(clocks: Clocks, phase: str) -> list[float]:
+    """Return how much faster the patched model was in each round."""
+    return [
+        as_it_is.phases()[phase].total / patched.phases()[phase].total
+        for as_it_is, patched in zip(*clocks.values(), strict=True)
+    ]
 
 
 def main() -> int:
@@ -155,7 +167,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         type=common.at_least(1),
-        default=5,
+        default=3,
         metavar="N",
         help="timed runs of each model, in turns (default: %(default)s)",
     )
@@ -167,51 +179,50 @@ def main() -> int:
     tokenizer, model = common.load(arguments.model)
     model.eval()
     answer, length = answerer(model, tokenizer, prompt)
-    if arguments.memory_of:
-        if arguments.memory_of == PATCHED:
-            common.patched(model)
-        common.forget_peak()  # of loading
-        answer(arguments.tokens)
-        common.print_peak()
-        return 0
-
     print(f"prompt: {prompt}\n")
+    print(common.patched(model), end="\n\n")
     answers = {}
-    for name in NAMES:
-        if name == PATCHED:
-            print(common.patched(model), end="\n\n")
+    for name in (PATCHED, AS_IT_IS):
+        if name == AS_IT_IS:
+            unpatch(model)
         print(f"--- {name} ---", flush=True)
         streamer = TextStreamer(
             tokenizer, skip_prompt=True, skip_special_tokens=True
         )
         answers[name] = answer(arguments.tokens, streamer)
         print()
-    unpatch(model)
     same = torch.equal(*answers.values())
     tokens = len(answers[PATCHED])
     print(f"{tokens} tokens, {'all the same' if same else 'NOT the same'}\n")
     if tokens < 2:
         sys.exit("nothing to time: the answer has fewer than two tokens")
 
-    plain, watched = measure(model, answer, tokens, arguments.rounds)
-    memory = common.peak_memory()
+    tokens = min(tokens, TIMED)
+    plain, watched, memory = measure(model, answer, tokens, arguments.rounds)
     charts = {}
-    for phase, count in [("prefill", length), ("decode", 1)]:
-        rates = {name: count / plain[phase][name].total for name in NAMES}
+    spread = []
+    for (phase, times), count in zip(
+        medians(plain).items(), (length, 1), strict=True
+    ):
+        rates = {name: count / times[name].total for name in NAMES}
         ratio = rates[PATCHED] / rates[AS_IT_IS]
         charts[f"{phase}, tokens per second: {ratio:.2f}× faster"] = rates
+        ratios = speed_ups(plain, phase)
+        spread.append(f"{phase} {min(ratios):.2f}× to {max(ratios):.2f}×")
     ratio = memory[PATCHED] / memory[AS_IT_IS]
     charts[f"peak memory, MiB: {ratio:.2f}×"] = memory
     print()
     for title, values in charts.items():
         print(common.bars(title, values), end="\n\n")
-    for phase, times in watched.items():
+    for phase, times in medians(watched).items():
         print(common.bars_of_times(phase, times))
         print(common.shares(times), end="\n\n")
     print(
-        f"Medians of {arguments.rounds} rounds. Prompt: {length} tokens. Matrix"
-        " products are those of nn.Linear and scaled_dot_product_attention,"
-        f" timed in separate runs.\n{common.versions()}"
+        f"Medians of {arguments.rounds} rounds; in single rounds,"
+        f" {' and '.join(spread)} faster. Prompt: {length} tokens, timed"
+        f" answer: {tokens}. Matrix products are those of nn.Linear and"
+        " scaled_dot_product_attention, timed in separate runs.\n"
+        f"{common.versions()}"
     )
     if arguments.plot:
         figure = common.figure(f"{arguments.model.name}: generation", 9)

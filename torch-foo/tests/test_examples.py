@@ -3,7 +3,6 @@
 import importlib
 import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,24 +73,16 @@ def common(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     del sys.modules["common"]
 
 
-def whole(script: str, *arguments: object) -> str:
-    """Run a script in a process that must succeed; return its output."""
-    paths = [p for p in (path, os.environ.get("PYTHONPATH")) if p]
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 def run(
     monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object
 ) -> object:
-    """Run a script in this process; return its exit status or message."""
+    """Run a script in this process; return its exit status or message.
+
+    It measures the peak memory in processes of its own.
+    """
     file = str(EXAMPLES / script)
+    if path:
+        monkeypatch.setenv("PYTHONPATH", path, prepend=os.pathsep)
     monkeypatch.setattr(sys, "argv", [file, *map(str, arguments)])
     with pytest.raises(SystemExit) as exit_:
         runpy.run_path(file, run_name="__main__")
@@ -114,35 +105,67 @@ def check(plot: list[object], output: str) -> None:
     assert "rms_norm      in   5 x LlamaRMSNorm" in output
 
 
-@pytest.mark.parametrize("template", [None, TEMPLATE], ids=["plain", "chat"])
-def test_generate(model: Path, tmp_path: Path, template: str | None) -> None:
-    if template:
-        for file in model.iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        (tmp_path / "chat_template.jinja").write_text(template)
-        model = tmp_path
+@pytest.mark.usefixtures("common")
+def test_generate(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     plot = plot_in(tmp_path)
-    output = whole("generate.py", "hi", "--model", model, *ANSWER, *plot)
+    words = ["hi", "--model", model, *ANSWER, *plot]
+    assert run(monkeypatch, "generate.py", *words) == 0
+    output = capsys.readouterr().out
     check(plot, output)
     assert "8 tokens, all the same" in output
     assert "prefill, tokens per second" in output
     assert "decode, tokens per second" in output
-    length = len("[user] hi ") if template else len("hi")
-    assert f"Prompt: {length} tokens" in output
+    assert "Prompt: 2 tokens" in output
 
 
-def test_train(model: Path, text: Path, tmp_path: Path) -> None:
-    plot = plot_in(tmp_path)
-    output = whole(
-        "train.py", "--model", model, "--text", text, text, *STEPS, *plot
+@pytest.mark.parametrize("memory_of", [[], ["--memory-of", "torch_foo"]])
+def test_generate_by_a_chat_template(
+    memory_of: list[str],
+    model: Path,
+    tmp_path: Path,
+    common: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for file in model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    monkeypatch.setattr(
+        common, "peak_memory", lambda: dict.fromkeys(common.NAMES, 1.0)
     )
+    words = ["hi", "--model", tmp_path, *ANSWER, *memory_of]
+    assert run(monkeypatch, "generate.py", *words) == 0
+    output = capsys.readouterr().out
+    if memory_of:
+        assert float(output.splitlines()[-1]) > 0
+    else:
+        assert "8 tokens, all the same" in output
+        assert f"Prompt: {len('[user] hi ')} tokens" in output
+
+
+@pytest.mark.usefixtures("common")
+def test_train(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plot = plot_in(tmp_path)
+    words = ["--model", model, "--text", text, text, *STEPS, *plot]
+    assert run(monkeypatch, "train.py", *words) == 0
+    output = capsys.readouterr().out
     check(plot, output)
     assert "training on 448 tokens" in output  # 2 x (5 x 46 + 1), cut to 32s
     assert "relative: rounding" in output
     assert "step, seconds" in output
 
 
-@pytest.mark.filterwarnings("ignore:torch_foo.*not patched")
 @pytest.mark.parametrize("script", ["generate.py", "train.py"])
 def test_differences_are_reported(
     model: Path,
@@ -152,14 +175,15 @@ def test_differences_are_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def spoil(patched: torch.nn.Module) -> str:
+    def scale(model: torch.nn.Module, factor: float) -> str:
         with torch.no_grad():
-            patched.get_output_embeddings().weight.mul_(-20)
+            model.get_output_embeddings().weight.mul_(factor)
         return "spoilt"
 
-    monkeypatch.setattr(common, "patched", spoil)
+    monkeypatch.setattr(common, "patched", lambda model: scale(model, -20))
     monkeypatch.setattr(
-        common, "peak_memory", lambda: dict.fromkeys(common.NAMES, 1.0)
+        "torch_foo.integrations.transformers.unpatch",
+        lambda model: scale(model, -1 / 20),
     )
     more = ANSWER if script == "generate.py" else ["--text", text, *STEPS]
     assert run(monkeypatch, script, "--model", model, *more) == 1
@@ -230,15 +254,10 @@ def test_short_text(
     assert "231 tokens, fewer than one sequence of 232" in said
 
 
+@pytest.mark.usefixtures("common")
 def test_loss_that_is_not_finite(
-    model: Path,
-    text: Path,
-    common: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        common, "peak_memory", lambda: dict.fromkeys(common.NAMES, 1.0)
-    )
     words = ["--model", model, "--text", text, *STEPS]
     said = run(monkeypatch, "train.py", *words, "--learning-rate", 1e30)
     assert "is not finite" in said

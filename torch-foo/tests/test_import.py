@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import _torch_foo_autoload
@@ -156,16 +157,64 @@ def site(tmp_path: Path) -> Path:
     return site
 
 
+PACKAGES = str(Path(torch.__file__).parents[1])
+
+
 def run_in(site: Path, code: str, *options: str, torch_too: bool = True) -> str:
-    path = [str(site)]
-    if torch_too:
-        path.append(str(Path(torch.__file__).parents[1]))
+    path = [str(site), *[PACKAGES] * torch_too]
     code = f"import sys; sys.path[:0] = {path!r}\n{code}"
     return run(code, "-S", *options)
 
 
-def test_foo_core_missing(site):
-    error = last_line(run_in(site, "import torch_foo"))
+# Imports torch once, which takes a second, and torch_foo in a fork per folder.
+IMPORTER = f"""
+import os, sys
+sys.path.insert(0, {PACKAGES!r})
+import torch
+for folder in sys.stdin:
+    if os.fork() == 0:
+        sys.path.insert(0, folder.strip())
+        try:
+            import torch_foo
+        except ImportError as error:
+            print("ImportError:", error, flush=True)
+        os._exit(0)
+    os.wait()
+    print(flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def importer() -> Iterator[subprocess.Popen[str]]:
+    env = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    env.pop("LD_LIBRARY_PATH", None)
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", IMPORTER],
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def import_error(site: Path, importer: subprocess.Popen[str]):
+    """Return a function that imports torch_foo; it returns the last line."""
+
+    def import_error() -> str:
+        importer.stdin.write(f"{site}\n")
+        importer.stdin.flush()
+        *_, last = iter(importer.stdout.readline, "\n")
+        return last.rstrip()
+
+    return import_error
+
+
+def test_foo_core_missing(import_error):
+    error = import_error()
     assert error == (
         "ImportError: torch_foo needs libfoo_core.so.9.9, but found no "
         "foo_core. Install the matching version: `pip install "
@@ -174,12 +223,12 @@ def test_foo_core_missing(site):
 
 
 @pytest.mark.parametrize("place", ["wheel", "conda"])
-def test_foo_core_of_another_version(site, place):
+def test_foo_core_of_another_version(site, import_error, place):
     lib = site / "foo_core" / "lib" if place == "wheel" else site.parents[1]
     lib.mkdir(parents=True, exist_ok=True)
     found = lib / "libfoo_core.so.9.8"
     found.touch()
-    error = last_line(run_in(site, "import torch_foo"))
+    error = import_error()
     assert error.startswith(
         "ImportError: torch_foo needs libfoo_core.so.9.9, but found only "
         f"{found}. Install the matching version: "
@@ -187,16 +236,16 @@ def test_foo_core_of_another_version(site, place):
 
 
 @pytest.mark.parametrize("library", ["_C.abi3.so", "lib/libtorch_foo.so"])
-def test_native_library_broken(site, library):
+def test_native_library_broken(site, import_error, library):
     (site / "torch_foo" / library).write_bytes(b"not a library")
-    error = last_line(run_in(site, "import torch_foo"))
+    error = import_error()
     assert error.startswith("ImportError: torch_foo's native library")
     assert "Reinstall torch-foo and libfoo-core" in error
 
 
-def test_operators_missing(site):
+def test_operators_missing(site, import_error):
     (site / "torch_foo" / "lib" / "libtorch_foo.so").unlink()
-    error = last_line(run_in(site, "import torch_foo"))
+    error = import_error()
     assert error.startswith(
         "ImportError: torch_foo's native library does not load: "
         "libtorch_foo.so: cannot open shared object file"
@@ -216,9 +265,9 @@ def test_operator_that_was_not_built():
     )
 
 
-def test_native_library_missing(site):
+def test_native_library_missing(site, import_error):
     (site / "torch_foo" / "_C.abi3.so").unlink()
-    error = last_line(run_in(site, "import torch_foo"))
+    error = import_error()
     assert error.startswith("ImportError: torch_foo's native library is not in")
 
 

@@ -1,10 +1,11 @@
 """`python -m torch_foo`, which prints what a bug report needs."""
 
-import os
 import platform
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,27 @@ from torch_foo.operators import OPERATORS
 DEVICES = ["cpu"] if no_cuda() else ["cpu", "cuda"]
 
 
-def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, **env},
-        text=True,
-        capture_output=True,
-    )
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str, str]]:
+    """Run the module in this process; return its exit status and output."""
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["torch_foo", *arguments])
+        monkeypatch.delitem(sys.modules, "torch_foo.__main__")
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_module("torch_foo", run_name="__main__")
+        return exit_.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def printed() -> str:
-    done = run("-m", "torch_foo")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch_foo"], text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -75,9 +85,10 @@ def test_every_operator_is_tested(printed):
     assert re.search(r"^all ok \(\d+\.\d\d s\)$", printed, re.MULTILINE)
 
 
-def test_autoload_that_is_turned_off():
-    done = run("-m", "torch_foo", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    assert facts(done.stdout)["autoload"] == (
+def test_autoload_that_is_turned_off(run, monkeypatch):
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    _, output, _ = run()
+    assert facts(output)["autoload"] == (
         "no: TORCH_DEVICE_BACKEND_AUTOLOAD is '0'"
     )
 
@@ -85,71 +96,61 @@ def test_autoload_that_is_turned_off():
 @pytest.mark.parametrize(
     ("op", "instead", "reason"),
     [
-        ("add", "lambda a, b: a + b + 1e-4", "AssertionError: Tensor-likes"),
-        ("add_rms_norm", "lambda x, *_: x[0]", "AssertionError: The values"),
+        ("add", lambda a, b: a + b + 1e-4, "AssertionError: Tensor-likes"),
+        ("add_rms_norm", lambda x, *_: x[0], "AssertionError: The values"),
         (
             "quantize_int8_rowwise",
-            "lambda x: OPERATORS['quantize_int8_rowwise'].reference(x)[:1]",
+            lambda x: OPERATORS["quantize_int8_rowwise"].reference(x)[:1],
             "ValueError: zip",
         ),
-        ("rope", "lambda *_: 1 / 0", "ZeroDivisionError: division by zero"),
+        ("rope", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
     ],
     ids=["inexact", "wrong shape", "incomplete", "raises"],
 )
-def test_broken_operator(op, instead, reason):
-    done = run(
-        "-c",
-        "import runpy, torch_foo; from torch_foo.operators import OPERATORS; "
-        f"torch_foo.{op} = {instead}; "
-        "runpy.run_module('torch_foo', run_name='__main__')",
-    )
-    assert done.returncode == 1, done.stderr
-    lines = re.findall(r"^.*FAILED: .*$", done.stdout, re.MULTILINE)
+def test_broken_operator(run, monkeypatch, op, instead, reason):
+    monkeypatch.setattr(torch_foo, op, instead)
+    status, output, _ = run()
+    assert status == 1
+    lines = re.findall(r"^.*FAILED: .*$", output, re.MULTILINE)
     assert len(lines) == len(DEVICES)
     for line in lines:
         assert line.startswith(f"  {op:<24}FAILED: torch.float32: {reason}")
-    assert f"\n{len(DEVICES)} FAILED" in done.stdout
+    assert f"\n{len(DEVICES)} FAILED" in output
+
+
+def old_driver() -> None:
+    raise RuntimeError("old driver\nx")
 
 
 @pytest.mark.parametrize(
-    ("broken", "advice"),
+    ("cuda", "init", "advice"),
     [
-        ("torch.version.cuda = None", "conda install 'pytorch=*=cuda*'"),
-        (
-            "torch.version.cuda = '13'; torch.cuda.init = "
-            "lambda: (_ for _ in ()).throw(RuntimeError('old driver\\nx'))",
-            "old driver",
-        ),
-        (
-            "torch.version.cuda = '13'; torch.cuda.init = lambda: None; "
-            "info = torch_foo.build_info()._replace(cuda=False); "
-            "torch_foo.build_info = lambda: info",
-            "conda install 'libfoo-core=*=cuda*'",
-        ),
+        (None, None, "conda install 'pytorch=*=cuda*'"),
+        ("13", old_driver, "old driver"),
+        ("13", lambda: None, "conda install 'libfoo-core=*=cuda*'"),
     ],
     ids=["torch", "driver", "foo_core"],
 )
-def test_why_nothing_runs_on_cuda(broken, advice):
-    done = run(
-        "-c",
-        f"import runpy, torch, torch_foo; {broken}; "
-        "runpy.run_module('torch_foo', run_name='__main__')",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    why = facts(done.stdout)["CUDA operators"]
+def test_why_nothing_runs_on_cuda(run, monkeypatch, cuda, init, advice):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    info = torch_foo.build_info()._replace(cuda=False)
+    monkeypatch.setattr(torch_foo, "build_info", lambda: info)
+    status, output, error = run()
+    assert status == 0, output + error
+    why = facts(output)["CUDA operators"]
     assert why.startswith("no: ")
     assert why.endswith(advice)
 
 
-def test_help():
-    done = run("-m", "torch_foo", "--help")
-    assert done.returncode == 0
-    assert "usage: python -m torch_foo" in done.stdout
-    assert "What a bug report about torch_foo needs" in done.stdout
+def test_help(run):
+    status, output, _ = run("--help")
+    assert status == 0
+    assert "usage: python -m torch_foo" in output
+    assert "What a bug report about torch_foo needs" in output
 
 
-def test_unknown_argument():
-    done = run("-m", "torch_foo", "--verbose")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "unrecognized arguments: --verbose" in done.stderr
+def test_unknown_argument(run):
+    status, output, error = run("--verbose")
+    assert (status, output) == (2, "")
+    assert "unrecognized arguments: --verbose" in error

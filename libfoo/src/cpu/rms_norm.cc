@@ -137,7 +137,7 @@ void Forward(const ForwardRow& row, const ForwardRow& next, Row weight,
   const auto choose = [&](auto has_weight) HWY_ATTR {
     constexpr bool kWeight = decltype(has_weight)::value;
     return stream ? Scale<kAdd, kWeight, true, T>
-                  : Scale<kAdd, kWeight, false, T>;
+                  : Scale<false, kWeight, false, T>;  // it prefetches nothing
   };
   const auto scale =
       tw == nullptr ? choose(std::false_type()) : choose(std::true_type());

@@ -141,19 +141,31 @@ struct GradientRow {
   RowStats<Compute<T>> stats;
 };
 
+/// What of a gradient is wanted or given, known when it runs.
+struct AnyParts {
+  bool grad_x, addend;
+  static constexpr bool stream = false;
+};
+
+/// The same, known when it is compiled.
+template <bool kAddend, bool kStream>
+struct Parts {
+  static constexpr bool grad_x = true, addend = kAddend, stream = kStream;
+};
+
 /// Computes elements [i, i + n) of one row of Gradients.
-template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
-          bool kAll, class T>
-HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
-                           Pair<Compute<T>> slope, Pair<Compute<T>> weight,
-                           Pair<Compute<T>>& sum, int64_t i, int64_t n) {
+template <bool kWeight, bool kSum, bool kAll, class P, class T>
+HWY_INLINE void GradientAt(P parts, const GradientRow<T>& row,
+                           Pair<Compute<T>> r, Pair<Compute<T>> slope,
+                           Pair<Compute<T>> weight, Pair<Compute<T>>& sum,
+                           int64_t i, int64_t n) {
   const auto x = LoadSome<kAll>(row.x + i, n);
   const auto grad = LoadSome<kAll>(row.grad + i, n);
   const auto g = grad * r;
   if constexpr (kSum) sum = MulAdd(g, x, sum);
-  if constexpr (!kGradX) return;
+  if (!parts.grad_x) return;
   auto y = g;
-  if constexpr (kAddend) {
+  if (parts.addend) {
     const auto addend = LoadSome<kAll>(row.addend + i, n);
     // An explicit MulAdd, because compilers may fuse g + addend or not.
     y = kWeight ? MulAdd(g, weight, addend) : MulAdd(grad, r, addend);
@@ -161,16 +173,16 @@ HWY_INLINE void GradientAt(const GradientRow<T>& row, Pair<Compute<T>> r,
     y = g * weight;
   }
   y = NegMulAdd(x, slope, y);
-  if constexpr (kStream && kAll) return Store<true>(y, row.grad_x + i);
-  StoreSome<kAll>(y, row.grad_x + i, n);
+  if constexpr (kAll) return Store<P::stream>(y, row.grad_x + i);
+  StoreN(y, row.grad_x + i, n);
 }
 
 /// Computes grad_x = r * grad * weight - x * slope + addend and
-/// sum += r * grad * x for each of kCount rows.
-template <bool kWeight, bool kGradX, bool kSum, bool kAddend, bool kStream,
-          int kCount, class T>
-HWY_INLINE void Gradients(const GradientRow<T>* rows, const T* weight,
-                          Compute<T>* sum, int64_t n) {
+/// sum += r * grad * x for each of kCount rows, for whole Pairs. Returns the
+/// number of elements without the rest.
+template <bool kWeight, bool kSum, int kCount, class P, class T>
+HWY_INLINE int64_t Gradients(P parts, const GradientRow<T>* rows,
+                             const T* weight, Compute<T>* sum, int64_t n) {
   using V = Pair<Compute<T>>;
   const int64_t step = Lanes<Compute<T>>();
   GradientRow<T> row[kCount];
@@ -180,28 +192,67 @@ HWY_INLINE void Gradients(const GradientRow<T>* rows, const T* weight,
     r[k] = V::Set(row[k].stats.r);
     slope[k] = V::Set(row[k].stats.slope);
   }
-  const auto at = [&](auto all, int64_t i, int64_t m) HWY_ATTR {
-    constexpr bool kAll = decltype(all)::value;
+  int64_t i = 0;
+  for (; i + step <= n; i += step) {
     V w, total;
-    if constexpr (kWeight) w = LoadSome<kAll>(weight + i, m);
+    if constexpr (kWeight) w = Load(weight + i);
     if constexpr (kSum) total = Load(sum + i);
     HWY_UNROLL(kRows)
     for (int k = 0; k < kCount; ++k) {
-      GradientAt<kWeight, kGradX, kSum, kAddend, kStream, kAll>(
-          row[k], r[k], slope[k], w, total, i, m);
+      GradientAt<kWeight, kSum, true>(parts, row[k], r[k], slope[k], w, total,
+                                      i, step);
     }
     if constexpr (kSum) Store(total, sum + i);
-  };
-  int64_t i = 0;
-  for (; i + step <= n; i += step) at(std::true_type(), i, step);
-  if (i < n) at(std::false_type(), i, n - i);
+  }
+  return i;
 }
 
-/// Computes one row with any strides.
-template <bool kWeight, bool kGradX, bool kSum, bool kAddend, class T>
-HWY_INLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
-                           const RowStats<Compute<T>>& stats, MutableRow grad_x,
-                           Compute<T>* sum, int64_t n) {
+/// Computes elements from i on of one contiguous row. It has the branches that
+/// the kernels of kRows rows do not, which would be many more otherwise.
+template <bool kWeight, bool kSum, class T>
+HWY_NOINLINE void AnyGradient(GradientRow<T> row, const T* weight,
+                              Compute<T>* sum, int64_t i, int64_t n) {
+  using V = Pair<Compute<T>>;
+  const AnyParts parts{row.grad_x != nullptr, row.addend != nullptr};
+  if (i == 0) i = Gradients<kWeight, kSum, 1>(parts, &row, weight, sum, n);
+  if (i == n) return;
+  V w, total;
+  if constexpr (kWeight) w = LoadN(weight + i, n - i);
+  if constexpr (kSum) total = Load(sum + i);
+  GradientAt<kWeight, kSum, false>(parts, row, V::Set(row.stats.r),
+                                   V::Set(row.stats.slope), w, total, i, n - i);
+  if constexpr (kSum) Store(total, sum + i);
+}
+
+/// Computes kRows contiguous rows.
+template <bool kWeight, bool kSum, class T>
+HWY_INLINE void ContiguousRows(const GradientRow<T>* rows, const T* weight,
+                               Compute<T>* sum, bool stream, int64_t n) {
+  const auto gradients = [&](auto parts) HWY_ATTR {
+    return Gradients<kWeight, kSum, kRows>(parts, rows, weight, sum, n);
+  };
+  int64_t i = 0;
+  if (rows->grad_x == nullptr || (kSum && !kWeight)) {
+    // rare, so AnyGradient does it
+  } else if (rows->addend == nullptr) {
+    i = stream ? gradients(Parts<false, true>())
+               : gradients(Parts<false, false>());
+  } else {
+    i = stream ? gradients(Parts<true, true>())
+               : gradients(Parts<true, false>());
+  }
+  if (i == n) return;
+  for (int k = 0; k < kRows; ++k) {
+    AnyGradient<kWeight, kSum>(rows[k], weight, sum, i, n);
+  }
+}
+
+/// Calls AnyGradient for one row with any strides, tile by tile.
+template <class T>
+HWY_NOINLINE void StridedRow(decltype(&AnyGradient<true, true, T>) gradient,
+                             Row grad, Row x, Row weight, Row addend,
+                             const RowStats<Compute<T>>& stats,
+                             MutableRow grad_x, Compute<T>* sum, int64_t n) {
   HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile], a_tile[kTile],
       out_tile[kTile];
   const auto* tgrad = static_cast<const T*>(grad.data);
@@ -212,19 +263,19 @@ HWY_INLINE void StridedRow(Row grad, Row x, Row weight, Row addend,
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
     const T* pw =
-        kWeight ? InputTile(tw, weight.stride, i, m, w_tile) : nullptr;
+        tw == nullptr ? nullptr : InputTile(tw, weight.stride, i, m, w_tile);
     const GradientRow<T> row{
         InputTile(tgrad, grad.stride, i, m, g_tile),
         InputTile(tx, x.stride, i, m, x_tile),
-        kAddend ? InputTile(ta, addend.stride, i, m, a_tile) : nullptr,
-        kGradX ? OutputTile(out, grad_x.stride, i, out_tile) : nullptr, stats};
-    Gradients<kWeight, kGradX, kSum, kAddend, false, 1>(
-        &row, pw, kSum ? sum + i : nullptr, m);
-    if constexpr (kGradX) FinishTile(out_tile, out, grad_x.stride, i, m);
+        ta == nullptr ? nullptr : InputTile(ta, addend.stride, i, m, a_tile),
+        out == nullptr ? nullptr : OutputTile(out, grad_x.stride, i, out_tile),
+        stats};
+    gradient(row, pw, sum == nullptr ? nullptr : sum + i, 0, m);
+    if (out != nullptr) FinishTile(out_tile, out, grad_x.stride, i, m);
   }
 }
 
-template <bool kWeight, bool kGradX, bool kSum, bool kAddend, class T>
+template <bool kWeight, bool kSum, class T>
 void Rows(const BackwardRows& rows, Row weight, double eps, void* sum,
           int64_t n) {
   GradientRow<T> row[kRows];
@@ -242,35 +293,22 @@ void Rows(const BackwardRows& rows, Row weight, double eps, void* sum,
       rows.addend_stride == 1 && weight.stride == 1 &&
       rows.grad_x_stride == 1) {
     const auto* tw = static_cast<const T*>(weight.data);
-    if (stream) {
-      Gradients<kWeight, kGradX, kSum, kAddend, true, kRows>(row, tw, tsum, n);
-    } else {
-      Gradients<kWeight, kGradX, kSum, kAddend, false, kRows>(row, tw, tsum, n);
-    }
-    return;
+    return ContiguousRows<kWeight, kSum>(row, tw, tsum, stream, n);
   }
   for (int k = 0; k < rows.count; ++k) {
-    StridedRow<kWeight, kGradX, kSum, kAddend, T>(
-        {rows.grad[k], rows.grad_stride}, {rows.x[k], rows.x_stride}, weight,
-        {rows.addend[k], rows.addend_stride}, row[k].stats,
-        {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
+    StridedRow<T>(AnyGradient<kWeight, kSum, T>,
+                  {rows.grad[k], rows.grad_stride}, {rows.x[k], rows.x_stride},
+                  weight, {rows.addend[k], rows.addend_stride}, row[k].stats,
+                  {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
   }
 }
 
 template <class T>
 void AnyRows(const BackwardRows& rows, Row weight, double eps, void* sum,
              int64_t n) {
-  const bool grad_x = rows.grad_x[0] != nullptr;
-  const bool addend = rows.addend[0] != nullptr;
   const auto choose = [&](auto has_weight) HWY_ATTR {
     constexpr bool kWeight = decltype(has_weight)::value;
-    if (!grad_x) return Rows<kWeight, false, true, false, T>;
-    if (addend) {
-      return sum == nullptr ? Rows<kWeight, true, false, true, T>
-                            : Rows<kWeight, true, true, true, T>;
-    }
-    return sum == nullptr ? Rows<kWeight, true, false, false, T>
-                          : Rows<kWeight, true, true, false, T>;
+    return sum == nullptr ? Rows<kWeight, false, T> : Rows<kWeight, true, T>;
   };
   const auto function = weight.data == nullptr ? choose(std::false_type())
                                                : choose(std::true_type());

@@ -50,7 +50,7 @@ std::uint16_t bits16(DType dtype, double value) {
                                     ((biased << mantissa_bits) + mantissa));
 }
 
-double from_bits16(DType dtype, std::uint16_t bits) {
+double compute_from_bits16(DType dtype, int bits) {
   const int mantissa_bits = precision(dtype) - 1;
   const int exponent_mask = (1 << (15 - mantissa_bits)) - 1;
   const int mantissa = bits & ((1 << mantissa_bits) - 1);
@@ -62,6 +62,20 @@ double from_bits16(DType dtype, std::uint16_t bits) {
   const int hidden = exponent == 0 ? 0 : 1 << mantissa_bits;
   const int e = std::max(exponent, 1) - 1 + min_exponent(dtype);
   return sign * std::ldexp(hidden + mantissa, e - mantissa_bits);
+}
+
+// Tests decode millions of numbers, so all that there are come from a table.
+double from_bits16(DType dtype, std::uint16_t bits) {
+  const auto table_of = [](DType type) {
+    Values table(65536);
+    for (int i = 0; i < 65536; ++i) {
+      table[static_cast<std::size_t>(i)] = compute_from_bits16(type, i);
+    }
+    return table;
+  };
+  static const Values float16 = table_of(DType::kFloat16);
+  static const Values bfloat16 = table_of(DType::kBFloat16);
+  return (dtype == DType::kFloat16 ? float16 : bfloat16)[bits];
 }
 
 class DeviceEnvironment : public ::testing::Environment {
