@@ -134,7 +134,7 @@ def make(
             local += [package for package in built if package.name in names]
             for tool in sorted(names & {*about["debian"]}):
                 entry = about["debian"][tool]
-                files = downloads.debs(entry["debian"])
+                files = downloads.debs(entry["package"])
                 local += debian.packages(tool, entry, files)
             # Two tools may need the same package of Debian's.
             unique = {package.name: package for package in local}.values()

@@ -66,7 +66,8 @@ def dispatch(args: argparse.Namespace) -> None:
     workspace = manifest.Manifest(manifest.nearest_file(Path.cwd()))
     if args.command == "clean":
         place = cache_root() if args.what else workspace.root / ".pixi"
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            shutil.rmtree(place)
         say(f"deleted {place}")
         return
     chosen = args.environment

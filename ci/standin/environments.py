@@ -48,7 +48,6 @@ def activated(manifest: Manifest, name: str) -> tuple[Path, dict[str, str]]:
     if not installed.exists():
         with locked(folder.parent / f".{name}.lock"):
             if not installed.exists():
-                shutil.rmtree(folder, ignore_errors=True)
                 try:
                     install(environment, folder, channel, specs)
                 except BaseException:

@@ -88,10 +88,9 @@ class Runner:
         if task.cmd:
             line = " ".join([task.cmd.rstrip(), *map(shlex.quote, args)])
             _, variables = activated(self.manifest, home)
-            label = f"task {name} ({home})"
+            label, root = f"task {name} ({home})", self.manifest.root
             with step(label, " ".join(line.split())):
-                command = [*STRICT_BASH, line]
-                call(label, command, self.manifest.root, variables)
+                call(label, [*STRICT_BASH, line], root, variables)
 
     def home(self, name: str, environment: str | None) -> str:
         """The environment that a task runs in."""

@@ -20,6 +20,9 @@ WRAPPER = f"""\
 #!/bin/sh
 root="{PLACEHOLDER}/{HOME}"
 export LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu"
+: "${{PKG_CONFIG_LIBDIR:={PLACEHOLDER}/lib/pkgconfig}}"
+export PKG_CONFIG_LIBDIR
+exec "$root/usr/bin/"\
 """
 
 
@@ -38,12 +41,12 @@ def packages(
         for deb in debs
     }
     programs = {
-        f"bin/{program}": f"{WRAPPER}{command.strip()}\n"
+        f"bin/{program}": f'{WRAPPER}{command} "$@"\n'
         for program, command in about["programs"].items()
     }
     tool = Package(
         name,
-        parts[about["debian"]].version,
+        parts[about["package"]].version,
         depends=tuple(f"{p.name} {p.version}" for p in parts.values()),
         text=programs | activation(name),
     )
