@@ -12,7 +12,7 @@ import conda_tools
 
 from standin import channel as channels
 from standin.files import digest, locked
-from standin.manifest import PLATFORM, Environment, Manifest
+from standin.manifest import Environment, Manifest
 from standin.progress import StandinError, say, step
 
 # The caller's settings that would make a task see another environment.
@@ -55,7 +55,7 @@ def activated(manifest: Manifest, name: str) -> tuple[Path, dict[str, str]]:
                     raise
                 installed.parent.mkdir(parents=True, exist_ok=True)
                 installed.touch()
-    return folder, variables(manifest, folder, channel)
+    return folder, variables(manifest.root, folder, channel)
 
 
 def install(
@@ -76,32 +76,22 @@ def install(
         say(f"  {len(names)} packages in {folder}")
 
 
-def variables(
-    manifest: Manifest, folder: Path, channel: Path
-) -> dict[str, str]:
+def variables(root: Path, folder: Path, channel: Path) -> dict[str, str]:
     """Everything a task's process gets."""
     start = {k: v for k, v in os.environ.items() if not LEAKS.fullmatch(k)}
     outer = os.environ.get("CONDA_PREFIX") or os.environ.get("VIRTUAL_ENV")
     folders = start.get("PATH", os.defpath).split(os.pathsep)
-    shown = manifest.name
-    if folder.name != "default":
-        shown += f":{folder.name}"
     wheels = (channel / "wheels").resolve()
     sources = (channel / "sources").resolve()
     links = (wheels.as_uri(), (wheels / "alone").as_uri())
     start |= {
         "PATH": os.pathsep.join(f for f in folders if f != f"{outer}/bin"),
-        # Those that pixi sets.
-        "CONDA_DEFAULT_ENV": shown,
+        # Those of pixi's that our tasks use.
+        "CONDA_DEFAULT_ENV": folder.name,
         "CONDA_PREFIX": str(folder),
         "INIT_CWD": os.getcwd(),
         "PIXI_ENVIRONMENT_NAME": folder.name,
-        "PIXI_ENVIRONMENT_PLATFORMS": PLATFORM,
-        "PIXI_IN_SHELL": "1",
-        "PIXI_PROJECT_MANIFEST": str(manifest.path),
-        "PIXI_PROJECT_NAME": manifest.name,
-        "PIXI_PROJECT_ROOT": str(manifest.root),
-        "PIXI_PROMPT": f"({shown}) ",
+        "PIXI_PROJECT_ROOT": str(root),
         # Those that make tools find the stand-in instead of the internet.
         "CI_PIXI_CHANNEL": str(channel),
         "CI_PIXI_STANDIN": "1",

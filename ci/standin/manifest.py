@@ -102,7 +102,6 @@ class Manifest:
         self.check_keys(table, SUPPORTED, "")
         self.check_schema(table)
         workspace = table.get("workspace", {})
-        self.name: str = workspace.get("name", self.root.name)
         if workspace.get("channels") != ["conda-forge"]:
             raise self.error("workspace.channels", "must be conda-forge alone")
         # A platform with CUDA is the same: nothing in the channel needs a GPU.
@@ -144,7 +143,9 @@ class Manifest:
             if isinstance(value, dict):
                 at = ".".join([at, *list(value)[:1]])
             if not isinstance(value, known):
-                raise self.error(at, f"{REFUSED}; there is a {known.__name__}")
+                raise self.error(
+                    at, f"{REFUSED}; a {known.__name__} is expected"
+                )
         elif isinstance(value, list):
             for entry in value:
                 self.check_keys(entry, known, at)
