@@ -46,24 +46,37 @@ def run(*command: object, cwd: Path, **env: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's files, with the guide's edits."""
-    target = tmp_path_factory.mktemp("guide") / "repository"
+def copy() -> Path:
+    """The repository's files, with the guide's edits.
+
+    It stays where it is, with what was built, and files that are the same keep
+    their time. So another run compiles only what has changed.
+    """
+    target = ROOT / "build" / "guide" / "repository"
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.check_output(listed, cwd=ROOT, text=True)
-    for name in names.splitlines():
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
+    names = subprocess.check_output(listed, cwd=ROOT, text=True).splitlines()
+    files = {n: ROOT / n for n in names if (ROOT / n).is_file()}
+    contents = {name: file.read_bytes() for name, file in files.items()}
     for name, before, text in steps():
-        content = (target / name).read_text()
+        content = contents[name].decode()
         found = [
             line for line in content.split("\n") if line.startswith(before)
         ]
         assert found, f"{name} has no line that begins with {before!r}"
         at = f"\n{found[0]}\n"
         assert content.count(at) == 1
-        (target / name).write_text(content.replace(at, f"\n{text}{at[1:]}"))
+        contents[name] = content.replace(at, f"\n{text}{at[1:]}").encode()
+    for old in sorted(target.rglob("*")):
+        name = str(old.relative_to(target))
+        is_built = name.startswith("torch-foo/build/")
+        if old.is_file() and name not in contents and not is_built:
+            old.unlink()
+    for name, content in contents.items():
+        file = target / name
+        if not file.is_file() or file.read_bytes() != content:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            shutil.copymode(files[name], file)
     return target
 
 
@@ -71,6 +84,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(copy: Path) -> Path:
     """A folder of Python packages, built from the copy."""
     prefix, build = copy.parent / "prefix", copy.parent / "build"
+    site = copy.parent / "site"
+    for installed in (prefix, site):
+        shutil.rmtree(installed, ignore_errors=True)
     run(sys.executable, "torch-foo/codegen/generate.py", cwd=copy)
     run(
         "cmake",
@@ -83,7 +99,6 @@ def site(copy: Path) -> Path:
     )
     run("cmake", "--build", build, "--target", "foo_core", cwd=copy)
     run("cmake", "--install", build, cwd=copy)
-    site = copy.parent / "site"
     run(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
         *("--no-build-isolation", f"--target={site}", copy / "torch-foo"),
