@@ -96,7 +96,7 @@ def variables(root: Path, folder: Path, channel: Path) -> dict[str, str]:
         "CI_PIXI_CHANNEL": str(channel),
         "CI_PIXI_STANDIN": "1",
         "CI_PIXI_TOOLS": sys.prefix,
-        "CONDA_CHANNEL_ALIAS": channel.as_uri(),
+        "CONDA_CHANNEL_ALIAS": f"file://{channel}",
         "FETCHCONTENT_SOURCE_DIR_GOOGLETEST": f"{sources}/googletest",
         "FETCHCONTENT_SOURCE_DIR_HIGHWAY": f"{sources}/highway",
         "PIP_CONFIG_FILE": os.devnull,
