@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # bootstrap.py hands it on to the process that takes over.
 START = float(os.environ.pop("CI_PIXI_START", time.monotonic()))
@@ -48,21 +49,26 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def step(name: str, detail: str = "...") -> Iterator[None]:
-    """Say that a step begins and how long it took the last time."""
+    """Say that a step begins, and how long it takes here or elsewhere."""
     from standin.files import cache_root
 
-    file = cache_root() / "seconds.json"
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
-    expected = f" (last time {known[name]:.0f} s)" if name in known else ""
-    say(f"{name}{expected}: {detail}")
+    shipped = Path(__file__).with_name("seconds.json")
+    own = cache_root() / "seconds.json"
+    known = {**read_json(shipped), **read_json(own)}
+    about = f" (about {known[name]:.0f} s)" if name in known else ""
+    say(f"{name}{about}: {detail}")
     start = time.monotonic()
     yield
     TOOK[name] = time.monotonic() - start
     with contextlib.suppress(OSError):  # a full disk has its own message
-        file.write_text(json.dumps({**known, name: TOOK[name]}))
+        own.write_text(json.dumps({**read_json(own), name: TOOK[name]}))
+
+
+def read_json(file: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def say_times() -> None:

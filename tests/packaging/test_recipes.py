@@ -18,6 +18,9 @@ from rattler_build import (
 )
 
 CPU = {"cuda_compiler_version": ["None"]}
+# rattler-build pads the paths of its prefixes to one length. In a folder with a
+# path as long as package.OUTPUT, ccache knows all files that are not broken.
+OUTPUT = package.OUTPUT.with_name("broken-recipe")
 PLATFORM = PlatformConfig(target_platform="linux-64")
 
 
@@ -89,6 +92,7 @@ def core_copy(root: Path, tmp_path: Path) -> Iterator[Path]:
     )
     shutil.copytree(root / "recipe", tmp_path / "recipe")
     yield tmp_path
+    shutil.rmtree(OUTPUT)
     # The broken package has the name, version and build string of the good one.
     forget("libfoo-core")
 
@@ -107,8 +111,8 @@ def test_a_broken_library_fails_the_recipes_tests(core_copy: Path) -> None:
     break_add(core_copy / "libfoo")
     recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
     with pytest.raises(RattlerBuildError):
-        package.build("libfoo-core", recipe, core_copy / "out", overrides=CPU)
-    log = (core_copy / "out/libfoo-core.log").read_text()
+        package.build("libfoo-core", recipe, OUTPUT, overrides=CPU)
+    log = (OUTPUT / "libfoo-core.log").read_text()
     assert "1 tests failed out of 1" in log
 
 
@@ -117,15 +121,14 @@ def test_a_rebuilt_package_is_not_shadowed_by_the_cached_one(
 ) -> None:
     """Install it as torch-foo's build does: from the same channel again."""
     recipe = core_copy / "recipe/libfoo-core/recipe.yaml"
-    output = core_copy / "out"
 
     def built_and_installed() -> tuple[str, bytes]:
         (file,) = package.build(
-            "libfoo-core", recipe, output, test=False, overrides=CPU
+            "libfoo-core", recipe, OUTPUT, test=False, overrides=CPU
         )
         prefix = core_copy / "env"
         create_environment(
-            prefix, ["libfoo-core"], [output.as_uri(), channel_url()]
+            prefix, ["libfoo-core"], [OUTPUT.as_uri(), channel_url()]
         )
         library = prefix / f"lib/libfoo_core.so.{minor}"
         return file.name, library.read_bytes()

@@ -74,7 +74,7 @@ def test_the_times_of_the_steps_are_known_afterwards(tasks):
     shown = tasks.pixi("run", "three").stderr
     assert re.search(r"1 s  task one \(default\)\n +1 s  task three", shown)
     shown = tasks.pixi("run", "three").stderr
-    assert "task one (default) (last time 1 s)" in shown
+    assert "task one (default) (about 1 s)" in shown
 
 
 def test_the_callers_python_does_not_leak(tasks):
