@@ -11,7 +11,7 @@ from pathlib import Path
 import conda_tools
 
 from standin import channel as channels
-from standin.files import digest, locked
+from standin.files import cache_root, digest, locked
 from standin.manifest import Environment, Manifest
 from standin.progress import StandinError, say, step
 
@@ -93,6 +93,8 @@ def variables(root: Path, folder: Path, channel: Path) -> dict[str, str]:
         "PIXI_ENVIRONMENT_NAME": folder.name,
         "PIXI_PROJECT_ROOT": str(root),
         # Those that make tools find the stand-in instead of the internet.
+        "CCACHE_BASEDIR": "/",
+        "CCACHE_DIR": str(cache_root() / "ccache"),
         "CI_PIXI_CHANNEL": str(channel),
         "CI_PIXI_STANDIN": "1",
         "CI_PIXI_TOOLS": sys.prefix,

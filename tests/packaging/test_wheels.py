@@ -33,8 +33,10 @@ def installer_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "UV_CONSTRAINT": str(constraints),
         "UV_BUILD_CONSTRAINT": str(constraints),
         "UV_CACHE_DIR": str(folder / "uv"),
-        # All three builds of the library share one build folder.
+        # Three builds compile the same sources.
         "SKBUILD_BUILD_DIR": str(folder / "{wheel_tag}"),
+        "CMAKE_C_COMPILER_LAUNCHER": "ccache",
+        "CMAKE_CXX_COMPILER_LAUNCHER": "ccache",
     }
     if "CI_PIXI_STANDIN" in os.environ:
         source = os.environ["FETCHCONTENT_SOURCE_DIR_HIGHWAY"]
