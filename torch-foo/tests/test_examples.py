@@ -76,10 +76,7 @@ def common(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def run(
     monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object
 ) -> object:
-    """Run a script in this process; return its exit status or message.
-
-    It measures the peak memory in processes of its own.
-    """
+    """Run a script in this process; return its exit status or message."""
     file = str(EXAMPLES / script)
     if path:
         monkeypatch.setenv("PYTHONPATH", path, prepend=os.pathsep)
@@ -123,29 +120,21 @@ def test_generate(
     assert "Prompt: 2 tokens" in output
 
 
-@pytest.mark.parametrize("memory_of", [[], ["--memory-of", "torch_foo"]])
+@pytest.mark.usefixtures("common")
 def test_generate_by_a_chat_template(
-    memory_of: list[str],
     model: Path,
     tmp_path: Path,
-    common: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for file in model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    monkeypatch.setattr(
-        common, "peak_memory", lambda: dict.fromkeys(common.NAMES, 1.0)
-    )
-    words = ["hi", "--model", tmp_path, *ANSWER, *memory_of]
+    words = ["hi", "--model", tmp_path, *ANSWER]
     assert run(monkeypatch, "generate.py", *words) == 0
     output = capsys.readouterr().out
-    if memory_of:
-        assert float(output.splitlines()[-1]) > 0
-    else:
-        assert "8 tokens, all the same" in output
-        assert f"Prompt: {len('[user] hi ')} tokens" in output
+    assert "8 tokens, all the same" in output
+    assert f"Prompt: {len('[user] hi ')} tokens" in output
 
 
 @pytest.mark.usefixtures("common")
