@@ -159,7 +159,11 @@ def test_the_next_run_finishes_an_interrupted_channel(
     options = {"cwd": tmp_path, "env": environment, "text": True}
     command = [ROOT / "ci/pixi", "install", "-e", "packaging"]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, **options
+        command,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs ignore SIGINT, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     ) as process:
         for line in process.stderr:
             if "making the stand-in channel" in line:
