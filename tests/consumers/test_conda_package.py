@@ -20,9 +20,6 @@ from conda_tools import (
     forget,
 )
 
-# Tests that call forget() run one after the other: it empties a shared cache.
-pytestmark = pytest.mark.xdist_group("packages")
-
 CONSUMER = ROOT / "libfoo/tests/package/find_package"
 
 

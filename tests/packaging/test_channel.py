@@ -18,9 +18,6 @@ from conda_tools import (
 )
 from rattler_build import Package
 
-# Tests that call forget() run one after the other: it empties a shared cache.
-pytestmark = pytest.mark.xdist_group("packages")
-
 # The builds of libfoo-core, and the CUDA versions of drivers that get them.
 BUILDS = {"cpu": ["", "12.9"], "cuda130": ["13.0", "13.1"]}
 BINARIES = ["_C.abi3.so", "lib/libtorch_foo.so"]

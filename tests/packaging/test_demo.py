@@ -14,9 +14,6 @@ import demo
 import pytest
 from conda_tools import ROOT, environment_variables
 
-# Tests that call forget() run one after the other: it empties a shared cache.
-pytestmark = pytest.mark.xdist_group("packages")
-
 ANSWER = ["--tokens", "8", "--rounds", "1"]
 STEPS = ["--train", "--steps", "2", "--sequence", "64"]
 # Threads that wait for each other spin, which other processes would pay for.

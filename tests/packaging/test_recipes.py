@@ -17,9 +17,6 @@ from rattler_build import (
     VariantConfig,
 )
 
-# Tests that call forget() run one after the other: it empties a shared cache.
-pytestmark = pytest.mark.xdist_group("packages")
-
 CPU = {"cuda_compiler_version": ["None"]}
 # rattler-build pads the paths of its prefixes to one length. In a folder with a
 # path as long as package.OUTPUT, ccache knows all files that are not broken.

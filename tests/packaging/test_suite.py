@@ -8,7 +8,6 @@ import re
 import shutil
 from pathlib import Path
 
-import pytest
 from conda_tools import (
     DIST,
     channel_url,
@@ -16,9 +15,6 @@ from conda_tools import (
     environment_variables,
     forget,
 )
-
-# Tests that call forget() run one after the other: it empties a shared cache.
-pytestmark = pytest.mark.xdist_group("packages")
 
 # torch.compile needs a compiler.
 TOOLS = ["cxx-compiler", "hypothesis", "pytest", "pytest-xdist"]
@@ -34,7 +30,6 @@ def test_the_suite_passes(run, root: Path, tmp_path: Path) -> None:
     for name in ("docs", "tests"):
         shutil.copytree(root / "torch-foo" / name, tmp_path / name)
     env = environment_variables(prefix) | {"PYTHONPATH": ""}
-    env["OMP_WAIT_POLICY"] = "passive"  # other tests run beside these
     place = run("python", "-c", PLACE, cwd=tmp_path, env=env)
     assert Path(place.splitlines()[-1]).is_relative_to(prefix.resolve())
     options = ["-n", "auto", "--dist", "worksteal", "-rs"]

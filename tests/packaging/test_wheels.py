@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-# One worker builds them all.
-pytestmark = pytest.mark.xdist_group("wheels")
-
 USE = """
 import torch, torch_foo
 a = torch.arange(6.0).reshape(2, 3)

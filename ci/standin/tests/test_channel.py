@@ -24,9 +24,6 @@ from standin.packages.python import check_layout
 from standin.packages.wheels import Wheel, python_package
 from standin.progress import StandinError
 
-# One worker makes the environment.
-pytestmark = pytest.mark.xdist_group("channel")
-
 ROOT = Path(__file__).parents[3]
 
 
