@@ -98,6 +98,14 @@ def index(channel: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(channel)], check=True)
 
 
+def has_cuda_driver() -> bool:
+    """Whether this machine, or $CONDA_OVERRIDE_CUDA, has an NVIDIA driver."""
+    overrides = rattler.VirtualPackageOverrides.from_env()
+    detected = rattler.VirtualPackage.detect(overrides)
+    generic = [package.into_generic() for package in detected]
+    return any(package.name.normalized == "__cuda" for package in generic)
+
+
 def solve(
     specs: Sequence[str], channels: Sequence[str]
 ) -> list[rattler.RepoDataRecord]:

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-import rattler
 from conda_tools import (
     DIST,
     PACKAGES,
@@ -27,6 +26,7 @@ from conda_tools import (
     ROOT,
     channel_url,
     forget,
+    has_cuda_driver,
     index,
     local_variants,
 )
@@ -116,7 +116,8 @@ def build(
         key = hashlib.sha256(described.encode()).hexdigest()[:16]
         record = output / f"{key}.json"
         package = recorded(record) if made_from else None
-        if package is None and usable and not is_usable(variant):
+        unusable = needs_cuda(variant) and not has_cuda_driver()
+        if package is None and usable and unusable:
             continue
         if package is None:
             print(f"{name}: building from {recipe}", flush=True)
@@ -146,15 +147,6 @@ def build(
     return packages
 
 
-def is_usable(variant: RenderedVariant) -> bool:
-    """Whether this machine has the driver that a variant needs, if any."""
-    detected = rattler.VirtualPackage.detect(
-        rattler.VirtualPackageOverrides.from_env()
-    )
-    names = {p.into_generic().name.normalized for p in detected}
-    return "__cuda" in names or not needs_cuda(variant)
-
-
 def needs_cuda(variant: RenderedVariant) -> bool:
     return variant.variant.get("cuda_compiler_version", "None") != "None"
 
@@ -181,13 +173,8 @@ def sha256(*files: Path) -> str:
 def made_from() -> str:
     """Return the digest of the recipes, both projects, and the channel."""
     command = ["git", "ls-files", "-z", "--cached", "--others"]
-    command += [
-        "--exclude-standard",
-        "recipe",
-        "libfoo",
-        "torch-foo",
-        "ci/*.py",
-    ]
+    command += ["--exclude-standard", "recipe", "libfoo", "torch-foo"]
+    command += ["ci/conda_tools.py", "ci/package.py"]
     listed = subprocess.check_output(command, cwd=ROOT, text=True)
     files = [ROOT / name for name in sorted(listed.split("\0")[:-1])]
     channel = channel_url()

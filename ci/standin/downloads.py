@@ -114,9 +114,10 @@ def download_sdist(folder: Path, about: dict[str, Any]) -> Path:
     """A source distribution, unbuilt: `pip download` would build it."""
     import requests
 
-    shown = run([*PIP, "config", "list"], "pip config")
-    index = re.findall(r"\.index-url='(.*)'", shown)
-    index = index or ["https://pypi.org/simple"]
+    # The help has pip's own default.
+    shown = run([*PIP, "download", "--help"], "pip download --help")
+    shown += run([*PIP, "config", "list"], "pip config list")
+    index = re.findall(r"(?:\.index-url='|\(default\s+)(http[^\s')]*)", shown)
     page = f"{index[-1].rstrip('/')}/{about['project']}/"
 
     def get(url: str) -> requests.Response:

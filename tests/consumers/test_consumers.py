@@ -264,9 +264,6 @@ def test_build_tree(newest: CMake, library: Library, tmp_path: Path) -> None:
     newest.check_finds(library.build, tmp_path, CMAKE_PREFIX_PATH=prefixes)
 
 
-@pytest.mark.skipif(
-    shutil.which("pkg-config") is None, reason="there is no pkg-config here"
-)
 def test_pkg_config(
     run, shell, readme, library: Library, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 CONSUMERS = Path(__file__).parent
 PROJECT = CONSUMERS / "nanobind_dlpack"

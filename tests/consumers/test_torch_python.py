@@ -355,7 +355,7 @@ def test_limit_one_python_and_one_torch(package: ModuleType) -> None:
     ids=["shape", "scalar", "other dtype", "integers", "device", "sparse"],
 )
 def test_wrong_x(block: nn.Module, x: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError, match=r"^GatedMLP: ") as caught:
         block(x)
     assert str(caught.value) == message
 
@@ -377,6 +377,6 @@ def test_no_tensor(block: nn.Module) -> None:
 def test_wrong_constructor_argument(
     package: ModuleType, arguments: tuple[float, ...], message: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError, match=r"^GatedMLP: ") as caught:
         package.GatedMLP(*arguments)
     assert str(caught.value) == message

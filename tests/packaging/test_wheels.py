@@ -6,7 +6,6 @@ The installers build in isolation, each build in a separate environment.
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -138,7 +137,6 @@ def test_libfoo_core_is_installed_once(installed: Path, minor: str) -> None:
     assert [path.name for path in libraries] == [f"libfoo_core.so.{minor}"]
 
 
-@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
 @pytest.mark.parametrize("editable", [False, True])
 def test_uv_installs_both(
     run,

@@ -9,7 +9,7 @@ have no effect: CMake finds foo_core as usual (CMAKE_PREFIX_PATH).
 from pathlib import Path
 
 from scikit_build_core import build
-from scikit_build_core.build import *  # noqa: F403
+from scikit_build_core.build import *  # noqa: F403  all hooks of PEP 517
 
 _LIBFOO = Path(__file__).resolve().parents[2] / "libfoo"
 

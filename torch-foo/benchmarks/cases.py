@@ -13,7 +13,7 @@ from inspect import signature
 from itertools import cycle
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 import torch_foo
 from torch import Tensor
 from torch_foo.operators import Operator

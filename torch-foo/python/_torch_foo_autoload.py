@@ -13,7 +13,7 @@ def load() -> None:
     if "torch_foo" in sys.modules:  # torch_foo is importing torch right now
         return
     try:
-        import torch_foo  # noqa: F401
+        import torch_foo  # noqa: F401  registers operators
     except Exception as error:
         import warnings
 

@@ -13,6 +13,7 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
+# These imports would fail without transformers.
 from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
 from transformers.models.llama import modeling_llama as llama  # noqa: E402
 

@@ -13,7 +13,7 @@ import torch_foo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch_foo.operators import OPERATORS, Sample
 from torch_foo.operators.elementwise import Elementwise

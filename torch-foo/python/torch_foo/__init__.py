@@ -6,10 +6,10 @@ defaults and ``out=``.
 """
 
 # torch comes first: the operators find libtorch because torch has loaded it.
-from torch_foo import _load  # noqa: I001
+from torch_foo import _load  # noqa: I001  loads torch
 from torch_foo import nn, operators, ops
 from torch_foo._build_info import BuildInfo, build_info
-from torch_foo.ops import *  # noqa: F403
+from torch_foo.ops import *  # noqa: F403  they are listed there
 
 __all__ = [
     "BuildInfo",

@@ -35,6 +35,7 @@ def with_global(
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     functools.update_wrapper(copy, function)
+    # mypy does not know what update_wrapper sets.
     if inner is None:
         del copy.__wrapped__  # type: ignore[attr-defined]
     else:
