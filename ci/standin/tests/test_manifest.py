@@ -1,8 +1,10 @@
 """The reader of pixi.toml is strict, and accepts this repository's own."""
 
+import json
 from pathlib import Path
 
 import pytest
+from standin import manifest
 from standin.manifest import REFUSED, Manifest
 from standin.progress import StandinError
 
@@ -13,31 +15,6 @@ name = "sample"
 channels = ["conda-forge"]
 platforms = ["linux-64"]
 """
-UNSUPPORTED = {  # the key, and what is added to HEAD
-    "activation": "[activation]",
-    "dependencies.a.git": '[dependencies]\na = { git = "x" }',
-    "dependencies.python": "[dependencies]\npython = 3",
-    "environments.a.no-default-feature": (
-        "[environments]\na = { no-default-feature = 1 }"
-    ),
-    "environments.a.solve-group": '[environments]\na = { solve-group = "x" }',
-    "feature.a.target": "[feature.a.target.win.tasks]",
-    "pypi-dependencies.a.extras": '[pypi-dependencies]\na = { extras = ["x"] }',
-    "system-requirements": "[system-requirements]",
-    "target": "[target.linux-64.tasks]",
-    "workspace.version": 'version = "1"',
-} | {
-    f"tasks.a.{key}": f'[tasks.a]\ndepends-on = "a"\n{key} = {value}'
-    for key, value in {
-        "args": '["x"]',
-        "clean-env": "true",
-        "cmd": '["x"]',
-        "cwd": '"x"',
-        "env": "{ X = '1' }",
-        "inputs": '["x"]',
-        "outputs": '["x"]',
-    }.items()
-}
 WRONG = {  # how the message begins, and the whole file
     "not valid TOML: Invalid value (at line 1, column 5)": "a = = 1",
     "workspace: 'channels' is a required property": (
@@ -71,7 +48,33 @@ WRONG = {  # how the message begins, and the whole file
     "tasks.a.default-environment: no 'defalt'; did you mean 'default'?": (
         HEAD + '[tasks]\na = { cmd = "x", default-environment = "defalt" }'
     ),
-} | {f"{k}: {REFUSED}; ": HEAD + added for k, added in UNSUPPORTED.items()}
+    f"dependencies.python: {REFUSED}; a str is expected": (
+        HEAD + "[dependencies]\npython = 3"
+    ),
+    f"environments.a.no-default-feature: {REFUSED}; a bool is expected": (
+        HEAD + "[environments]\na = { no-default-feature = 1 }"
+    ),
+    f"tasks.a.cmd: {REFUSED}; a str is expected": (
+        HEAD + '[tasks.a]\ncmd = ["x"]'
+    ),
+}
+# Where the tables of pixi's schema stand, and the keys that ci/pixi has there.
+IN_FEATURE = "dependencies pypi-dependencies tasks"
+IN_TASK = "cmd default-environment depends-on description"
+TABLES = {
+    ("", None): f"workspace environments feature {IN_FEATURE}",
+    ("workspace", "Workspace"): (
+        "channels description name platforms requires-pixi"
+    ),
+    ("workspace.platforms", "WorkspacePlatform"): "cuda name platform",
+    ("environments.a", "Environment"): "features no-default-feature",
+    ("feature.a", "Feature"): f"platforms {IN_FEATURE}",
+    ("feature.a.tasks.b", "TaskInlineTable"): IN_TASK,
+    ("tasks.a", "TaskInlineTable"): IN_TASK,
+    ("tasks.a.depends-on", "DependsOn"): "environment task",
+    ("dependencies.a", "MatchspecTable"): "",
+    ("pypi-dependencies.a", "PyPIVersion"): "",
+}
 
 
 def read(folder: Path, text: str) -> Manifest:
@@ -85,6 +88,25 @@ def test_error_is_one_line_with_file_and_key(message, tmp_path):
         read(tmp_path, WRONG[message])
     assert str(caught.value).startswith(f"{tmp_path}/pixi.toml: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("where", "name"), TABLES)
+def test_every_other_key_of_pixis_schema_is_refused(
+    where, name, tmp_path, monkeypatch
+):
+    schema = json.loads((ROOT / "ci/standin/pixi-schema.json").read_text())
+    keys = set((schema["$defs"][name] if name else schema)["properties"])
+    supported = set(TABLES[where, name].split())
+    assert keys > supported
+    for key in keys - supported:
+        table = {key: 1}
+        for part in filter(None, reversed(where.split("."))):
+            table = {part: table}
+        monkeypatch.setattr(manifest, "read_toml", lambda path, t=table: t)
+        with pytest.raises(StandinError) as caught:
+            Manifest(tmp_path / "pixi.toml")
+        at = f"{where}.{key}".lstrip(".")
+        assert f"pixi.toml: {at}: {REFUSED}" in str(caught.value)
 
 
 def test_features_and_defaults_are_merged(tmp_path):
