@@ -3,6 +3,7 @@
 import importlib
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,38 +104,29 @@ def check(plot: list[object], output: str) -> None:
 
 
 @pytest.mark.usefixtures("common")
+@pytest.mark.parametrize(
+    ("template", "prompt"), [("", "hi"), (TEMPLATE, "[user] hi ")]
+)
 def test_generate(
+    template: str,
+    prompt: str,
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    if template:
+        (tmp_path / "model/chat_template.jinja").write_text(template)
     plot = plot_in(tmp_path)
-    words = ["hi", "--model", model, *ANSWER, *plot]
+    words = ["hi", "--model", tmp_path / "model", *ANSWER, *plot]
     assert run(monkeypatch, "generate.py", *words) == 0
     output = capsys.readouterr().out
     check(plot, output)
     assert "8 tokens, all the same" in output
     assert "prefill, tokens per second" in output
     assert "decode, tokens per second" in output
-    assert "Prompt: 2 tokens" in output
-
-
-@pytest.mark.usefixtures("common")
-def test_generate_by_a_chat_template(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for file in model.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    words = ["hi", "--model", tmp_path, *ANSWER]
-    assert run(monkeypatch, "generate.py", *words) == 0
-    output = capsys.readouterr().out
-    assert "8 tokens, all the same" in output
-    assert f"Prompt: {len('[user] hi ')} tokens" in output
+    assert f"Prompt: {len(prompt)} tokens" in output
 
 
 @pytest.mark.usefixtures("common")
