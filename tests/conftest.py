@@ -13,6 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "ci"))  # the modules that the tests import
 
+# Tests delete packages from the cache (conda_tools.forget), which a test in
+# another process may be about to install.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER and "RATTLER_CACHE_DIR" in os.environ:
+    os.environ["RATTLER_CACHE_DIR"] += f"-{WORKER}"
+
 Run = Callable[..., str]
 
 
