@@ -29,6 +29,7 @@ def installer_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     constraints.write_text(f"{TORCH}\n")
     env = {
         "PIP_CONSTRAINT": str(constraints),
+        "PIP_NO_COMPILE": "1",  # torch has thousands of files
         "UV_CONSTRAINT": str(constraints),
         "UV_BUILD_CONSTRAINT": str(constraints),
         "UV_CACHE_DIR": str(folder / "uv"),
