@@ -1,6 +1,5 @@
-// Both gradients of f(gate) * up in one pass. f and f' share their exponential.
-// If only one gradient is wanted, the other is written to a tile: a kernel for
-// each set of wanted gradients would triple the time to compile.
+// Both gradients of f(gate) * up in one pass. f and f' share their exponential,
+// and the kernel is compiled for each set of wanted gradients.
 #include <cstdint>
 #include <type_traits>
 
@@ -48,33 +47,29 @@ namespace foo_core {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// Where a gradient is written, and how.
-template <class T>
-struct Gradient {
-  T* data;
-  bool stream;
-};
-
-template <class F, bool kAll, class T>
+template <class F, bool kGate, bool kUp, bool kAll, class T>
 HWY_INLINE void BackwardAt(const T* grad, const T* gate, const T* up,
-                           Gradient<T> grad_gate, Gradient<T> grad_up,
-                           int64_t i, int64_t n) {
+                           T* grad_gate, T* grad_up, bool stream, int64_t n) {
   using V = Pair<Compute<T>>;
-  const auto store = [&](V result, Gradient<T> to) HWY_ATTR {
-    if constexpr (kAll) return Store(result, to.data + i, to.stream);
-    StoreN(result, to.data + i, n);
+  const auto store = [&](V result, T* to) HWY_ATTR {
+    if constexpr (kAll) return Store(result, to, stream);
+    StoreN(result, to, n);
   };
-  const V g = LoadSome<kAll>(grad + i, n);
-  const V x = LoadSome<kAll>(gate + i, n);
+  const V g = LoadSome<kAll>(grad, n);
+  const V x = LoadSome<kAll>(gate, n);
   const auto a = F::template Derivative<T>(x.a);
   const auto b = F::template Derivative<T>(x.b);
-  const V slope{a.slope, b.slope};
-  const V result = g * LoadSome<kAll>(up + i, n) * slope;
-  store(g * V{a.value, b.value}, grad_up);
-  store(result, grad_gate);
+  if constexpr (kGate) {
+    const V slope{a.slope, b.slope};
+    const V result = g * LoadSome<kAll>(up, n) * slope;
+    if constexpr (kUp) store(g * V{a.value, b.value}, grad_up);
+    store(result, grad_gate);
+  } else {
+    store(g * V{a.value, b.value}, grad_up);
+  }
 }
 
-template <class F, class T>
+template <class F, bool kGate, bool kUp, class T>
 void Backward(const BackwardPieces& pieces, int64_t n) {
   const auto* tgrad = static_cast<const T*>(pieces.grad.data);
   const auto* tgate = static_cast<const T*>(pieces.gate.data);
@@ -83,43 +78,47 @@ void Backward(const BackwardPieces& pieces, int64_t n) {
   auto* tgrad_up = static_cast<T*>(pieces.grad_up.data);
   HWY_ALIGN T grad_tile[kTile], gate_tile[kTile], up_tile[kTile];
   HWY_ALIGN T grad_gate_tile[kTile], grad_up_tile[kTile];
-  const bool to_gate = tgrad_gate != nullptr, to_up = tgrad_up != nullptr;
   const bool stream =
-      pieces.stream && pieces.grad_gate.stride == 1 &&
-      pieces.grad_up.stride == 1 &&
-      (!to_gate || !to_up ||
+      pieces.stream && (!kGate || pieces.grad_gate.stride == 1) &&
+      (!kUp || pieces.grad_up.stride == 1) &&
+      (!kGate || !kUp ||
        elements_to_alignment(tgrad_gate) == elements_to_alignment(tgrad_up));
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = HWY_MIN(kTile, n - begin);
     const T* g = InputTile(tgrad, pieces.grad.stride, begin, m, grad_tile);
     const T* x = InputTile(tgate, pieces.gate.stride, begin, m, gate_tile);
     const T* u = InputTile(tup, pieces.up.stride, begin, m, up_tile);
-    Gradient<T> gx{grad_gate_tile, stream && to_gate};
-    Gradient<T> gu{grad_up_tile, stream && to_up};
-    if (to_gate) {
-      gx.data = OutputTile(tgrad_gate, pieces.grad_gate.stride, begin, gx.data);
-    }
-    if (to_up) {
-      gu.data = OutputTile(tgrad_up, pieces.grad_up.stride, begin, gu.data);
-    }
+    T* gx = kGate ? OutputTile(tgrad_gate, pieces.grad_gate.stride, begin,
+                               grad_gate_tile)
+                  : grad_gate_tile;
+    T* gu =
+        kUp ? OutputTile(tgrad_up, pieces.grad_up.stride, begin, grad_up_tile)
+            : grad_up_tile;
     const auto at = [&](auto whole, int64_t i, int64_t k) HWY_ATTR {
       PrefetchLoad(g + i, pieces.grad_next);
       PrefetchLoad(x + i, pieces.gate_next);
       PrefetchLoad(u + i, pieces.up_next);
-      BackwardAt<F, decltype(whole)::value>(g, x, u, gx, gu, i, k);
+      BackwardAt<F, kGate, kUp, decltype(whole)::value>(
+          g + i, x + i, u + i, gx + i, gu + i, stream, k);
     };
-    ForPairs(to_gate ? gx.data : gu.data, stream, m, at);
-    if (to_gate) {
-      FinishTile(gx.data, tgrad_gate, pieces.grad_gate.stride, begin, m);
+    ForPairs(kGate ? gx : gu, stream, m, at);
+    if constexpr (kGate) {
+      FinishTile(grad_gate_tile, tgrad_gate, pieces.grad_gate.stride, begin, m);
     }
-    if (to_up) FinishTile(gu.data, tgrad_up, pieces.grad_up.stride, begin, m);
+    if constexpr (kUp) {
+      FinishTile(grad_up_tile, tgrad_up, pieces.grad_up.stride, begin, m);
+    }
   }
 }
 
-BackwardFunction GluBackward(Activation activation, DType dtype) {
+BackwardFunction GluBackward(Activation activation, DType dtype, bool gate,
+                             bool up) {
   return ForActivation(activation, [&](auto f) HWY_ATTR {
-    return ForDType(dtype, [](auto t) HWY_ATTR -> BackwardFunction {
-      return Backward<decltype(f), decltype(t)>;
+    return ForDType(dtype, [&](auto t) HWY_ATTR -> BackwardFunction {
+      using F = decltype(f);
+      using T = decltype(t);
+      if (gate && up) return Backward<F, true, true, T>;
+      return gate ? Backward<F, true, false, T> : Backward<F, false, true, T>;
     });
   });
 }
@@ -157,7 +156,8 @@ void gated_backward(const char* op, Activation activation,
   const CpuThreads threads(op, executor);
   if (grad_gate == nullptr && grad_up == nullptr) return;
 
-  const auto backward = FOO_CORE_DISPATCH(GluBackward)(activation, gate.dtype);
+  const auto backward = FOO_CORE_DISPATCH(GluBackward)(
+      activation, gate.dtype, grad_gate != nullptr, grad_up != nullptr);
   const auto nest =
       nest_of_elements(grad_gate != nullptr ? *grad_gate : *grad_up, grad, gate,
                        up, grad_gate, grad_up);
