@@ -40,22 +40,29 @@ struct Extent {
   explicit Extent(const ConstTensorView& x) {
     for (std::int64_t d = 0; d < x.ndim; ++d) {
       const std::int64_t size = x.sizes[d];
-      negative |= size < 0;
-      empty |= size == 0;
-      if (size <= 1) continue;
-      count *= static_cast<double>(size);
-      reach += static_cast<double>(size - 1) *
-               std::fabs(static_cast<double>(x.strides[d]));
+      if (size > 1) {
+        count *= static_cast<double>(size);
+        reach += static_cast<double>(size - 1) *
+                 std::fabs(static_cast<double>(x.strides[d]));
+      } else if (size < 1) {
+        negative |= size < 0;
+        empty = true;
+      }
     }
-    // Loops over rows count them even if these are empty.
-    limit =
-        empty ? 0x1p61 : static_cast<double>(kMaxBytes / item_bytes(x.dtype));
+    // 2^61 elements if there are none, because loops over rows still count
+    // them.
+    const double item =
+        empty ? 0x1p-5 : static_cast<double>(item_bytes(x.dtype));
+    too_large = count * item > kMost;
+    too_far = reach * item > kMost;
   }
 
-  bool negative = false, empty = false;
+  bool is_valid() const { return !negative && !too_large && !too_far; }
+
+  static constexpr auto kMost = static_cast<double>(kMaxBytes);
   double count = 1;  // the product of the sizes, without zeros
   double reach = 0;  // the sum of (size - 1) * |stride|
-  double limit;      // of both
+  bool negative = false, empty = false, too_large, too_far;
 };
 
 /// Whether x keeps the rules of ConstTensorView for what `extent` is computed
@@ -65,16 +72,11 @@ bool is_readable(const ConstTensorView& x) {
          (x.ndim == 0 || (x.sizes != nullptr && x.strides != nullptr));
 }
 
-bool is_valid(const Extent& extent) {
-  return !extent.negative && extent.count <= extent.limit &&
-         extent.reach <= extent.limit;
-}
-
 bool is_valid(const ConstTensorView& x) {
   if (!is_readable(x)) return false;
   const Extent extent(x);
   const auto item = static_cast<std::uintptr_t>(item_bytes(x.dtype));
-  return is_valid(extent) &&
+  return extent.is_valid() &&
          (extent.empty ||
           (x.data != nullptr &&
            (reinterpret_cast<std::uintptr_t>(x.data) & (item - 1)) == 0));
@@ -106,13 +108,13 @@ bool is_valid(const ConstTensorView& x) {
       name() + " has shape " + shape_text(view.ndim, view.sizes);
   const std::string dtype = foo_core::name(view.dtype);
   const Extent extent(view);
-  if (extent.count > extent.limit) {
+  if (extent.too_large) {
     fail(op, shape + (extent.empty ? ", expected a product of at most 2^61 for "
                                      "the sizes that are not 0"
                                    : " and is " + dtype +
                                          ", expected at most 2^56 bytes"));
   }
-  if (extent.reach > extent.limit) {
+  if (extent.too_far) {
     fail(op, shape + " and strides " + shape_text(view.ndim, view.strides) +
                  " and is " + dtype + ", expected elements at most " +
                  (extent.empty ? "2^61 elements" : "2^56 bytes") + " apart");
@@ -157,7 +159,7 @@ void fail_changed(const char* op, const char* name) {
 
 bool has_rows(const ConstTensorView& x) noexcept {
   return is_readable(x) && is_floating_point(x.dtype) && x.ndim > 0 &&
-         is_valid(Extent(x));
+         Extent(x).is_valid();
 }
 
 void check_tensor(const char* op, const Argument& x) {

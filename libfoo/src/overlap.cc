@@ -34,8 +34,7 @@ struct Layout {
       : begin(address(x.data)), item_size(item_bytes(x.dtype)) {
     for (std::int64_t d = 0; d < x.ndim; ++d) {
       const std::int64_t size = x.sizes[d];
-      if (size == 1 || x.strides[d] == 0)
-        continue;  // a repeat occupies no more
+      if (size == 1 || x.strides[d] == 0) continue;  // it occupies no more
       const std::int64_t stride = x.strides[d] * item_size;
       if (stride < 0) begin += address((size - 1) * stride);
       int at = ndim++;

@@ -66,6 +66,11 @@ inline std::int64_t read_index(const std::int64_t* p) {
 #endif
 }
 
+/// Whether 0 <= index < size, for size >= 0.
+inline bool is_index(std::int64_t index, std::int64_t size) {
+  return static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(size);
+}
+
 /// |stride|, which for a dimension of one element may be that of any number.
 inline std::uint64_t magnitude(std::int64_t stride) {
   const auto bits = static_cast<std::uint64_t>(stride);

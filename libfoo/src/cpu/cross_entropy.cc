@@ -239,7 +239,7 @@ struct Targets {
   }
 
   bool is_valid(std::int64_t target) const {
-    return target == ignore_index || (target >= 0 && target < classes);
+    return is_index(target, classes) || target == ignore_index;
   }
 
   /// A class or ignore_index.

@@ -50,7 +50,7 @@ struct RopeCall {
     const std::int64_t position =
         read_index(static_cast<const std::int64_t*>(positions->data) +
                    batch * strides[0] + at * strides[1]);
-    if (position >= 0 && position < cos.sizes[0]) return position;
+    if (is_index(position, cos.sizes[0])) return position;
     changed = true;
     return 0;
   }
@@ -419,7 +419,7 @@ void check_range(const ConstTensorView& positions, std::int64_t max_position) {
     for (std::int64_t j = 0; j < columns; ++j) {
       const std::int64_t position =
           read_index(data + offset + j * last_stride(positions));
-      if (position >= 0 && position < max_position) continue;
+      if (is_index(position, max_position)) continue;
       const std::int64_t index[] = {i, j};
       fail(kOp, "positions holds " + std::to_string(position) + " at " +
                     shape_text(positions.ndim, index + 2 - positions.ndim) +

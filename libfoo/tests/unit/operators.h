@@ -2,12 +2,12 @@
 // them refuse.
 #pragma once
 
+#include <foo_core/foo_core.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include "device.h"
 
 namespace foo_core::testing {
 
