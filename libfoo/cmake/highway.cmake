@@ -1,6 +1,7 @@
 # Links Google Highway >= 1.1; older versions truncate when they convert to
 # bfloat16. FOO_CORE_FETCH_HIGHWAY alone decides where it comes from, whatever is
-# installed, so that a library built with it never needs libhwy.so.
+# installed, so that a library built with it never needs libhwy.so. It sets
+# foo_core_highway to the target.
 function(foo_core_link_highway)
   if(NOT FOO_CORE_FETCH_HIGHWAY)
     find_package(hwy 1.1 CONFIG QUIET)
@@ -18,6 +19,7 @@ function(foo_core_link_highway)
     endif()
     message(STATUS "Highway ${hwy_VERSION}: ${hwy_DIR}")
     target_link_libraries(foo_core PRIVATE hwy::hwy)
+    set(foo_core_highway hwy::hwy PARENT_SCOPE)
     return()
   endif()
 
@@ -46,6 +48,7 @@ function(foo_core_link_highway)
   endif()
   message(STATUS "Highway: built from ${highway_SOURCE_DIR}")
   target_link_libraries(foo_core PRIVATE $<BUILD_LOCAL_INTERFACE:hwy>)
+  set(foo_core_highway hwy PARENT_SCOPE)
   if(NOT FOO_CORE_SHARED)
     # An installed libfoo_core.a contains it.
     target_sources(foo_core PRIVATE $<TARGET_OBJECTS:hwy>)

@@ -39,9 +39,8 @@ configure_package_config_file(
   cmake/foo_core-config.cmake.in foo_core-config.cmake
   INSTALL_DESTINATION ${foo_core_cmake_dir}
   NO_SET_AND_CHECK_MACRO)
-write_basic_package_version_file(
-  foo_core-config-version.cmake
-  COMPATIBILITY ${foo_core_compatibility})
+configure_file(cmake/foo_core-config-version.cmake.in
+               foo_core-config-version.cmake @ONLY)
 install(
   FILES ${PROJECT_BINARY_DIR}/foo_core-config.cmake
         ${PROJECT_BINARY_DIR}/foo_core-config-version.cmake

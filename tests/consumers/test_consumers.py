@@ -67,13 +67,17 @@ class CMake:
         self.configure(source, build, **options)
         self.run(self.program, "--build", build, env=VARIABLES)
 
+    def build_targets(self, build: Path, *targets: str) -> None:
+        command = [self.program, "--build", build, "--target"]
+        self.run(*command, *targets, env=VARIABLES)
+
     def install(self, build: Path, prefix: Path) -> Path:
         self.run(self.program, "--install", build, "--prefix", prefix)
         return prefix
 
-    def test(self, build: Path) -> None:
+    def test(self, build: Path, pattern: str = "") -> None:
         ctest = [self.program.with_name("ctest"), "--test-dir", build]
-        flags = ["--output-on-failure", "--no-tests=error"]
+        flags = ["--output-on-failure", "--no-tests=error", "-R", pattern]
         self.run(*ctest, *flags, env=VARIABLES)
 
     def check_finds(
@@ -156,19 +160,24 @@ def shared(minimum: CMake, tmp_path_factory: pytest.TempPathFactory) -> Library:
     """Build a shared library by add_subdirectory, with the oldest CMake.
 
     Highway is inside. The parent asks for a unity build, which must not merge
-    sources that Highway compiles once per SIMD target.
+    sources that Highway compiles once per SIMD target, and for libfoo's tests.
     """
     folder = tmp_path_factory.mktemp("shared")
     source = new_project("add_subdirectory", folder)
     build = folder / "build"
-    minimum.build(
+    minimum.configure(
         source,
         build,
+        CMAKE_PREFIX_PATH=ENVIRONMENT,
         CMAKE_UNITY_BUILD="ON",
         FOO_CORE_INSTALL="ON",
+        FOO_CORE_TESTS="ON",
         **HIGHWAY_INSIDE,
         **QUICK,
     )
+    # All tests would take a minute.
+    tests = ["foo_core_checks_test", "foo_core_math_test"]
+    minimum.build_targets(build, "app", *tests)
     prefix = minimum.install(build, folder / "prefix")
     return Library(build / "libfoo", prefix)
 
@@ -208,6 +217,31 @@ def standalone(
     return Library(build / "_deps/foo_core-build", prefix)
 
 
+@pytest.fixture(scope="session")
+def exporting(newest: CMake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a library that exports itself and a static foo_core, with LTO."""
+    folder = tmp_path_factory.mktemp("exporting")
+    source = shutil.copytree(CONSUMERS / "exporting_parent", folder / "source")
+    (source / "libfoo").symlink_to(LIBFOO)
+    # CMake looks for GCC's ar beside the compiler, where conda-forge has it.
+    tools = {
+        f"CMAKE_CXX_COMPILER_{tool.upper()}": path
+        for tool in ("ar", "ranlib")
+        if (path := shutil.which(f"gcc-{tool}"))
+    }
+    newest.build(
+        source,
+        folder / "build",
+        BUILD_SHARED_LIBS="OFF",
+        CMAKE_INTERPROCEDURAL_OPTIMIZATION="ON",
+        CMAKE_PREFIX_PATH=ENVIRONMENT,
+        **tools,
+        **QUICK,
+    )
+    newest.install(folder / "build", folder / "prefix")
+    return folder
+
+
 @pytest.fixture(params=["shared", "static", "standalone"])
 def library(request: pytest.FixtureRequest) -> Library:
     return request.getfixturevalue(request.param)
@@ -215,7 +249,7 @@ def library(request: pytest.FixtureRequest) -> Library:
 
 def test_add_subdirectory(minimum: CMake, shared: Library) -> None:
     build = shared.build.parent
-    minimum.test(build)
+    minimum.test(build, "app|unit.checks$|unit.math|odr.sees")
     (loaded,) = libraries(minimum.run, build / "app")
     assert loaded.is_relative_to(build)
 
@@ -224,6 +258,48 @@ def test_fetch_content(newest: CMake, standalone: Library) -> None:
     build = standalone.build.parents[1]
     newest.test(build)
     assert not libraries(newest.run, build / "app")
+
+
+@pytest.mark.parametrize("found", ["prefix", "build"])
+def test_parent_that_exports(
+    newest: CMake, exporting: Path, tmp_path: Path, found: str
+) -> None:
+    """Link a library of a project that has libfoo, installed or not."""
+    folder = exporting / found
+    prefixes = f"{folder};{folder / 'libfoo'};{ENVIRONMENT}"
+    user = exporting / "source/user"
+    newest.build(user, tmp_path, CMAKE_PREFIX_PATH=prefixes)
+    assert newest.run(tmp_path / "app", env=VARIABLES).strip() == VERSION
+    assert not libraries(newest.run, tmp_path / "app")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"CMAKE_CXX_FLAGS": "-fno-exceptions"},
+        {"CMAKE_CXX_FLAGS_RELEASE": "-fno-exceptions"},
+        {"OPTIONS": "$<$<COMPILE_LANGUAGE:CXX>:-fno-exceptions>"},
+    ],
+)
+def test_parent_without_exceptions(
+    cmake: CMake, tmp_path: Path, options: dict[str, str]
+) -> None:
+    source = new_project("add_subdirectory", tmp_path)
+    lists = source / "CMakeLists.txt"
+    add = "add_subdirectory(libfoo)\n"
+    text = lists.read_text()
+    assert add in text
+    lists.write_text(
+        text.replace(add, "add_compile_options(${OPTIONS})\n" + add)
+    )
+    build = tmp_path / "build"
+    found = {"CMAKE_PREFIX_PATH": str(ENVIRONMENT)}
+    with pytest.raises(pytest.fail.Exception) as error:
+        cmake.configure(source, build, **found, **options)
+    said = " ".join(str(error.value).split())
+    assert "Remove -fno-exceptions from the flags of the project" in said
+    # The same build folder works when the flags do.
+    cmake.configure(source, build, **found, **dict.fromkeys(options, ""))
 
 
 def test_shared_library(cmake: CMake, shared: Library, tmp_path: Path) -> None:
@@ -317,7 +393,15 @@ def test_readme_shows_the_project(readme, heading: str) -> None:
         (f"0.{MINOR + 1}", f"version: {VERSION}"),
         (f"0.{MINOR}.{PATCH + 1}", f"version: {VERSION}"),
         ("1.0", f"version: {VERSION}"),
-        (f"0.{MINOR - 1}.9", f"version: {VERSION}"),
+        (f"0.{MINOR - 1}.9", f"version: {VERSION} (0.{MINOR - 1}.9 includes"),
+        (f"0.{MINOR + 1}...<1", f"(older than 0.{MINOR + 1}...<1)"),
+        (f"0.1...<0.{MINOR}", f"(newer than 0.1...<0.{MINOR})"),
+        ("0.0...0.1", "(newer than 0.0...0.1)"),
+        ("0.1...<1", "(0.1...<1 includes versions with another interface"),
+        (
+            f"0.{MINOR}...0.{MINOR + 1}",
+            f"write 0.{MINOR} or 0.{MINOR}...<0.{MINOR + 1})",
+        ),
         (f"0.{MINOR} COMPONENTS cuda", "built without CUDA"),
         (
             f"0.{MINOR} COMPONENTS cpu gpu",
@@ -340,6 +424,10 @@ def test_refused(
     [
         f"0.{MINOR}",
         VERSION,
+        f"{VERSION} EXACT",
+        f"0.{MINOR}...<0.{MINOR + 1}",
+        f"0.{MINOR}...{VERSION}",
+        f"{VERSION}...0.{MINOR}.99",
         "COMPONENTS cpu",
         f"0.{MINOR} OPTIONAL_COMPONENTS cuda gpu",
     ],

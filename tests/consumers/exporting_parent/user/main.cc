@@ -1,0 +1,5 @@
+#include <cstdio>
+
+const char* parent_version();
+
+int main() { std::puts(parent_version()); }
