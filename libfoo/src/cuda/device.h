@@ -44,6 +44,12 @@ __device__ T narrow(Compute<T> x) {
   }
 }
 
+template <class T>
+constexpr DType kDType = std::is_same_v<T, double>          ? DType::kFloat64
+                         : std::is_same_v<T, __half>        ? DType::kFloat16
+                         : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
+                                                            : DType::kFloat32;
+
 /// Calls f(T()) with the type of a floating-point dtype.
 template <class F>
 void for_dtype(DType dtype, const F& f) {
@@ -140,6 +146,57 @@ struct Line {
     } else {
       *reinterpret_cast<Vec<T, kN>*>(data + i) = x;
     }
+  }
+};
+
+/// The same of any floating-point dtype, which are converted where they are
+/// read or written.
+template <class Pointer>
+struct AnyLine {
+  Pointer data;
+  int64_t stride;
+  DType dtype;
+
+  template <class C, int kN>
+  __device__ Vec<C, kN> load(int64_t i) const {
+    switch (dtype) {
+      case DType::kFloat64:
+        return load_as<double, C, kN>(i);
+      case DType::kFloat16:
+        return load_as<__half, C, kN>(i);
+      case DType::kBFloat16:
+        return load_as<__nv_bfloat16, C, kN>(i);
+      default:
+        return load_as<float, C, kN>(i);
+    }
+  }
+
+  __device__ void store(int64_t i, double x) const {
+    switch (dtype) {
+      case DType::kFloat64:
+        return store_as<double>(i, x);
+      case DType::kFloat16:
+        return store_as<__half>(i, x);
+      case DType::kBFloat16:
+        return store_as<__nv_bfloat16>(i, x);
+      default:
+        return store_as<float>(i, x);
+    }
+  }
+
+ private:
+  template <class T, class C, int kN>
+  __device__ Vec<C, kN> load_as(int64_t i) const {
+    const Line<const T> line{static_cast<const T*>(data), stride};
+    const Vec<T, kN> x = line.template load<kN>(i);
+    Vec<C, kN> y;
+    for (int j = 0; j < kN; ++j) y.at[j] = static_cast<C>(x[j]);
+    return y;
+  }
+
+  template <class T>
+  __device__ void store_as(int64_t i, double x) const {
+    static_cast<T*>(data)[i * stride] = narrow<T>(static_cast<Compute<T>>(x));
   }
 };
 

@@ -35,10 +35,18 @@ __device__ double inverse_rms(double squares, const Mean& mean) {
   return r * fma(-0.5 * m * r, r, 1.5);
 }
 
+using WeightLine = AnyLine<const void*>;
+
+WeightLine line_of_weight(const ConstTensorView* weight) {
+  if (weight == nullptr) return {nullptr, 0, DType::kFloat32};
+  return {weight->data, last_stride(*weight), weight->dtype};
+}
+
 template <class T>
 struct ForwardArguments {
   Nest<4> rows;  // of x, residual, out and sum
   Line<const T> x, residual, weight;
+  WeightLine any_weight;  // instead of `weight`, if it has another dtype
   Line<T> out, sum;
   int64_t count;  // of rows
   int64_t n;
@@ -49,7 +57,7 @@ struct ForwardArguments {
 template <bool kAdd>
 constexpr int kForwardVectors = kAdd ? 2 : 4;
 
-template <class T, int kN, bool kAdd>
+template <class T, int kN, bool kAdd, bool kAnyWeight>
 __global__ void __launch_bounds__(kMaxThreads)
     forward_kernel(const ForwardArguments<T> arguments) {
   using C = Compute<T>;
@@ -118,7 +126,10 @@ __global__ void __launch_bounds__(kMaxThreads)
     const auto write = [&](int64_t i, const V& v) {
       C y[kN];
       for (int j = 0; j < kN; ++j) y[j] = v[j] * r;
-      if (arguments.weight.data != nullptr) {
+      if constexpr (kAnyWeight) {
+        const auto w = arguments.any_weight.template load<C, kN>(i);
+        for (int j = 0; j < kN; ++j) y[j] *= w[j];
+      } else if (arguments.weight.data != nullptr) {
         const V w = arguments.weight.template load<kN>(i);
         for (int j = 0; j < kN; ++j) y[j] *= w[j];
       }
@@ -197,7 +208,8 @@ __device__ Stats<C> stats_of(double squares, double products,
 template <class T>
 struct BackwardArguments {
   Nest<4> rows;  // of grad, x, addend and grad_x
-  Line<const T> grad, x, addend, weight;
+  Line<const T> grad, x, addend;
+  WeightLine weight;
   Line<T> grad_x;
   int64_t count;  // of rows
   int64_t n;
@@ -207,7 +219,8 @@ struct BackwardArguments {
 };
 
 /// grad_x and the slices of grad_weight, for rows of up to kV vectors a thread.
-template <class T, int kN, int kV>
+/// W is the type in which a thread keeps weights: T, or that of computation.
+template <class T, int kN, int kV, class W>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const BackwardArguments<T> arguments) {
   using C = Compute<T>;
@@ -215,13 +228,18 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = int64_t{blockDim.x} * kN;
   const int64_t begin = int64_t{threadIdx.x} * kN;
   const bool weighted = arguments.weight.data != nullptr;
-  V weight[kV];
+  Vec<W, kN> weight[kV];
   C slice[kV][kN] = {};
 #pragma unroll
   for (int k = 0; k < kV; ++k) {
     const int64_t i = begin + k * step;
-    if (weighted && i < arguments.n) {
-      weight[k] = arguments.weight.template load<kN>(i);
+    if (!weighted || i >= arguments.n) continue;
+    if (arguments.weight.dtype == kDType<W>) {
+      const Line<const W> line{static_cast<const W*>(arguments.weight.data),
+                               arguments.weight.stride};
+      weight[k] = line.template load<kN>(i);
+    } else if constexpr (std::is_same_v<W, C>) {
+      weight[k] = arguments.weight.template load<C, kN>(i);
     }
   }
 
@@ -320,7 +338,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
       const C v = one(x, i);
       C g = one(grad, i);
-      if (weighted) g *= one(arguments.weight, i);
+      if (weighted) g *= arguments.weight.template load<C, 1>(i)[0];
       squares += static_cast<double>(v * v);
       products += static_cast<double>(g * v);
     }
@@ -335,7 +353,7 @@ __global__ void __launch_bounds__(kThreads)
     const auto grad_x = moved(arguments.grad_x, at.of[3]);
     for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
       C g = one(grad, i);
-      if (weighted) g *= one(arguments.weight, i);
+      if (weighted) g *= arguments.weight.template load<C, 1>(i)[0];
       C y = fma(-one(x, i), stats.slope, g * stats.r);
       if (arguments.addend.data != nullptr) y += one(addend, i);
       grad_x.data[i * grad_x.stride] = narrow<T>(y);
@@ -368,9 +386,9 @@ __global__ void any_slices_kernel(const BackwardArguments<T> arguments,
 
 /// grad_weight from `count` slices: a column for each threadIdx.x, and the
 /// slices divided among the threadIdx.y, of which there are 2^i.
-template <class T>
-__global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
-                                  Line<T> grad_weight, int64_t n) {
+template <class C>
+__global__ void add_slices_kernel(const C* slices, int64_t count,
+                                  AnyLine<void*> grad_weight, int64_t n) {
   __shared__ double parts[kWarp][kWarp];
   for (int64_t first = int64_t{blockIdx.x} * kWarp; first < n;
        first += int64_t{gridDim.x} * kWarp) {
@@ -390,8 +408,7 @@ __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
       }
     }
     if (threadIdx.y == 0 && i < n) {
-      grad_weight.data[i * grad_weight.stride] =
-          narrow<T>(static_cast<Compute<T>>(parts[0][threadIdx.x]));
+      grad_weight.store(i, parts[0][threadIdx.x]);
     }
     __syncthreads();  // before the next columns' parts
   }
@@ -406,11 +423,13 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
   if (rows == 0 || n == 0) return;
   for_dtype(x.dtype, [&](auto t) {
     using T = decltype(t);
+    const bool any_weight = weight != nullptr && weight->dtype != x.dtype;
     const ForwardArguments<T> arguments{
         nest_of_rows(x, x, residual, out, residual_out),
         line_of<T>(x),
         line_of<T>(residual),
-        line_of<T>(weight),
+        line_of<T>(any_weight ? nullptr : weight),
+        line_of_weight(weight),
         line_of<T>(out),
         line_of<T>(residual_out),
         rows,
@@ -419,9 +438,11 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
     const auto run = [&](auto width, auto adds) {
       constexpr int kN = decltype(width)::value;
       constexpr bool kAdd = decltype(adds)::value;
+      const auto kernel = any_weight ? forward_kernel<T, kN, kAdd, true>
+                                     : forward_kernel<T, kN, kAdd, false>;
       const dim3 block =
           row_block(ceil_div(n, kN), kForwardVectors<kAdd>, kMaxThreads);
-      launch(kAdd ? "add_rms_norm" : "rms_norm", forward_kernel<T, kN, kAdd>,
+      launch(kAdd ? "add_rms_norm" : "rms_norm", kernel,
              dim3(grid_size(ceil_div(rows, block.y))), block, stream,
              arguments);
     };
@@ -471,7 +492,7 @@ void rms_norm_backward(const ConstTensorView& grad,
                                    line_of<T>(grad),
                                    line_of<T>(x),
                                    line_of<T>(addend),
-                                   line_of<T>(weight),
+                                   line_of_weight(weight),
                                    line_of<T>(grad_x),
                                    rows,
                                    n,
@@ -488,10 +509,15 @@ void rms_norm_backward(const ConstTensorView& grad,
       const int64_t blocks = ceil_div(rows, shape.block.y);
       const auto grid = dim3(grid_size(
           grad_weight == nullptr ? blocks : blocks_for(rows, shape.block)));
-      const auto kernel = shape.vectors == 1   ? backward_kernel<T, kN, 1>
-                          : shape.vectors == 2 ? backward_kernel<T, kN, 2>
-                                               : backward_kernel<T, kN, 4>;
-      launch(op, kernel, grid, shape.block, stream, arguments);
+      const auto run = [&](auto w) {
+        using W = decltype(w);
+        const auto kernel = shape.vectors == 1   ? backward_kernel<T, kN, 1, W>
+                            : shape.vectors == 2 ? backward_kernel<T, kN, 2, W>
+                                                 : backward_kernel<T, kN, 4, W>;
+        launch(op, kernel, grid, shape.block, stream, arguments);
+      };
+      const bool own = weight == nullptr || weight->dtype == x.dtype;
+      own ? run(T()) : run(C());
     } else {
       const auto threads = static_cast<unsigned>(
           std::min<int64_t>(kThreads, kWarp * ceil_div(n, kWarp)));
@@ -517,9 +543,10 @@ void rms_norm_backward(const ConstTensorView& grad,
     if (grad_weight == nullptr) return;
     unsigned parts = 1;
     while (parts < kWarp && parts < slices) parts *= 2;
-    launch(op, add_slices_kernel<T>, dim3(grid_size(ceil_div(n, kWarp))),
-           dim3(kWarp, parts), stream, arguments.slices, slices,
-           line_of<T>(grad_weight), n);
+    const AnyLine<void*> sums{grad_weight->data, last_stride(*grad_weight),
+                              grad_weight->dtype};
+    launch(op, add_slices_kernel<C>, dim3(grid_size(ceil_div(n, kWarp))),
+           dim3(kWarp, parts), stream, arguments.slices, slices, sums, n);
   });
 }
 
