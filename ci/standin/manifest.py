@@ -128,10 +128,10 @@ class Manifest:
         if PLATFORM not in workspace.get("platforms", ()):
             raise self.error("workspace.platforms", f"{PLATFORM} is missing")
         at, wanted = "workspace.requires-pixi", workspace.get("requires-pixi")
-        if wanted is not None:
-            if not self.version(at, wanted).matches(rattler.Version(PIXI)):
-                text = f"{wanted!r}, but this stands in for pixi {PIXI}"
-                raise self.error(at, text)
+        stands_for = rattler.Version(PIXI)
+        if wanted and not self.version(at, wanted).matches(stands_for):
+            text = f"{wanted!r}, but this stands in for pixi {PIXI}"
+            raise self.error(at, text)
         features = table.get("feature", {})
         self.environments: dict[str, Environment] = {}
         listed = {"default": [], **table.get("environments", {})}

@@ -77,7 +77,7 @@ class Wheel:
         return tuple(sorted(specs))
 
     def files(self, keep: Callable[[str], bool] = bool) -> Iterator[File]:
-        """As an installer would place them; `keep` chooses by a wheel's name."""
+        """As an installer places them; `keep` chooses by the wheel's names."""
         folders = {"scripts": "bin/", "data": "", "headers": "include/"}
         with self.archive() as archive:
             for member in archive.infolist():

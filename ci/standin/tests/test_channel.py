@@ -120,7 +120,7 @@ def test_a_file_that_is_not_a_package_s_own_is_refused(names, tmp_path):
     message = str(caught.value)
     assert message.startswith("demo 1.0: refused: its file '")
     assert message.endswith(HOSTILE[names])
-    assert [path for path in tmp_path.rglob("*")] == [store]
+    assert list(tmp_path.rglob("*")) == [store]
 
 
 def zipped(path: Path, *members: zipfile.ZipInfo | str) -> Path:
@@ -147,14 +147,14 @@ def test_a_wheel_that_is_none_is_refused(tmp_path, monkeypatch):
     with pytest.raises(StandinError, match="refused: Bad CRC-32 for file"):
         list(wheel.files())
     monkeypatch.setattr(files, "LARGEST", 50)
-    with pytest.raises(StandinError, match="refused: it holds 0.0 MB, more"):
+    with pytest.raises(StandinError, match="refused: it holds"):
         Wheel(path, {})
     path.write_bytes(content[:-30])
     with pytest.raises(StandinError, match="refused: File is not a zip file"):
         Wheel(path, {})
     with zipfile.ZipFile(path, "w"):
         pass
-    with pytest.raises(StandinError, match="refused: it has no .dist-info"):
+    with pytest.raises(StandinError, match="refused: it has no"):
         Wheel(path, {})
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_the_lock_fits_pixi_toml_and_channel_toml(python):
                 assert requirement.specifier.contains(versions[project]), name
 
 
+def test_sources_and_actions_are_pinned_by_commits():
+    pattern = r"GIT_TAG [a-z0-9]|uses: "
+    command = ["git", "grep", "-hE", pattern, "--", "*.cmake", "*.md", "*.yml"]
+    command += ["**/CMakeLists.txt"]
+    lines = subprocess.check_output(command, text=True, cwd=OWN.parent)
+    assert lines.count("GIT_TAG") >= 4
+    for line in lines.splitlines():
+        assert re.search(r"(GIT_TAG |@)[0-9a-f]{40}\)? # v?\d", line), line
+
+
 def index(folder: Path) -> str:
     """A folder with two wheels, one of which needs the other; one's hash."""
     for name, needs in (("one", "Requires-Dist: two\n"), ("two", "")):
@@ -93,7 +104,8 @@ def index(folder: Path) -> str:
         (
             "two==1 --hash=sha256:{zero} --hash=sha256:{ones}",
             "two",
-            "SHA-256 mismatch for two==1: expected {zero} or {ones}, got {good}",
+            "SHA-256 mismatch for two==1: expected {zero} or {ones}, got "
+            "{good}",
         ),
         (
             "two==1 --hash=sha256:{good}",
