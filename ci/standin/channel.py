@@ -54,7 +54,8 @@ def prepared(manifest: Manifest, environment: Environment) -> Path:
     compiler = compilers.find()
     wanted = requested(manifest, environment)
     machine = (compiler, sys.version, sys.base_prefix, str(cache_root()))
-    key = digest(code(), content(), wanted, machine)
+    locks = downloads.lock_files()
+    key = digest(code(), content(), wanted, machine, *locks)
     folder = cache_root() / "channels" / key
     if given and not folder.is_dir():
         return Path(given)
@@ -80,13 +81,14 @@ def requested(
     return sorted(wanted)
 
 
-def requirements(
-    wanted: Iterable[tuple[str, str]], made: set[str]
-) -> Iterator[str]:
+def requirements(wanted: Iterable[tuple[str, str]]) -> Iterator[str]:
     """What pip has to find for dependencies that are made of wheels."""
     about = content()
+    local = python.packages() + compilers.packages(compilers.find())
+    made = {"gtest", "libhwy", *about["debian"], *about["unavailable"]}
+    made.update(package.name for package in local)
     for name, version in wanted:
-        if name in made or name in about["unavailable"]:
+        if name in made:
             continue
         version = f"=={version}" if version[0].isdigit() else version
         constraint = "" if version == "*" else version
@@ -122,8 +124,7 @@ def make(
     store.mkdir(exist_ok=True)
     names = {name for name, _ in wanted} | {"ccache"}
     local = python.packages() + compilers.packages(compiler)
-    made = {p.name for p in local} | {"gtest", "libhwy", *about["debian"]}
-    lines = sorted(set(requirements(wanted, made)))
+    lines = sorted(set(requirements(wanted)))
     workers = ThreadPoolExecutor(3)
     with step(f"making the stand-in channel of the environment {name!r}"):
         try:

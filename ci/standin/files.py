@@ -4,16 +4,18 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import posixpath
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from standin.progress import StandinError, megabytes, say
 
 WRITING = ".writing-"  # begins the name of what is not complete
+LARGEST = 4 << 30  # bytes that an archive may hold
 
 
 def cache_root() -> Path:
@@ -39,6 +41,20 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             total.update(block)
     return total.hexdigest()
+
+
+def inside(name: str) -> bool:
+    """Whether a relative path stays below the folder that it starts from."""
+    return posixpath.normpath(name).split("/")[0] not in ("", "..")
+
+
+def check_size(archive: str, sizes: Iterable[int]) -> None:
+    """Refuse an archive that would fill the memory when it is unpacked."""
+    if (total := sum(sizes)) > LARGEST:
+        raise StandinError(
+            f"{archive}: refused: it holds {megabytes(total)}, more than "
+            f"{megabytes(LARGEST)}"
+        )
 
 
 @contextlib.contextmanager
@@ -107,4 +123,6 @@ def run(
     else:
         shown = [x for x in lines if x.startswith(("ERROR", "E:", "error"))]
         reason = "".join(f"\n    {x}" for x in shown[-3:] or lines[-12:])
-    raise StandinError(f"{what} failed:{reason}")
+    error = StandinError(f"{what} failed:{reason}")
+    error.output = "\n".join(lines)
+    raise error

@@ -20,6 +20,7 @@ class StandinError(Exception):
     """Something the caller can mend: shown without a traceback."""
 
     status = 1
+    output = ""  # that of the tool which failed
 
 
 def exit_status(action: Callable[[], None]) -> int:
