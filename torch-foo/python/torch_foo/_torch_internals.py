@@ -110,3 +110,6 @@ def recording_outer_levels() -> Iterator[None]:
 
 #: The keys below autograd, for a kernel that calls what comes after it.
 after_autograd = torch._C._after_autograd_keyset
+
+#: The keys below the one that counts changes of tensors.
+after_inplace_or_view = torch._C._after_ADInplaceOrView_keyset
