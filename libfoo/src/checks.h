@@ -32,6 +32,13 @@ std::string shape_text(std::int64_t ndim, const std::int64_t* sizes);
 
 [[noreturn]] void fail(const char* op, const std::string& sentence);
 
+/// Refuses indices in a tensor that were valid when they were checked, but not
+/// when they were used.
+[[noreturn]] void fail_changed(const char* op, const char* name);
+
+/// Whether x passes check_has_rows, whatever its data.
+bool has_rows(const ConstTensorView& x) noexcept;
+
 /// x is a valid view of a floating-point dtype.
 void check_tensor(const char* op, const Argument& x);
 

@@ -49,7 +49,8 @@ FOO_CORE_EXPORT void add_rms_norm(const ConstTensorView& x,
                                   const Executor& executor = {});
 
 /// Bytes of scratch memory that rms_norm_backward needs for the grad_weight of
-/// this x. Without grad_weight it needs none.
+/// this x; 0 for one that it refuses. x.data is not used. Without grad_weight
+/// it needs none.
 FOO_CORE_EXPORT std::int64_t rms_norm_backward_scratch_size(
     const ConstTensorView& x, const Executor& executor = {}) noexcept;
 

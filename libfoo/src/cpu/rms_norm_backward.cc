@@ -570,7 +570,7 @@ void backward(const char* op, const ConstTensorView& grad,
 
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x,
                                             const Executor& executor) noexcept {
-  if (x.ndim < 1) return 0;
+  if (!has_rows(x)) return 0;
   if constexpr (cuda::kBuilt) {
     if (on_cuda(executor)) return cuda::rms_norm_backward_scratch_size(x);
   }

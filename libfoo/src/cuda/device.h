@@ -283,6 +283,11 @@ __device__ Line<T> moved(Line<T> line, int64_t offset) {
   return {line.data + offset, line.stride};
 }
 
+/// As read_index of view.h.
+__device__ inline int64_t read_index(const int64_t* p) {
+  return *static_cast<const volatile int64_t*>(p);
+}
+
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 
