@@ -149,56 +149,68 @@ struct Line {
   }
 };
 
-/// The same of any floating-point dtype, which are converted where they are
-/// read or written.
+/// Single elements of any floating-point dtype, which are converted where they
+/// are read or written.
 template <class Pointer>
 struct AnyLine {
   Pointer data;
   int64_t stride;
   DType dtype;
 
-  template <class C, int kN>
-  __device__ Vec<C, kN> load(int64_t i) const {
+  /// The same elements, if they are T's.
+  template <class T>
+  __device__ Line<const T> as() const {
+    return {static_cast<const T*>(data), stride};
+  }
+
+  /// Element i, which likely is a T.
+  template <class T>
+  __device__ Compute<T> get(int64_t i) const {
+    if (dtype == kDType<T>) return get_as<T, T>(i);
     switch (dtype) {
       case DType::kFloat64:
-        return load_as<double, C, kN>(i);
+        return get_as<double, T>(i);
       case DType::kFloat16:
-        return load_as<__half, C, kN>(i);
+        return get_as<__half, T>(i);
       case DType::kBFloat16:
-        return load_as<__nv_bfloat16, C, kN>(i);
+        return get_as<__nv_bfloat16, T>(i);
       default:
-        return load_as<float, C, kN>(i);
+        return get_as<float, T>(i);
     }
   }
 
-  __device__ void store(int64_t i, double x) const {
+  __device__ void set(int64_t i, double x) const {
     switch (dtype) {
       case DType::kFloat64:
-        return store_as<double>(i, x);
+        return set_as<double>(i, x);
       case DType::kFloat16:
-        return store_as<__half>(i, x);
+        return set_as<__half>(i, x);
       case DType::kBFloat16:
-        return store_as<__nv_bfloat16>(i, x);
+        return set_as<__nv_bfloat16>(i, x);
       default:
-        return store_as<float>(i, x);
+        return set_as<float>(i, x);
     }
   }
 
  private:
-  template <class T, class C, int kN>
-  __device__ Vec<C, kN> load_as(int64_t i) const {
-    const Line<const T> line{static_cast<const T*>(data), stride};
-    const Vec<T, kN> x = line.template load<kN>(i);
-    Vec<C, kN> y;
-    for (int j = 0; j < kN; ++j) y.at[j] = static_cast<C>(x[j]);
-    return y;
+  template <class Own, class T>
+  __device__ Compute<T> get_as(int64_t i) const {
+    return static_cast<Compute<T>>(
+        widen(static_cast<const Own*>(data)[i * stride]));
   }
 
-  template <class T>
-  __device__ void store_as(int64_t i, double x) const {
-    static_cast<T*>(data)[i * stride] = narrow<T>(static_cast<Compute<T>>(x));
+  template <class Own>
+  __device__ void set_as(int64_t i, double x) const {
+    static_cast<Own*>(data)[i * stride] =
+        narrow<Own>(static_cast<Compute<Own>>(x));
   }
 };
+
+/// x's rows; null for null.
+inline AnyLine<const void*> any_line_of(const ConstTensorView* x) {
+  if (x == nullptr) return {nullptr, 0, DType::kFloat32};
+  return {x->data, last_stride(*x), x->dtype};
+}
 
 /// Whether kN elements at a time can be accessed in `x`, whose rows have `n`
 /// elements: it is null, or contiguous with aligned rows.

@@ -35,18 +35,11 @@ __device__ double inverse_rms(double squares, const Mean& mean) {
   return r * fma(-0.5 * m * r, r, 1.5);
 }
 
-using WeightLine = AnyLine<const void*>;
-
-WeightLine line_of_weight(const ConstTensorView* weight) {
-  if (weight == nullptr) return {nullptr, 0, DType::kFloat32};
-  return {weight->data, last_stride(*weight), weight->dtype};
-}
-
 template <class T>
 struct ForwardArguments {
   Nest<4> rows;  // of x, residual, out and sum
-  Line<const T> x, residual, weight;
-  WeightLine any_weight;  // instead of `weight`, if it has another dtype
+  Line<const T> x, residual;
+  AnyLine<const void*> weight;
   Line<T> out, sum;
   int64_t count;  // of rows
   int64_t n;
@@ -57,7 +50,8 @@ struct ForwardArguments {
 template <bool kAdd>
 constexpr int kForwardVectors = kAdd ? 2 : 4;
 
-template <class T, int kN, bool kAdd, bool kAnyWeight>
+/// W is the type of weights if kN > 1: T or that of computation.
+template <class T, int kN, bool kAdd, class W>
 __global__ void __launch_bounds__(kMaxThreads)
     forward_kernel(const ForwardArguments<T> arguments) {
   using C = Compute<T>;
@@ -126,12 +120,13 @@ __global__ void __launch_bounds__(kMaxThreads)
     const auto write = [&](int64_t i, const V& v) {
       C y[kN];
       for (int j = 0; j < kN; ++j) y[j] = v[j] * r;
-      if constexpr (kAnyWeight) {
-        const auto w = arguments.any_weight.template load<C, kN>(i);
-        for (int j = 0; j < kN; ++j) y[j] *= w[j];
-      } else if (arguments.weight.data != nullptr) {
-        const V w = arguments.weight.template load<kN>(i);
-        for (int j = 0; j < kN; ++j) y[j] *= w[j];
+      if (arguments.weight.data != nullptr) {
+        if constexpr (kN == 1) {
+          y[0] *= arguments.weight.template get<T>(i);
+        } else {
+          const auto w = arguments.weight.template as<W>().template load<kN>(i);
+          for (int j = 0; j < kN; ++j) y[j] *= w[j];
+        }
       }
       out.store(i, V::of(y));
     };
@@ -209,7 +204,7 @@ template <class T>
 struct BackwardArguments {
   Nest<4> rows;  // of grad, x, addend and grad_x
   Line<const T> grad, x, addend;
-  WeightLine weight;
+  AnyLine<const void*> weight;
   Line<T> grad_x;
   int64_t count;  // of rows
   int64_t n;
@@ -219,7 +214,7 @@ struct BackwardArguments {
 };
 
 /// grad_x and the slices of grad_weight, for rows of up to kV vectors a thread.
-/// W is the type in which a thread keeps weights: T, or that of computation.
+/// W is the type of weights: T or that of computation.
 template <class T, int kN, int kV, class W>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const BackwardArguments<T> arguments) {
@@ -233,13 +228,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int k = 0; k < kV; ++k) {
     const int64_t i = begin + k * step;
-    if (!weighted || i >= arguments.n) continue;
-    if (arguments.weight.dtype == kDType<W>) {
-      const Line<const W> line{static_cast<const W*>(arguments.weight.data),
-                               arguments.weight.stride};
-      weight[k] = line.template load<kN>(i);
-    } else if constexpr (std::is_same_v<W, C>) {
-      weight[k] = arguments.weight.template load<C, kN>(i);
+    if (weighted && i < arguments.n) {
+      weight[k] = arguments.weight.template as<W>().template load<kN>(i);
     }
   }
 
@@ -338,7 +328,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
       const C v = one(x, i);
       C g = one(grad, i);
-      if (weighted) g *= arguments.weight.template load<C, 1>(i)[0];
+      if (weighted) g *= arguments.weight.template get<T>(i);
       squares += static_cast<double>(v * v);
       products += static_cast<double>(g * v);
     }
@@ -353,7 +343,7 @@ __global__ void __launch_bounds__(kThreads)
     const auto grad_x = moved(arguments.grad_x, at.of[3]);
     for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
       C g = one(grad, i);
-      if (weighted) g *= arguments.weight.template load<C, 1>(i)[0];
+      if (weighted) g *= arguments.weight.template get<T>(i);
       C y = fma(-one(x, i), stats.slope, g * stats.r);
       if (arguments.addend.data != nullptr) y += one(addend, i);
       grad_x.data[i * grad_x.stride] = narrow<T>(y);
@@ -408,10 +398,16 @@ __global__ void add_slices_kernel(const C* slices, int64_t count,
       }
     }
     if (threadIdx.y == 0 && i < n) {
-      grad_weight.store(i, parts[0][threadIdx.x]);
+      grad_weight.set(i, parts[0][threadIdx.x]);
     }
     __syncthreads();  // before the next columns' parts
   }
+}
+
+/// Whether T is the type of the weights, if there are any.
+template <class T>
+bool has_dtype(const ConstTensorView* weight) {
+  return weight == nullptr || weight->dtype == kDType<T>;
 }
 
 }  // namespace
@@ -423,40 +419,41 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
   if (rows == 0 || n == 0) return;
   for_dtype(x.dtype, [&](auto t) {
     using T = decltype(t);
-    const bool any_weight = weight != nullptr && weight->dtype != x.dtype;
     const ForwardArguments<T> arguments{
         nest_of_rows(x, x, residual, out, residual_out),
         line_of<T>(x),
         line_of<T>(residual),
-        line_of<T>(any_weight ? nullptr : weight),
-        line_of_weight(weight),
+        any_line_of(weight),
         line_of<T>(out),
         line_of<T>(residual_out),
         rows,
         n,
         Mean::of(n, eps, Compute<T>())};
-    const auto run = [&](auto width, auto adds) {
+    const auto run = [&](auto width, auto w) {
       constexpr int kN = decltype(width)::value;
-      constexpr bool kAdd = decltype(adds)::value;
-      const auto kernel = any_weight ? forward_kernel<T, kN, kAdd, true>
-                                     : forward_kernel<T, kN, kAdd, false>;
-      const dim3 block =
-          row_block(ceil_div(n, kN), kForwardVectors<kAdd>, kMaxThreads);
-      launch(kAdd ? "add_rms_norm" : "rms_norm", kernel,
-             dim3(grid_size(ceil_div(rows, block.y))), block, stream,
-             arguments);
-    };
-    const auto choose = [&](auto width) {
-      if (residual == nullptr) return run(width, std::false_type());
-      run(width, std::true_type());
+      const auto launch_it = [&](auto adds) {
+        constexpr bool kAdd = decltype(adds)::value;
+        const dim3 block =
+            row_block(ceil_div(n, kN), kForwardVectors<kAdd>, kMaxThreads);
+        launch(kAdd ? "add_rms_norm" : "rms_norm",
+               forward_kernel<T, kN, kAdd, decltype(w)>,
+               dim3(grid_size(ceil_div(rows, block.y))), block, stream,
+               arguments);
+      };
+      if (residual == nullptr) return launch_it(std::false_type());
+      launch_it(std::true_type());
     };
     constexpr int kN = kWidth<T>;
-    if (is_aligned<kN>(&x, n) && is_aligned<kN>(residual, n) &&
-        is_aligned<kN>(weight, n) && is_aligned<kN>(&out, n) &&
-        is_aligned<kN>(residual_out, n)) {
-      choose(std::integral_constant<int, kN>());
+    const std::integral_constant<int, kN> wide;
+    const bool aligned = is_aligned<kN>(&x, n) && is_aligned<kN>(residual, n) &&
+                         is_aligned<kN>(weight, n) && is_aligned<kN>(&out, n) &&
+                         is_aligned<kN>(residual_out, n);
+    if (aligned && has_dtype<T>(weight)) {
+      run(wide, T());
+    } else if (aligned && has_dtype<Compute<T>>(weight)) {
+      run(wide, Compute<T>());
     } else {
-      choose(std::integral_constant<int, 1>());
+      run(std::integral_constant<int, 1>(), T());
     }
   });
 }
@@ -488,11 +485,12 @@ void rms_norm_backward(const ConstTensorView& grad,
     const int64_t slices = slices_of<T>(rows, n);
     auto* const memory =
         grad_weight == nullptr ? nullptr : static_cast<C*>(scratch);
+    const bool own = has_dtype<T>(weight);
     BackwardArguments<T> arguments{nest_of_rows(x, grad, x, addend, grad_x),
                                    line_of<T>(grad),
                                    line_of<T>(x),
                                    line_of<T>(addend),
-                                   line_of_weight(weight),
+                                   any_line_of(weight),
                                    line_of<T>(grad_x),
                                    rows,
                                    n,
@@ -503,21 +501,20 @@ void rms_norm_backward(const ConstTensorView& grad,
     constexpr int kN = kWidth<T>;
     if (rows == 0) {
       // grad_weight is a sum of no slices
-    } else if (shape.fits && is_aligned<kN>(&grad, n) &&
-               is_aligned<kN>(&x, n) && is_aligned<kN>(addend, n) &&
-               is_aligned<kN>(weight, n) && is_aligned<kN>(grad_x, n)) {
+    } else if (shape.fits && (own || has_dtype<C>(weight)) &&
+               is_aligned<kN>(&grad, n) && is_aligned<kN>(&x, n) &&
+               is_aligned<kN>(addend, n) && is_aligned<kN>(weight, n) &&
+               is_aligned<kN>(grad_x, n)) {
       const int64_t blocks = ceil_div(rows, shape.block.y);
       const auto grid = dim3(grid_size(
           grad_weight == nullptr ? blocks : blocks_for(rows, shape.block)));
-      const auto run = [&](auto w) {
-        using W = decltype(w);
-        const auto kernel = shape.vectors == 1   ? backward_kernel<T, kN, 1, W>
-                            : shape.vectors == 2 ? backward_kernel<T, kN, 2, W>
-                                                 : backward_kernel<T, kN, 4, W>;
-        launch(op, kernel, grid, shape.block, stream, arguments);
-      };
-      const bool own = weight == nullptr || weight->dtype == x.dtype;
-      own ? run(T()) : run(C());
+      const auto kernel = !own ? shape.vectors <= 2
+                                     ? backward_kernel<T, kN, 2, C>
+                                     : backward_kernel<T, kN, 4, C>
+                          : shape.vectors == 1 ? backward_kernel<T, kN, 1, T>
+                          : shape.vectors == 2 ? backward_kernel<T, kN, 2, T>
+                                               : backward_kernel<T, kN, 4, T>;
+      launch(op, kernel, grid, shape.block, stream, arguments);
     } else {
       const auto threads = static_cast<unsigned>(
           std::min<int64_t>(kThreads, kWarp * ceil_div(n, kWarp)));
