@@ -14,7 +14,7 @@ where a gradient is needed.
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch_foo import _torch_internals as internals
 from torch_foo._torch_internals import OpOverload, arguments
 from torch_foo.operators import OPERATORS, Operator
+from torch_foo.operators.base import DTYPES
 
 _ops = torch.ops.torch_foo
 # Kept alive here: registrations end with their Library.
@@ -48,7 +49,7 @@ def register(operator: type[Operator]) -> None:
     for overload in overloads:
         torch.library.register_fake(overload.name(), _fake_of(operator, full))
         torch.library.register_vmap(
-            overload.name(), _vmap_of(operator, overload)
+            overload.name(), _vmap_of(operator, full, overload)
         )
         if operator.autocast:
             for device in ("CPU", "CUDA"):
@@ -161,16 +162,38 @@ def _describe(value: Any) -> str:
 
 
 def _vmap_of(
-    operator: type[Operator], overload: OpOverload
+    operator: type[Operator], full: OpOverload, overload: OpOverload
 ) -> Callable[..., Any]:
-    call = _call_by_position(overload)
+    rule = _vmap_rule(operator, full, _call_by_position(overload))
 
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         given = _all_arguments(overload, args, kwargs)
         dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
-        return operator.vmap(call, info, dims, *given)
+        return rule(info, dims, *given)
 
     return vmap
+
+
+def _vmap_rule(
+    operator: type[Operator], full: OpOverload, call: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return the operator's rule, which takes what an example may be."""
+    check = _fake_of(operator, full)
+
+    def example(value: Any, dim: int | None) -> Any:
+        if not isinstance(value, Tensor) or dim is None:
+            return value
+        if value.shape[dim]:
+            return value.select(dim, 0)
+        return value.new_empty(value.movedim(dim, 0).shape[1:])
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        if operator.autocast and internals.autocast_is_enabled():
+            args = tuple(_promote(args))
+        check(*map(example, args, in_dims))
+        return operator.vmap(call, info, in_dims, *args)
+
+    return rule
 
 
 # --- gradients --------------------------------------------------------------
@@ -214,7 +237,7 @@ def _register_autograd(
         forward=lambda *args: kernel(*args),
         setup_context=setup_context,
         backward=backward,
-        vmap=lambda *args: operator.vmap(call, *args),
+        vmap=lambda *args: rule(*args),
     )
     apply = internals.apply_without_transforms(eager)
     by_position = _call_by_position(full)
@@ -229,6 +252,7 @@ def _register_autograd(
             return transformed.apply(*args)
         return apply(*args)
 
+    rule = _vmap_rule(operator, full, call)
     return call
 
 
@@ -273,17 +297,16 @@ def _promote(args: Sequence[Any]) -> Sequence[Any]:
     stay float32. Floating-point arguments of one call are brought to the
     widest of their dtypes; outside such a region mixing them is an error.
     """
-    floating = [
-        a for a in args if isinstance(a, Tensor) and a.is_floating_point()
-    ]
-    if len({a.dtype for a in floating}) < 2:
+    known = [isinstance(a, Tensor) and a.dtype in DTYPES for a in args]
+    dtypes = {
+        a.dtype for a, is_known in zip(args, known, strict=True) if is_known
+    }
+    if len(dtypes) < 2:
         return args
-    widest = floating[0].dtype
-    for a in floating[1:]:
-        widest = torch.promote_types(widest, a.dtype)
+    widest = reduce(torch.promote_types, dtypes)
     return [
-        a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in args
+        a.to(widest) if is_known else a
+        for a, is_known in zip(args, known, strict=True)
     ]
 
 
