@@ -117,15 +117,8 @@ def register_cc(ops: list[Operator]) -> str:
         f"  m.def({json.dumps(schema)});" for schema, _ in all_schemas
     ]
     kernels = [
-        f"  m.impl({json.dumps(schema.partition('(')[0])}, "
-        f"boxed<&torch_foo::{kernel}>);"
+        f"  m.impl({json.dumps(schema.partition('(')[0])}, boxed<&{kernel}>);"
         for schema, kernel in all_schemas
-    ]
-    keys = ["CPU", "CUDA", "SparseCPU", "SparseCsrCPU", "MkldnnCPU"]
-    keys += ["QuantizedCPU", "SparseCUDA", "SparseCsrCUDA", "QuantizedCUDA"]
-    implementations = [
-        f"STABLE_TORCH_LIBRARY_IMPL(torch_foo, {key}, m) {{ implement(m); }}"
-        for key in keys
     ]
     return f"""\
 // {HEAD} Do not edit.
@@ -133,28 +126,21 @@ def register_cc(ops: list[Operator]) -> str:
 // The operators' schemas and kernels. Their fake kernels, gradients, autocast
 // and vmap rules are registered from Python, by torch_foo/_registration.py: the
 // stable ABI has no C++ interface for them.
-#include <torch/csrc/stable/library.h>
-
 #include "boxed.h"
 #include "generated/operators.h"
+#include "library.h"
 
-STABLE_TORCH_LIBRARY(torch_foo, m) {{
+namespace torch_foo {{
+
+void define_operators(const Library& m) {{
 {LINE.join(definitions)}
 }}
 
-namespace {{
-
-using torch_foo::boxed;
-
-void implement(torch::stable::detail::StableLibrary& m) {{
+void implement_operators(const Library& m) {{
 {LINE.join(kernels)}
 }}
 
-}}  // namespace
-
-// Adaptors refuse sparse and quantized tensors in one sentence; without kernels
-// for their keys the dispatcher would, with a page about backends.
-{LINE.join(implementations)}
+}}  // namespace torch_foo
 """
 
 

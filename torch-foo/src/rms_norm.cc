@@ -32,10 +32,11 @@ struct Gradients {
   std::optional<Tensor> scratch;
 
   Gradients(const char* op, const Tensor& like, bool wants_x, bool wants_weight)
-      : x(wants_x, like.sizes(), like),
-        weight(wants_weight, last_size(op, like), like) {
+      : x(op, wants_x, like.sizes(), like),
+        weight(op, wants_weight, last_size(op, like), like) {
     if (!wants_weight) return;
     scratch = empty_bytes(
+        op,
         foo_core::rms_norm_backward_scratch_size(view(like), device_of(like)),
         like);
   }
@@ -57,7 +58,7 @@ struct Gradients {
 Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight,
                 double eps) {
   check("rms_norm", x, weight);
-  Tensor out = empty(x.sizes(), x);
+  Tensor out = empty("rms_norm", x.sizes(), x);
   into(x, weight, eps, out);
   return out;
 }
@@ -72,9 +73,10 @@ void rms_norm_out(const Tensor& x, const std::optional<Tensor>& weight,
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
                                         const std::optional<Tensor>& weight,
                                         double eps) {
-  check("add_rms_norm", x, weight);
-  check_arguments("add_rms_norm", {{"x", x}, {"residual", residual}});
-  Tensor y = empty(x.sizes(), x), residual_out = empty(x.sizes(), x);
+  const char* op = "add_rms_norm";
+  check(op, x, weight);
+  check_arguments(op, {{"x", x}, {"residual", residual}});
+  Tensor y = empty(op, x.sizes(), x), residual_out = empty(op, x.sizes(), x);
   add_into(x, residual, weight, eps, y, residual_out);
   return {std::move(y), std::move(residual_out)};
 }

@@ -1,8 +1,8 @@
 """Attacks every operator with calls that nobody would write.
 
 A seed decides a call: a sample with hostile arguments, the form (function,
-operator, raw operator; with out= or in place) and the context that it runs in
-(transforms, gradients, modes). What it should do is decided without kernels:
+operator or raw operator, with out= or in place) and the context that it runs in
+(a mode, a transform, gradients). What it should do is decided without kernels:
 by the operator's fake, which knows shapes and dtypes, and by its reference, in
 float64. Calls run in worker processes, so that a crash is a finding too.
 """
@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -37,13 +38,10 @@ from torch.utils._pytree import tree_map_only
 from torch_foo.operators import OPERATORS, Operator
 from torch_foo.operators.base import DTYPES
 
-Context = Callable[[Any, list[Any], "Call", Random], Any]
-
-_ops = torch.ops.torch_foo
-
 WORKERS = 2
 SECONDS = 60  # that a call may take; it takes milliseconds
 MEMORY = 2**29  # bytes that a call may ask for; it needs kilobytes
+MOST = 2**22  # elements of a tensor that is computed with
 ERRORS = (RuntimeError, TypeError, ValueError, IndexError, OverflowError)
 PATH = re.compile(r"(?<![\w.])/\w+/[\w.+-]|\.(cc|cpp|cu|h|py)\b")
 #: What may be wrong in a sum of magnitude 1.
@@ -53,7 +51,10 @@ TOLERANCE = {
     torch.bfloat16: 2**-6,
     torch.float16: 2**-9,
 }
+
+_ops = torch.ops.torch_foo
 SAMPLES = [(o, list(o.samples())) for o in OPERATORS.values()]
+INTERNAL = {r for o in OPERATORS.values() for r in o.internal_results}
 ALL_DTYPES = sorted(
     {d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str
 )
@@ -78,13 +79,6 @@ OTHERS = (
 )
 
 
-TOO_LONG = "it would take too long"
-
-
-class Subclass(Tensor):
-    pass
-
-
 @dataclass
 class Call:
     """One call; `args` are in the schema's order, and then comes out."""
@@ -95,15 +89,14 @@ class Call:
     leaves: list[int]  # the arguments that may have gradients
     context: str = "nothing"
     keyword_from: int = 99
-    extra: tuple[list[Any], dict[str, Any]] = field(
-        default_factory=lambda: ([], {})
-    )
+    more: list[Any] = field(default_factory=list)  # arguments than there are
+    unknown: dict[str, Any] = field(default_factory=dict)
     #: How many dimensions of size 1 were put in front of an argument.
     leading: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         given = [f"{k}={describe(v)}" for k, v in self.args.items()]
-        given += [str(e) for e in self.extra if e]
+        given += [str(e) for e in (self.more, self.unknown) if e]
         text = f"{self.operator.__name__}({', '.join(given)})"
         return f"{text}, {self.form}, in {self.context}"
 
@@ -113,8 +106,12 @@ class Call:
         return list(getattr(_ops, name).default._schema.arguments)
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {k: a for k, a in self.args.items() if isinstance(a, Tensor)}
+
+    @property
     def is_raw(self) -> bool:
-        """Whether autograd and autocast do not know the form."""
+        """Whether autograd does not know the form."""
         return self.form.startswith("raw") or not self.operator.is_public()
 
     @property
@@ -130,60 +127,73 @@ class Call:
         has_out = "out" in self.form
         packet = getattr(_ops, name)
         overload = packet.out if has_out else packet.default
-        keyword = [a.name for a in overload._schema.arguments if a.kwarg_only]
-        keyword += list(given)[self.keyword_from :]
+        keywords = [a.name for a in overload._schema.arguments if a.kwarg_only]
+        keywords += list(given)[self.keyword_from :]
         function: Any = overload
         if self.form.startswith("function"):
             function = getattr(torch_foo, name)
         elif self.form.startswith("raw"):
             function = getattr(_ops, f"_{name}" + "_out" * has_out).default
-            keyword = []
-        positional = [v for k, v in given.items() if k not in keyword]
-        named = {k: v for k, v in given.items() if k in keyword}
-        result = function(*positional, *self.extra[0], **named, **self.extra[1])
+            keywords = []
+        positional = [v for k, v in given.items() if k not in keywords]
+        named = {k: v for k, v in given.items() if k in keywords}
+        result = function(*positional, *self.more, **named, **self.unknown)
         if self.written:
-            returned = given["out"] if self.form == "function out" else None
-            assert result is returned, f"returned {describe(result)}"
+            wanted = given["out"] if self.form == "function out" else None
+            assert result is wanted, f"returned {describe(result)}"
             return [given[name] for name in self.written]
         results = list(result) if isinstance(result, tuple) else [result]
-        internal = len(self.operator.internal_results)
-        count = len(packet.default._schema.returns) - internal
-        return results[:count]
+        count = len(packet.default._schema.returns)
+        return results[: count - len(self.operator.internal_results)]
 
     def reference(self, *args: Any) -> list[Any]:
         result = self.operator.reference(*args[: len(self.schema)])
         return list(result) if isinstance(result, tuple) else [result]
 
+    def fake(self) -> list[Any]:
+        """Return empty results, or raise what the arguments deserve."""
+        args = [self.args[a.name] for a in self.schema]
+        if self.promotes:
+            args = promoted(args)
+        result = self.operator.fake(
+            *(as_meta(a) if isinstance(a, Tensor) else a for a in args)
+        )
+        return list(result) if isinstance(result, tuple) else [result]
+
+    @property
+    def promotes(self) -> bool:
+        is_autocast = self.context == "autocast" and not self.written
+        return is_autocast and bool(self.operator.autocast)
+
 
 def describe(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)[:60]
+    words = [str(value.dtype).removeprefix("torch.")]
     if value.is_nested or value.layout != torch.strided:
-        return f"{value.dtype} {value.layout} {type(value)}"
-    shape, strides = tuple(value.shape), value.stride()
-    if value.dim() > 9:
-        shape, strides = ("...", *shape[-8:]), ("...", *strides[-8:])
-    flags = [value.device.type, type(value).__name__]
-    for flag in ("requires_grad", "is_neg", "is_conj", "is_inference"):
-        on = getattr(value, flag)
-        flags += [flag] if (on() if callable(on) else on) else []
-    special = {"cpu", "Tensor"}
-    dtype = str(value.dtype).removeprefix("torch.")
-    words = [dtype, shape, strides, value.storage_offset()]
-    return " ".join(map(str, [*words, *(f for f in flags if f not in special)]))
+        return f"{words[0]} {value.layout}"
+    for sizes in (tuple(value.shape), value.stride()):
+        few = sizes if len(sizes) < 9 else ("...", *sizes[-8:])
+        words.append(str(few).replace("'", ""))
+    words += [f"+{value.storage_offset()}"] * bool(value.storage_offset())
+    words += [value.device.type] * (not value.is_cpu)
+    words += [type(value).__name__] * (type(value) is not Tensor)
+    words += ["requires_grad"] * value.requires_grad
+    words += ["negated"] * value.is_neg() + ["inference"] * value.is_inference()
+    return " ".join(words)
 
 
 # --- hostile arguments --------------------------------------------------------
 
 
 def special(t: Tensor, rng: Random) -> Tensor:
-    floating = t.is_floating_point()
-    values = SPECIAL if floating else SPECIAL_INTEGERS
-    dtype = torch.float64 if floating else torch.int64
+    values = SPECIAL if t.is_floating_point() else SPECIAL_INTEGERS
     flat = t.flatten().clone()
     for _ in range(rng.randint(1, 3) if t.numel() else 0):
-        value = torch.tensor(rng.choice(values), dtype=dtype)
-        flat[rng.randrange(t.numel())] = value.to(t.dtype)
+        flat[rng.randrange(t.numel())] = torch.tensor(
+            rng.choice(values),
+            dtype=torch.float64 if t.is_floating_point() else torch.int64,
+        ).to(t.dtype)
     return flat.view(t.shape)
 
 
@@ -193,7 +203,7 @@ def embedded(t: Tensor, rng: Random) -> Tensor:
     for i in rng.sample(range(t.dim()), t.dim()):
         strides[i] = stride * rng.choice((1, 1, 2, 3))
         stride = max(strides[i] * t.shape[i], 1)
-    if stride > 2**40:  # of no elements
+    if stride > MOST:  # of no elements
         return t
     offset = rng.choice((0, 1, 5, 16))
     gap = math.nan if t.is_floating_point() else 113
@@ -202,82 +212,53 @@ def embedded(t: Tensor, rng: Random) -> Tensor:
 
 
 def expanded(t: Tensor, rng: Random) -> Tensor:
-    if t.numel() == 0 or t.dim() == 0:
-        return t
-    d = rng.randrange(t.dim())
-    return t.narrow(d, 0, 1).expand_as(t)
+    d = rng.randrange(max(t.dim(), 1))
+    return t.narrow(d, 0, 1).expand_as(t) if t.dim() and t.numel() else t
 
 
 def overlapping(t: Tensor, rng: Random) -> Tensor:
     """Windows of a memory that is shorter than they are together."""
     strides = [rng.choice((0, 1, 1, 2)) for _ in t.shape]
-    size = 1 + sum(s * max(n - 1, 0) for s, n in zip(strides, t.shape))
-    values = (
-        torch.arange(size) % 3
-        if not t.is_floating_point()
-        else t.new_empty(size).normal_()
-    )
-    return values.to(t.dtype).as_strided(t.shape, strides)
+    reach = sum(s * max(n, 1) for s, n in zip(strides, t.shape, strict=True))
+    memory = t.flatten().repeat(reach // max(t.numel(), 1) + 1)
+    return memory.as_strided(t.shape, strides) if t.numel() else t
 
 
-def negated(t: Tensor, rng: Random) -> Tensor:
-    if not t.is_floating_point() or t.dtype == torch.bfloat16:
-        return torch._neg_view(-t)
-    return (
-        torch.complex(*[-t.double()] * 2).conj().imag.to(t.dtype)
-        if t.dtype != torch.float64
-        else torch.complex(t, -t).conj().imag
-    )
+class Subclass(Tensor):
+    pass
 
 
-SAME_VALUES = [
+LAYOUTS = [
     *[embedded] * 6,
     expanded,
     overlapping,
-    lambda t, rng: torch._neg_view(-t) if t.dtype != torch.bool else t,
+    lambda t, rng: torch._neg_view(-t),
     lambda t, rng: torch.nn.Parameter(t, requires_grad=False),
     lambda t, rng: t.as_subclass(Subclass),
     lambda t, rng: t.requires_grad_(t.is_floating_point()),
     lambda t, rng: torch._efficientzerotensor(t.shape, dtype=t.dtype),
 ]
-
-
-def unfit(t: Tensor, rng: Random) -> Tensor:
-    """A tensor that most arguments may not be."""
-    shape, d = list(t.shape), rng.randrange(t.dim() or 1)
-    kind = rng.randrange(12)
-    if kind == 0:
-        return torch.empty(shape, dtype=rng.choice(ALL_DTYPES))
-    if kind == 1:
-        return t.to("meta")
-    if kind == 2 and shape:
-        return t.to_sparse()
-    if kind == 3 and len(shape) == 2:
-        return t.to_sparse_csr()
-    if kind == 4 and t.dtype == torch.float32:
-        return t.to_mkldnn()
-    if kind == 5 and t.dtype == torch.float32:
-        return torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)
-    if kind == 6 and len(shape) > 1 and t.numel():
-        return torch.nested.nested_tensor(list(t))
-    if kind == 7:
-        return torch.zeros(shape, dtype=torch.complex64).conj()
-    if kind == 8 and shape:
-        shape[d] = rng.choice((0, 1, 2, 3, 7))
-        return t.new_ones(shape)
-    if kind == 9:
-        return t.unsqueeze(rng.randint(0, t.dim()))
-    if kind == 10 and t.numel() and shape:
-        return t.select(d, 0)
-    return t.to(rng.choice(DTYPES)) if t.is_floating_point() else t.int()
+UNFIT: list[Callable[[Tensor, Random], Tensor]] = [
+    lambda t, rng: torch.empty(t.shape, dtype=rng.choice(ALL_DTYPES)),
+    lambda t, rng: t.to(rng.choice(DTYPES)),
+    lambda t, rng: t.to("meta"),
+    lambda t, rng: t.to_sparse(),
+    lambda t, rng: t.to_sparse_csr(),
+    lambda t, rng: t.to_mkldnn(),
+    lambda t, rng: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    lambda t, rng: torch.nested.nested_tensor(list(t)),
+    lambda t, rng: torch.zeros(t.shape, dtype=torch.complex64).conj(),
+    lambda t, rng: t.unsqueeze(rng.randint(0, t.dim())),
+    lambda t, rng: t.select(rng.randrange(t.dim()), 0),
+    lambda t, rng: t.new_ones([rng.choice((n, 0, 1, 3, 7)) for n in t.shape]),
+]
 
 
 def resize(args: dict[str, Any], rng: Random) -> None:
     """Change sizes that are equal alike, which leaves most calls legal."""
-    tensors = {k: a for k, a in args.items() if isinstance(a, Tensor)}
     new: dict[int, int] = {}
-    for name, a in tensors.items():
-        for d, n in enumerate(a.shape):
+    for name, a in args.items():
+        for d, n in enumerate(a.shape if isinstance(a, Tensor) else ()):
             sizes = (n, n, 2 * n, 0, 1, rng.randint(1, 40))
             size = new.setdefault(n, rng.choice(sizes))
             if n > 0:
@@ -285,71 +266,56 @@ def resize(args: dict[str, Any], rng: Random) -> None:
         args[name] = a
 
 
-def enlarge(args: dict[str, Any], rng: Random) -> None:
-    """Bring sizes to the limits, by strides of 0."""
-    tensors = {k: a for k, a in args.items() if isinstance(a, Tensor)}
+def enlarge(call: Call, rng: Random) -> None:
+    """Bring a size to the limits, by strides of 0."""
+    tensors = call.tensors
     if not all(is_plain(a) and not a.is_neg() for a in tensors.values()):
         return  # of some, torch makes copies
     old = rng.choice(
-        sorted({1, *(n for a in tensors.values() for n in a.shape)})
+        sorted({n for a in tensors.values() for n in a.shape} | {1})
     )
     new = 2 ** rng.choice((31, 31, 32, 40, 61, 62)) + rng.choice((-1, 0, 1))
     new = rng.choice((new, new, new, 2**63 - 1))
     for name, a in tensors.items():
         if old in a.shape:
-            d = a.shape.index(old)
-            one, shape = list(a.shape), list(a.shape)
+            d, one, shape = a.shape.index(old), list(a.shape), list(a.shape)
             one[d], shape[d] = 1, new
             with contextlib.suppress(RuntimeError):  # not even torch can
                 a = a.narrow(d, 0, 1) if old else a.new_ones(one)
-                args[name] = a.expand(shape)
+                call.args[name] = a.expand(shape)
 
 
-def hostile_out(call: Call, like: Tensor, rng: Random) -> Any:
-    """Something to write a result like this to."""
-    tensors = [a for a in call.args.values() if isinstance(a, Tensor)]
-    kind = rng.randrange(16)
-    out = like.new_full(like.shape, 7.0)
+def hostile_out(call: Call, rng: Random) -> Any:
+    """Something to write the result to, which is rarely like it."""
+    out = torch.ones(3, 5)
+    with contextlib.suppress(*ERRORS, AttributeError):
+        (like,) = call.fake()
+        out = torch.full(like.shape if like.nbytes < MOST else (1,), 7.0)
+        out = out.to(like.dtype)
+    kind, tensors = rng.randrange(16), list(call.tensors.values())
     if kind == 0:
         return rng.choice(OTHERS[1:])
     if kind == 1:
-        return unfit(out, rng)
+        return rng.choice(UNFIT)(out, rng)
     if kind == 2:
-        return rng.choice(SAME_VALUES)(out, rng)
-    if kind < 6:
-        return rng.choice(tensors)
-    if kind == 6 and out.numel():
-        # A window into an argument's memory.
-        memory = rng.choice(tensors)
-        memory = torch.empty(0, dtype=out.dtype).set_(memory.untyped_storage())
-        start = memory.numel() - out.numel()
-        if start >= 0:
-            return memory[rng.randint(0, start) :][: out.numel()].view_as(out)
-    if kind == 7:
+        return rng.choice(LAYOUTS)(out, rng)
+    if kind == 3:
         with torch.inference_mode():
             return out.clone()
+    if kind < 7 and tensors:
+        return rng.choice(tensors)
+    if kind == 7 and out.numel() and tensors:
+        memory = rng.choice(tensors).untyped_storage()
+        memory = torch.empty(0, dtype=out.dtype).set_(memory)
+        start = rng.randint(0, max(memory.numel() - out.numel(), 0))
+        return memory[start:][: out.numel()].view_as(out)
     return embedded(out, rng)
 
 
-def tensors_or_first(call: Call) -> Tensor:
-    """Return a tensor like the result, or like any argument."""
-    args = [call.args[a.name] for a in call.schema]
-    try:
-        metas = [as_meta(a) if isinstance(a, Tensor) else a for a in args]
-        result = call.operator.fake(*metas)
-        if result.nbytes < 2**22:
-            return torch.empty(result.shape, dtype=result.dtype)
-    except Exception:  # whatever is wrong with the arguments
-        pass
-    return torch.ones(3, 5)
-
-
 def forms(operator: type[Operator]) -> list[str]:
-    name = operator.__name__
-    kinds = ["operator"]
+    name, kinds = operator.__name__, ["operator"]
     if operator.is_public():
-        kinds = ["function", "operator"]
-        kinds += ["raw"] * hasattr(_ops, f"_{name}")
+        kinds += ["function"] + ["raw"] * hasattr(_ops, f"_{name}")
     found = [*kinds, *kinds]
     if "out" in operator.variants:
         found += [f"{kind} out" for kind in kinds]
@@ -361,82 +327,66 @@ def forms(operator: type[Operator]) -> list[str]:
 def make(seed: int) -> Call:
     """Return the call of a seed."""
     rng = Random(seed)
-    torch.default_generator.manual_seed(seed)  # the rest takes a millisecond
+    torch.default_generator.manual_seed(seed)
     operator, samples = rng.choice(SAMPLES)
     is_large = rng.random() < 0.01
-    same = [s for s in samples if s.is_large == is_large] or samples
-    sample, dtype = rng.choice(same), rng.choice(DTYPES)
+    samples = [s for s in samples if s.is_large == is_large] or samples
+    sample, dtype = rng.choice(samples), rng.choice(DTYPES)
     call = Call(operator, rng.choice(forms(operator)), {}, [])
-    values = dict(zip((a.name for a in call.schema), sample.args(dtype)))
-    for a in call.schema:
+    args = call.args
+    values = list(sample.args(dtype))
+    for i, a in enumerate(call.schema):
         default = sample.named.get(a.name, a.default_value)
-        call.args[a.name] = values.get(a.name, default)
+        args[a.name] = values[i] if i < len(values) else default
     shapes = enumerate(sample.arguments)
     call.leaves = [i for i, a in shapes if isinstance(a, tuple)]
-    args = call.args
 
     def chance(probability: float) -> bool:
         return rng.random() < probability
 
-    def tensors() -> list[str]:
-        return [k for k, a in args.items() if isinstance(a, Tensor)]
-
     if chance(0.3):
         resize(args, rng)
-    for name in tensors():
+    for name in call.tensors:
         if chance(0.1):
             args[name] = special(args[name], rng)
         if chance(0.5):
-            args[name] = rng.choice(SAME_VALUES)(args[name], rng)
-    if chance(0.05):
-        one, other = rng.choice(tensors()), rng.choice(tensors())
-        if (args[one].shape, args[one].dtype) == (
-            args[other].shape,
-            args[other].dtype,
-        ):
-            args[one] = args[other]
+            args[name] = rng.choice(LAYOUTS)(args[name], rng)
+    one, other = (rng.choice(list(call.tensors)) for _ in range(2))
+    if chance(0.1) and args[one].shape == args[other].shape:
+        args[one] = args[other]
     if chance(0.15):
-        name = rng.choice(tensors())
-        with contextlib.suppress(RuntimeError, NotImplementedError):
-            args[name] = unfit(args[name], rng)
+        with contextlib.suppress(*ERRORS):  # torch does not convert all
+            args[one] = rng.choice(UNFIT)(args[one], rng)
     if chance(0.05):
-        enlarge(args, rng)
+        enlarge(call, rng)
     elif chance(0.1):
-        count, share = (
-            rng.choice(
-                (
-                    1,
-                    60,
-                )
-            ),
-            rng.choice((0.5, 1)),
-        )
-        for name in tensors():
-            if is_plain(args[name]) and chance(share):
+        count, share = rng.choice((1, 60, 63, 70, 200)), rng.choice((0.5, 1))
+        for name, a in call.tensors.items():
+            if is_plain(a) and chance(share):
                 call.leading[name] = count
-                ones = (1,) * count
-                args[name] = args[name].reshape(ones + args[name].shape)
+                args[name] = a.reshape((1,) * count + a.shape)
     for a in call.schema:
-        kind = str(a.type).removeprefix("Optional[").removesuffix("]")
-        if kind != "Tensor" and chance(0.1):
+        kind = str(a.type)
+        if kind in SCALARS and chance(0.1):
             args[a.name] = rng.choice(SCALARS[kind])
     if chance(0.03):
         args[rng.choice(list(args))] = rng.choice(OTHERS)
     if chance(0.02):
-        call.extra[0].extend([rng.choice(OTHERS)] * rng.randint(1, 9))
+        call.more = [rng.choice(OTHERS)] * rng.randint(1, 9)
     if chance(0.02):
-        call.extra[1][rng.choice(("unknown", "out_", "self"))] = None
+        call.unknown[rng.choice(("unknown", "out_", "self"))] = None
     call.keyword_from = rng.choice((99, 99, 0, 1, 2))
-    if call.form.endswith("out"):
-        like = tensors_or_first(call)
-        with contextlib.suppress(RuntimeError, NotImplementedError):
-            args["out"] = like
-            args["out"] = hostile_out(call, like, rng)
+    if "out" in call.form:
+        args["out"] = None
+        with contextlib.suppress(*ERRORS):
+            args["out"] = hostile_out(call, rng)
     call.context = rng.choice(possible_contexts(call))
     return call
 
 
 # --- contexts -----------------------------------------------------------------
+
+Context = Callable[[Any, list[Any], Call, Random], list[Any]]
 
 
 def floating(values: list[Any]) -> list[Tensor]:
@@ -445,12 +395,18 @@ def floating(values: list[Any]) -> list[Tensor]:
     ]
 
 
+def as_meta(t: Tensor) -> Tensor:
+    return torch.empty_strided(
+        t.shape, t.stride(), dtype=t.dtype, device="meta"
+    )
+
+
 def cotangent(t: Tensor) -> Tensor:
     """Numbers that all dtypes have."""
     return ((torch.arange(t.numel()) % 5 - 2) / 2).to(t.dtype).view(t.shape)
 
 
-def total(results: list[Any]) -> Any:
+def total(results: list[Any]) -> Tensor:
     parts = [(r * cotangent(r)).sum().double() for r in floating(results)]
     return sum(parts, torch.zeros((), dtype=torch.float64))
 
@@ -463,19 +419,17 @@ def in_mode(manager: Callable[[], Any]) -> Context:
     return context
 
 
-def as_meta(t: Tensor) -> Tensor:
-    return torch.empty_strided(
-        t.shape, t.stride(), dtype=t.dtype, device="meta"
-    )
-
-
 def on_meta(f: Any, args: list[Any], call: Call, rng: Random) -> Any:
-    return f(*(as_meta(a) if isinstance(a, Tensor) else a for a in args))
+    return f(*tree_map_only(Tensor, as_meta, args))
 
 
 def on_fakes(f: Any, args: list[Any], call: Call, rng: Random) -> Any:
     with FakeTensorMode() as mode:
         return f(*tree_map_only(Tensor, mode.from_tensor, args))
+
+
+def functionalized(f: Any, args: list[Any], call: Call, rng: Random) -> Any:
+    return torch.func.functionalize(f)(*args)
 
 
 def gradients(order: int) -> Context:
@@ -493,9 +447,8 @@ def gradients(order: int) -> Context:
                 found = torch.autograd.grad(
                     value, leaves, create_graph=True, allow_unused=True
                 )
-                results = [
-                    zero if g is None else g for g, zero in zip(found, results)
-                ]
+                pairs = zip(found, results, strict=True)
+                results = [zero if g is None else g for g, zero in pairs]
             everything += results
         return everything
 
@@ -506,7 +459,7 @@ def transform(make: Callable[[Any, tuple[int, ...]], Any]) -> Context:
     def context(f: Any, args: list[Any], call: Call, rng: Random) -> Any:
         def of_leaves(*leaves: Any) -> Any:
             given = list(args)
-            for i, leaf in zip(call.leaves, leaves):
+            for i, leaf in zip(call.leaves, leaves, strict=True):
                 given[i] = leaf
             return total(f(*given))
 
@@ -517,9 +470,7 @@ def transform(make: Callable[[Any, tuple[int, ...]], Any]) -> Context:
 
 
 def jvp(f: Any, argnums: tuple[int, ...]) -> Any:
-    return lambda *leaves: torch.func.jvp(
-        f, leaves, tuple(map(cotangent, leaves))
-    )
+    return lambda *leaves: torch.func.jvp(f, leaves, leaves)
 
 
 def vmap(inner: Context) -> Context:
@@ -550,8 +501,12 @@ MODES: dict[str, Context] = {
     "autocast": in_mode(lambda: torch.autocast("cpu", torch.bfloat16)),
 }
 NO_DATA: dict[str, Context] = {"meta": on_meta, "fake": on_fakes}
-VMAPS = {"vmap": vmap(_nothing), "vmap of vmap": vmap(vmap(_nothing))}
-GRADIENTS = {
+TRANSFORMS: dict[str, Context] = {
+    "functionalize": functionalized,
+    "vmap": vmap(_nothing),
+    "vmap of vmap": vmap(vmap(_nothing)),
+}
+GRADIENTS: dict[str, Context] = {
     "grad": gradients(1),
     "grad of grad": gradients(2),
     "func.grad": transform(torch.func.grad),
@@ -559,57 +514,37 @@ GRADIENTS = {
     "vmap of func.grad": vmap(transform(torch.func.grad)),
     "jvp": transform(jvp),
 }
-CONTEXTS = {**MODES, **NO_DATA, **VMAPS, **GRADIENTS}
-CONTEXTS["functionalize"] = lambda f, args, call, rng: torch.func.functionalize(
-    f
-)(*args)
+CONTEXTS = {**MODES, **NO_DATA, **TRANSFORMS, **GRADIENTS}
 
 
 def is_plain(t: Tensor) -> bool:
-    """Whether it is a tensor that contexts can handle."""
+    """Whether it is a tensor that all contexts can handle."""
     return (
         t.layout == torch.strided
         and t.dtype in (*DTYPES, torch.int64, torch.int32)
-        and t.device.type == "cpu"
-        and not (t.is_nested or t.is_quantized)
-        and all(n < 2**22 for n in (*t.shape, t.numel()))
+        and t.is_cpu
+        and not t.is_nested
+        and all(n < MOST for n in (*t.shape, t.numel()))
     )
 
 
 def possible_contexts(call: Call) -> list[str]:
-    tensors = [a for a in call.args.values() if isinstance(a, Tensor)]
-    if not all(map(is_plain, tensors)):
-        return ["nothing", "nothing", *MODES]
-    found = ["nothing"] * 8 + [*MODES, *NO_DATA, *VMAPS] * bool(tensors)
-    if call.form != "function":  # torch: no rule for autograd.Function
-        found.append("functionalize")
+    tensors = list(call.tensors.values())
+    found = ["nothing"] * 8 + [*MODES]
+    if not tensors or not all(map(is_plain, tensors)):
+        return found
+    found += [*NO_DATA, *TRANSFORMS]
     leaves = [list(call.args.values())[i] for i in call.leaves]
     if (
         not (call.is_raw or call.written)
         and call.operator.backward is not None
         and len(floating(leaves)) == len(leaves)
-        and not any(t.is_inference() for t in tensors)
     ):
-        found += ["grad", "grad of grad"] * 2
-        if call.form == "function":  # the operators have no torch.func.grad
-            found += [*GRADIENTS]
+        found += [*GRADIENTS] * 2
     return found
 
 
 # --- what a call should do ----------------------------------------------------
-
-
-def promoted(args: list[Any]) -> list[Any]:
-    """What autocast makes of arguments that have several dtypes."""
-    dtypes = [a.dtype for a in floating(args)]
-    for dtype in dtypes:
-        dtypes[0] = torch.promote_types(dtypes[0], dtype)
-    return [
-        a.to(dtypes[0])
-        if isinstance(a, Tensor) and a.is_floating_point()
-        else a
-        for a in args
-    ]
 
 
 @dataclass
@@ -617,104 +552,83 @@ class Expected:
     #: Whether it has to return (True), to raise (False) or may do either.
     returns: bool | None
     why: str = ""
-    empty: list[Any] = field(default_factory=list)  # the results' metadata
-    args: list[Any] | None = None  # as the reference takes them
+    empty: list[Any] = field(default_factory=list)  # like the results
+    args: list[Any] | None = None  # what the reference takes
+    takes_too_long: bool = False
 
 
-def fits(a: Any, value: Any) -> bool | None:
-    """Whether a value is of an argument's type."""
-    kind, optional = str(a.type), str(a.type).startswith("Optional")
-    if value is None:
-        return optional or (None if kind == "bool" else False)
+def promoted(args: list[Any]) -> list[Any]:
+    """What autocast makes of arguments that have several dtypes."""
+    known = [a for a in args if isinstance(a, Tensor) and a.dtype in DTYPES]
+    widest = known[0].dtype if known else torch.float32
+    for a in known:
+        widest = torch.promote_types(widest, a.dtype)
+    return [a.to(widest) if any(a is k for k in known) else a for a in args]
+
+
+def fits(argument: Any, value: Any) -> bool | None:
+    """Whether a value is of an argument's type, or one that torch may take."""
+    kind = str(argument.type)
     if "Tensor" in kind:
-        return isinstance(value, Tensor)
-    plain = {"float": (int, float), "int": int, "bool": bool, "str": str}
-    good = isinstance(value, plain[kind])
-    if good and isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return None
-    return (
-        True
-        if good
-        and (kind == "bool")
-        == (value in (True, False) and isinstance(value, bool))
-        else None
-    )
+        is_none = value is None and kind.startswith("Optional")
+        return isinstance(value, Tensor) or is_none
+    is_small = not isinstance(value, int) or -(2**63) <= value < 2**63
+    return True if type(value).__name__ == kind and is_small else None
 
 
 def expect(call: Call) -> Expected:
-    args = [call.args[a.name] for a in call.schema]
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    fit = [fits(a, v) for a, v in zip(call.schema, args)]
-    if False in fit or call.extra[0] or call.extra[1]:
-        return Expected(False, "of the types")
+    tensors = [call.args[a.name] for a in call.schema if a.name in call.tensors]
+    fit = [fits(a, call.args[a.name]) for a in call.schema]
+    if False in fit or call.more or call.unknown:
+        return Expected(False, "types")
     if any(t.layout != torch.strided or t.is_nested for t in tensors):
-        return Expected(False, "of a layout")
+        return Expected(False, "a layout")
     if len({t.device for t in tensors}) > 1:
-        return Expected(False, "of devices")
-    promotes = call.context == "autocast" and call.operator.autocast
+        return Expected(False, "devices")
     try:
-        metas = [as_meta(a) if isinstance(a, Tensor) else a for a in args]
-        if promotes and not call.written:
-            metas = promoted(metas)
-        empty = call.operator.fake(*metas)
-    except (
-        RuntimeError,
-        IndexError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:
-        if "overflowed" in str(error):  # of what it may not need
-            return Expected(None, TOO_LONG)
-        return Expected(False, f"fake: {error}")
-    results = list(empty) if isinstance(empty, tuple) else [empty]
-    returns = None if None in fit else True
-    expected = Expected(returns, "", results)
-    if call.context in NO_DATA or (tensors and tensors[0].is_meta):
+        empty = call.fake()
+    except (*ERRORS, AttributeError) as error:
+        # Of a result that may not be wanted.
+        overflows = "overflowed" in str(error)
+        return Expected(None if overflows else False, f"the fake: {error}")
+    expected = Expected(None if None in fit else True, "", empty)
+    if call.context in NO_DATA or tensors[0].is_meta:
         expected.returns = None if call.written else expected.returns
         return expected
-    nbytes = sum(r.nbytes for r in results if r is not None)
+    nbytes = sum(r.nbytes for r in empty if r is not None)
     if nbytes > 2 * MEMORY:
-        return Expected(False, "of memory", results)
-    if any(t.numel() > 2**22 for t in tensors) or nbytes > 2**24:
-        return Expected(None, TOO_LONG, results)
+        return Expected(False, "memory")
+    if any(t.numel() > MOST for t in tensors) or nbytes > MOST * 8:
+        return Expected(None, takes_too_long=True)
     if not all(map(is_plain, tensors)):
         return expected
-    plain = []
-    for a, value in zip(call.schema, args):
-        if isinstance(value, Tensor):
-            value = (
-                value.as_subclass(Tensor)
-                .detach()
-                .clone(memory_format=torch.contiguous_format)
-                .resolve_neg()
-                + 0
-            )
-            value = value.reshape(value.shape[call.leading.get(a.name, 0) :])
-        plain.append(value)
-    if promotes and not call.written:
-        plain = promoted(plain)
-    internal = {r for o in OPERATORS.values() for r in o.internal_results}
-    if internal & {a.name for a in call.schema}:
-        # The reference computes what such an argument holds.
+    if INTERNAL & set(call.args):  # what the reference computes itself
         expected.returns = None
         return expected
-    expected.args = plain
+    plain = []
+    for a in call.schema:
+        value = call.args[a.name]
+        if isinstance(value, Tensor):
+            value = value.as_subclass(Tensor).detach().resolve_neg() + 0
+            value = value.reshape(value.shape[call.leading.get(a.name, 0) :])
+        plain.append(value)
+    expected.args = promoted(plain) if call.promotes else plain
     try:
-        call.reference(*plain)
+        call.reference(*expected.args)
     except Exception as error:
-        if (
-            isinstance(error, (OverflowError, TypeError))
-            or "vmap" in call.context
-        ):
-            return Expected(None)
-        return Expected(False, f"reference: {error}", results)
+        if type(error) is TypeError or "vmap" in call.context:
+            return Expected(None)  # there may be no example
+        return Expected(False, f"the reference: {error}")
     if call.written:
         expected.returns, expected.why = writable(call, expected)
-    if call.context == "jvp" or (call.leading and call.context in GRADIENTS):
-        expected.returns = None
+    if call.leading and call.context in GRADIENTS:
+        expected.returns = None  # torch has 64 dimensions for some
     return expected
+
+
+def has_memory(t: Any) -> bool:
+    is_known = isinstance(t, Tensor) and is_plain(t) and not t._is_zerotensor()
+    return is_known and t.untyped_storage().nbytes() > 0
 
 
 def bytes_of(t: Tensor) -> Tensor:
@@ -722,24 +636,15 @@ def bytes_of(t: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage())
 
 
-def has_memory(t: Any) -> bool:
-    return (
-        isinstance(t, Tensor)
-        and is_plain(t)
-        and not t._is_zerotensor()
-        and t.untyped_storage().nbytes() > 0
-    )
-
-
 def touched(t: Tensor) -> Tensor:
     """Count the elements in each byte of a tensor's memory."""
-    size = t.element_size()
-    index = torch.arange(t.untyped_storage().nbytes()).as_strided(
+    size, total = t.element_size(), t.untyped_storage().nbytes()
+    index = torch.arange(total).as_strided(
         (*t.shape, size),
         (*(s * size for s in t.stride()), 1),
         t.storage_offset() * size,
     )
-    return index.flatten().bincount(minlength=t.untyped_storage().nbytes())
+    return index.flatten().bincount(minlength=total)
 
 
 def overlap(a: Tensor, b: Tensor) -> bool:
@@ -752,48 +657,35 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 
 def may_be(call: Call) -> list[str]:
     """Return the arguments that the documentation lets out be."""
-    about = " ".join(
-        (call.operator.__doc__ or "").partition("out: ")[2].split()
-    )
-    found = re.search(r"It may be ([\w ]+)[;.]", about)
+    about = (call.operator.__doc__ or "").partition("out: ")[2]
+    found = re.search(r"It may be ([\w ]+)[;.]", " ".join(about.split()))
     return found[1].split(" or ") if found else []
 
 
 def writable(call: Call, expected: Expected) -> tuple[bool | None, str]:
     """Whether the arguments that the form writes to may be written."""
-    returns = expected.returns
-    tensors = {k: a for k, a in call.args.items() if isinstance(a, Tensor)}
-    grad = call.context not in ("no_grad", "inference_mode")
-    if grad and any(t.requires_grad for t in tensors.values()):
-        return (None, "") if call.is_raw else (False, "of requires_grad")
-    for name in call.written:
+    returns = None if call.context in TRANSFORMS else expected.returns
+    is_recorded = call.context not in ("no_grad", "inference_mode")
+    if is_recorded and any(t.requires_grad for t in call.tensors.values()):
+        return (None, "") if call.is_raw else (False, "requires_grad")
+    for name, like in zip(call.written, expected.empty, strict=True):
         out = call.args[name]
-        if not isinstance(out, Tensor):
-            return False, "out is no tensor"
-        like = expected.empty[call.written.index(name)]
-        if not is_plain(out) or (
-            (out.shape, out.dtype) != (like.shape, like.dtype)
-        ):
-            return False, f"of {name}'s metadata"
+        if not isinstance(out, Tensor) or not is_plain(out):
+            return False, f"what {name} is"
+        if (out.shape, out.dtype) != (like.shape, like.dtype):
+            return False, f"{name}'s shape or dtype"
         if out._is_zerotensor() or out.is_neg():
-            return False, "it is immutable"
+            return False, f"{name}, which is immutable"
         if out.is_inference() and call.context != "inference_mode":
-            return False, "out is an inference tensor"
+            return False, f"{name}, which is an inference tensor"
         if out.numel() and touched(out).max() > 1:
-            return False, "out overlaps itself"
-        for other, t in tensors.items():
-            if other == name or not overlap(out, t):
-                continue
-            same = (t.stride(), t.shape, t.data_ptr(), t.dtype) == (
-                out.stride(),
-                out.shape,
-                out.data_ptr(),
-                out.dtype,
-            )
-            if not (same and other in may_be(call)):
+            return False, f"{name}, which overlaps itself"
+        for other, t in call.tensors.items():
+            is_same = t.stride() == out.stride() and t.shape == out.shape
+            is_same = is_same and t.data_ptr() == out.data_ptr()
+            allowed = is_same and other in may_be(call)
+            if other != name and overlap(out, t) and not allowed:
                 returns = None  # but the result has to be right
-    if call.context not in MODES:
-        returns = None
     return returns, ""
 
 
@@ -804,29 +696,22 @@ def complaint(error: Exception, call: Call) -> str:
     """Return what is wrong with an error, or nothing."""
     if isinstance(error, RecursionError) or not isinstance(error, ERRORS):
         return "the type"
-    # What follows is torch's list of all backends.
-    text = str(error).split("vailable ")[0]
-    if "INTERNAL ASSERT" in text:
-        return "an internal assertion"
-    if PATH.search(text):
-        return "a path"
+    text = str(error).split("vailable ")[0]  # then torch lists all backends
+    if "INTERNAL ASSERT" in text or PATH.search(text):
+        return "a path or an assertion"
     # What torch says of all operators.
-    if isinstance(error, OverflowError):
-        return ""
-    if text.startswith("ZeroTensors are immutable") or call.context == "jvp":
+    if text.startswith("ZeroTensors") or isinstance(error, OverflowError):
         return ""
     name = call.operator.__name__.strip("_").removesuffix("_backward")
-    if name not in text:
-        return "no name of the operator"
-    return ""
+    return "" if name in text else "no name of the operator"
 
 
 def close(got: Tensor, want: Tensor, scale: float) -> bool:
-    if not got.dtype.is_floating_point:
-        return bool(((got.double() - want.double()).abs() <= 1).all())
-    got, want, tolerance = got.double(), want.double(), TOLERANCE[got.dtype]
+    tolerance = TOLERANCE.get(got.dtype, 0)
+    slack = 0 if got.dtype.is_floating_point else 1
+    got, want = got.double(), want.double()
     same = (got == want) | (got.isnan() & want.isnan())
-    near = (got - want).abs() <= tolerance * (want.abs() + scale)
+    near = (got - want).abs() <= tolerance * (want.abs() + scale) + slack
     overflows = (want.abs() > 1e30) & ~got.isnan()
     return bool((same | near | overflows).all())
 
@@ -835,52 +720,43 @@ def difference(
     got: list[Any], call: Call, expected: Expected, seed: int
 ) -> str:
     """Return how results differ from what they should be, or nothing."""
-    context = CONTEXTS[call.context]
     if call.context in MODES or call.context in NO_DATA:
-        for g, like in zip(got, expected.empty):
+        for g, like in zip(got, expected.empty, strict=False):
             if (g is None) != (like is None):
-                return "None"
+                return f"{describe(g)}, expected {describe(like)}"
             if g is None:
                 continue
             if (g.shape, g.dtype) != (like.shape, like.dtype):
                 return f"{describe(g)}, expected {describe(like)}"
             if not (call.written or g.is_contiguous()):
-                return "a result that is not contiguous"
-    if expected.args is None or call.context in NO_DATA:
+                return f"{describe(g)}, expected a contiguous tensor"
+    is_other = call.leading and "vmap" in call.context  # draws other numbers
+    if expected.args is None or call.context in NO_DATA or is_other:
         return ""
-    if call.leading and "vmap" in call.context:  # other dimensions
-        return ""
-    context = _nothing if call.context in MODES else context
     wide = [
         a.double() if isinstance(a, Tensor) and a.is_floating_point() else a
         for a in expected.args
     ]
-    if call.context in GRADIENTS and not all(
-        (a.abs() < 1e4).all() for a in floating(wide)
-    ):
-        return ""  # what overflows in between is the formula's
-    magnitudes = [
-        a.abs().where(a.abs() < 1e4, 0).max()
-        for a in floating(wide)
-        if a.numel()
-    ]
-    scale = float(max([1.0, *magnitudes]))
+    magnitudes = [a.abs() for a in floating(wide) if a.numel()]
+    if call.context in GRADIENTS and any((m >= 1e4).any() for m in magnitudes):
+        return ""  # the formula may overflow in between
+    usual = [m.where(m < 1e4, 0).max().item() for m in magnitudes]
+    context = _nothing if call.context in MODES else CONTEXTS[call.context]
     why = ""
     for args in (wide, expected.args):
         try:
             want = context(call.reference, args, call, Random(seed))
         except Exception:
             continue  # not even torch can
-        for i, (g, w) in enumerate(zip(got, want, strict=True)):
-            if g is None and w is None:
+        for g, w in zip(got, want, strict=True):
+            if g is None or w is None:
                 continue
             if call.leading and g.numel() == w.numel():
                 w = w.reshape(g.shape)
-            if g.shape != w.shape:
-                why = f"result {i}: {describe(g)}, expected {describe(w)}"
-                break
-            if not close(g.detach(), w.detach(), scale):
-                why = f"result {i}: {g.detach()}, expected {w.detach()}"
+            if g.shape != w.shape or not close(
+                g.detach(), w.detach(), max([1.0, *usual])
+            ):
+                why = f"{g.detach()}, expected {w.detach()}"
                 break
         else:
             return ""
@@ -888,13 +764,12 @@ def difference(
 
 
 def torch_cannot(call: Call, expected: Expected, seed: int) -> bool:
-    """Whether a transform fails for the reference, too."""
-    if expected.args is None:
+    """Whether a context fails for the reference, too."""
+    if call.context in MODES or expected.args is None:
         return False
+    context = CONTEXTS[call.context]
     try:
-        CONTEXTS[call.context](
-            call.reference, expected.args, call, Random(seed)
-        )
+        context(call.reference, expected.args, call, Random(seed))
     except Exception:
         return True
     return False
@@ -904,48 +779,47 @@ def attempt(seed: int) -> tuple[str, str]:
     """Make a call; return what became of it, and what is wrong."""
     call = make(seed)
     expected = expect(call)
-    if expected.why == TOO_LONG:
+    if expected.takes_too_long:
         return "left out", ""
-    memory = [bytes_of(a) for a in call.args.values() if has_memory(a)]
+    memory = [bytes_of(t) for t in call.tensors.values() if has_memory(t)]
     before = [m.clone() for m in memory]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    masks = {}
+    may_change: dict[int, Any] = {}
     for name in call.written:
-        out = call.args[name]
-        if has_memory(out) and out.numel():
-            key = out.untyped_storage().data_ptr()
-            masks[key] = masks.get(key, 0) + touched(out)
+        if has_memory(call.args[name]):
+            start = call.args[name].untyped_storage().data_ptr()
+            may_change[start] = may_change.get(start, 0) + touched(
+                call.args[name]
+            )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    context, args = CONTEXTS[call.context], list(call.args.values())
+    outcome, wrong = "returned", ""
     try:
-        got = CONTEXTS[call.context](
-            call, list(call.args.values()), call, Random(seed)
-        )
+        got = context(call, args, call, Random(seed))
     except Exception as error:
-        masks, outcome = {}, "refused"
-        if call.context not in MODES and torch_cannot(call, expected, seed):
+        if torch_cannot(call, expected, seed):
             return "left out", ""
+        outcome, may_change = "refused", {}
         wrong = complaint(error, call)
+        is_supported = not isinstance(error, NotImplementedError)
+        if expected.returns and (is_supported or call.context in MODES):
+            wrong = wrong or "refused"
         if wrong:
-            wrong = f"{wrong} in {type(error).__name__}: {error}"
-        elif expected.returns and not (
-            isinstance(error, NotImplementedError) and call.context not in MODES
-        ):
-            wrong = f"refused: {type(error).__name__}: {error}"
+            wrong = f"{wrong}: {type(error).__name__}: {error}"
     else:
-        outcome, wrong = "returned", ""
-        if expected.returns is False and not (call.context in NO_DATA):
-            wrong = f"accepted, but not {expected.why}"
+        if expected.returns is False and call.context not in NO_DATA:
+            wrong = f"accepted, despite {expected.why}"
         elif expected.empty:
             wrong = difference(got, call, expected, seed)
     for m, b in zip(memory, before, strict=True):
         changed = m != b
-        if m.data_ptr() in masks:
-            changed &= masks[m.data_ptr()] == 0
+        if m.data_ptr() in may_change:
+            changed &= may_change[m.data_ptr()] == 0
         if changed.any():
-            wrong += " changed an argument, or memory beside it"
+            wrong += "; changed an argument, or what is beside it"
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
     if used * 2**10 > MEMORY / 2:
-        wrong += f" took {used} KiB of memory"
-    return outcome, f"{wrong}\n  {call}" if wrong else ""
+        wrong += f"; took {used} KiB"
+    return outcome, wrong and f"{wrong}\n  {call}"
 
 
 # --- workers ------------------------------------------------------------------
@@ -954,10 +828,8 @@ def attempt(seed: int) -> tuple[str, str]:
 def prepare() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
-    torch.zeros(2**16).sum()
-    used = (
-        int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    )
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY * 2,) * 2)
 
 
@@ -969,34 +841,37 @@ def work(seeds: range, connection: Connection) -> None:
 
 
 def attack(first: int, calls: int) -> int:
+    """Make the calls, print what is wrong, and return how much is."""
     context = multiprocessing.get_context("spawn")
-    stop, outcomes, findings = first + calls, Counter(), 0
+    stop = first + calls
+    outcomes: Counter[str] = Counter()
     running: dict[Connection, list[Any]] = {}
 
     def start(seed: int) -> None:
         ours, theirs = context.Pipe(duplex=False)
-        args = (range(seed, stop, WORKERS), theirs)
-        process = context.Process(target=work, args=args)
+        seeds = range(seed, stop, WORKERS)
+        process = context.Process(target=work, args=(seeds, theirs))
         process.start()
         theirs.close()
-        running[ours] = [process, seed]
+        running[ours] = [process, seed, time.monotonic()]
 
     def report(seed: int, wrong: str) -> None:
-        nonlocal findings
-        findings += 1
+        outcomes["wrong"] += 1
         print(f"seed {seed}: {wrong}", flush=True)
 
     for i in range(min(WORKERS, calls)):
         start(first + i)
     while running:
-        ready = wait(list(running), SECONDS)
-        for connection in ready or list(running):
-            process, seed = running[connection]
-            try:
-                if not ready:
+        ready = wait(list(running), 1)
+        for connection, worker in list(running.items()):
+            process, seed, since = worker
+            if connection not in ready:
+                if time.monotonic() - since > SECONDS:
                     process.kill()
-                    raise EOFError
-                running[connection][1], outcome, wrong = connection.recv()
+                continue
+            try:
+                seed, outcome, wrong = connection.recv()
+                worker[1:] = seed, time.monotonic()
                 outcomes[outcome] += bool(outcome)
                 if wrong:
                     report(seed, wrong)
@@ -1004,10 +879,11 @@ def attack(first: int, calls: int) -> int:
                 del running[connection]
                 process.join()
                 if process.exitcode:
-                    report(seed, f"status {process.exitcode}")
+                    report(seed, f"ended with status {process.exitcode}")
                     start(seed + WORKERS)
-    print(f"seeds {first} to {stop - 1}: {dict(outcomes)}, {findings} findings")
-    return findings
+    counts = ", ".join(f"{n} {o}" for o, n in sorted(outcomes.items()) if o)
+    print(f"calls of seeds {first} to {stop - 1}: {counts}")
+    return outcomes["wrong"]
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Tells PyTorch what operators are beside their kernels in C++.
 
 Fake kernels, gradients, autocast and vmap rules are registered from Python: the
-stable ABI has no C++ interface for them. torch.library.register_autograd costs
-more than many kernels, whether or not a gradient is needed. So the functions of
-torch_foo.ops use it only while PyTorch traces. Otherwise they call a raw
-operator, `_NAME`, which has no derivatives, inside a torch.autograd.Function
-where a gradient is needed.
+stable ABI has no C++ interface for them. A kernel in Python for the key Autograd
+costs more than many kernels, whether or not a gradient is needed. So the
+functions of torch_foo.ops call the operator that has one only while PyTorch
+traces or transforms. Otherwise they call a raw operator, `_NAME`, which has no
+derivatives, inside a torch.autograd.Function where a gradient is needed.
 """
 
 # mypy: allow-untyped-calls
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torch_foo import _torch_internals as internals
 from torch_foo._torch_internals import OpOverload, arguments
@@ -87,12 +88,17 @@ def _all_arguments(
     return [*args, *(kwargs.get(a.name, a.default_value) for a in missing)]
 
 
+def _parameters(overload: OpOverload) -> tuple[int, list[str]]:
+    """Return how many parameters are positional, and the others' names."""
+    keywords = [a.name for a in arguments(overload) if a.kwarg_only]
+    return len(arguments(overload)) - len(keywords), keywords
+
+
 def _call_by_position(overload: OpOverload) -> Callable[..., Any]:
     """Return the operator as a function that takes no keywords."""
-    keywords = [a.name for a in arguments(overload) if a.kwarg_only]
+    positional, keywords = _parameters(overload)
     if not keywords:
         return overload
-    positional = len(arguments(overload)) - len(keywords)
 
     def call(*args: Any) -> Any:
         named = dict(zip(keywords, args[positional:], strict=True))
@@ -164,36 +170,26 @@ def _describe(value: Any) -> str:
 def _vmap_of(
     operator: type[Operator], full: OpOverload, overload: OpOverload
 ) -> Callable[..., Any]:
-    rule = _vmap_rule(operator, full, _call_by_position(overload))
-
-    def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _all_arguments(overload, args, kwargs)
-        dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
-        return rule(info, dims, *given)
-
-    return vmap
-
-
-def _vmap_rule(
-    operator: type[Operator], full: OpOverload, call: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Return the operator's rule, which takes what an example may be."""
+    """Return the operator's rule, which takes only what an example may be."""
+    call = _call_by_position(overload)
     check = _fake_of(operator, full)
 
     def example(value: Any, dim: int | None) -> Any:
         if not isinstance(value, Tensor) or dim is None:
             return value
-        if value.shape[dim]:
-            return value.select(dim, 0)
-        return value.new_empty(value.movedim(dim, 0).shape[1:])
+        if value.shape[dim] == 0:
+            return value.new_empty(value.movedim(dim, 0).shape[1:])
+        return value.select(dim, 0)
 
-    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
+        given: Sequence[Any] = _all_arguments(overload, args, kwargs)
+        dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
         if operator.autocast and internals.autocast_is_enabled():
-            args = tuple(_promote(args))
-        check(*map(example, args, in_dims))
-        return operator.vmap(call, info, in_dims, *args)
+            given = _promote(given)
+        check(*map(example, given, dims))
+        return operator.vmap(call, info, dims, *given)
 
-    return rule
+    return vmap
 
 
 # --- gradients --------------------------------------------------------------
@@ -203,68 +199,98 @@ def _register_autograd(
     operator: type[Operator], full: OpOverload, raw: OpOverload
 ) -> Callable[..., Any]:
     """Register the gradients of an operator, and return it as a function."""
-    kernel = internals.operation(raw)
     setup_context, backward = operator.setup_context, operator.backward
     assert setup_context is not None
     assert backward is not None
-    count = len(arguments(full))
-    positional = sum(not a.kwarg_only for a in arguments(full))
-
-    if positional == count:
-        library_setup: Callable[..., None] = setup_context
-    else:
-
-        def library_setup(
-            ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any
-        ) -> None:
-            setup_context(ctx, (*inputs, *keyword_only_inputs.values()), output)
-
-    torch.library.register_autograd(
-        full.name(),
-        lambda ctx, *grads: backward(ctx, *grads)[:positional],
-        setup_context=library_setup,
-    )
+    kernel = internals.operation(raw)
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = kernel(*args)
         setup_context(ctx, args, output)
         return output
 
-    eager = _function(operator, forward=forward, backward=backward)
-    # For torch.func and vmap, which ask for the context in a second step.
-    transformed = _function(
-        operator,
-        forward=lambda *args: kernel(*args),
-        setup_context=setup_context,
-        backward=backward,
-        vmap=lambda *args: rule(*args),
+    apply = _function(operator, forward, backward)
+    _library.impl(
+        full.name(), _autograd_of(operator, full), "Autograd", with_keyset=True
     )
-    apply = internals.apply_without_transforms(eager)
     by_position = _call_by_position(full)
     is_compiling = torch.compiler.is_compiling
     autocast_is_enabled = internals.autocast_is_enabled
     transforms_are_active = internals.transforms_are_active
 
     def call(*args: Any) -> Any:
-        if is_compiling() or autocast_is_enabled():
+        if is_compiling() or autocast_is_enabled() or transforms_are_active():
             return by_position(*args)
-        if transforms_are_active():
-            return transformed.apply(*args)
         return apply(*args)
 
-    rule = _vmap_rule(operator, full, call)
     return call
 
 
+def _autograd_of(
+    operator: type[Operator], full: OpOverload
+) -> Callable[..., Any]:
+    """Return the operator's kernel for the dispatcher's key Autograd.
+
+    It differs from torch.library.register_autograd's in that torch.func can
+    call it, once for each level of its transforms, as it calls torch's own.
+    """
+    setup_context, backward = operator.setup_context, operator.backward
+    assert setup_context is not None
+    assert backward is not None
+    positional, keywords = _parameters(full)
+
+    def forward(ctx: Any, *args_and_keyset: Any) -> Any:
+        *args, keyset = args_and_keyset
+        named = dict(zip(keywords, args[positional:], strict=True))
+        with internals.below_autograd(), internals.recording_outer_levels():
+            output = full.redispatch(keyset, *args[:positional], **named)
+        setup_context(ctx, args, output)
+        return output
+
+    apply = _function(
+        operator, forward, lambda ctx, *grads: (*backward(ctx, *grads), None)
+    )
+
+    def kernel(
+        keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
+    ) -> Any:
+        below = keyset & internals.after_autograd
+        given = _all_arguments(full, args, kwargs)
+        if (
+            torch.is_grad_enabled()
+            and any(isinstance(a, Tensor) and a.requires_grad for a in given)
+        ) or internals.forward_ad_state._current_level >= 0:  # refused
+            with internals.single_level_function():
+                return apply(*given, below)
+        return full.redispatch(below, *args, **kwargs)
+
+    return kernel
+
+
 def _function(
-    operator: type[Operator], **methods: Callable[..., Any]
-) -> type[torch.autograd.Function]:
-    """Make a torch.autograd.Function, whose name shows in grad_fn."""
+    operator: type[Operator],
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return a torch.autograd.Function, whose name shows in grad_fn."""
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise _no_forward_mode(operator)
+
+    methods = {"forward": forward, "backward": backward, "jvp": jvp}
     members = {name: staticmethod(method) for name, method in methods.items()}
-    return types.new_class(
-        f"torch_foo_{operator.__name__}",
-        (torch.autograd.Function,),
-        exec_body=lambda namespace: namespace.update(members),
+    return internals.apply_without_transforms(
+        types.new_class(
+            f"torch_foo_{operator.__name__}",
+            (torch.autograd.Function,),
+            exec_body=lambda namespace: namespace.update(members),
+        )
+    )
+
+
+def _no_forward_mode(operator: type[Operator]) -> NotImplementedError:
+    return NotImplementedError(
+        f"torch_foo.{operator.__name__} does not support forward mode AD"
     )
 
 
@@ -348,6 +374,10 @@ def _register_mutating(
         tensors = [
             a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)
         ]
+        if internals.forward_ad_state._current_level >= 0 and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
+            raise _no_forward_mode(operator)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError(
                 f"torch_foo.{op}: {form} does not support automatic "
