@@ -36,7 +36,7 @@ def check_path(path: Path, remedy: str) -> None:
     """Refuse a path that a shell, a compiler or conda would take apart."""
     if odd := re.sub(r"[\w/.+@~=-]", "", str(path)):
         raise StandinError(
-            f"{path}: a path with {odd[0]!r} is not safe in conda's scripts "
+            f"{str(path)!r}: a path with {odd[0]!r} is not safe in conda's scripts "
             f"and compiler flags: {remedy}"
         )
 
