@@ -9,7 +9,15 @@ from pathlib import Path
 
 from standin.downloads import LOCK as LOCKS
 from standin.downloads import pip
-from standin.files import cache_root, check_space, digest, locked, run
+from standin.files import (
+    cache_root,
+    check_space,
+    digest,
+    intact,
+    locked,
+    record,
+    run,
+)
 from standin.progress import START, StandinError, say, step
 
 LOCK = LOCKS / "own.txt"
@@ -25,13 +33,12 @@ def own_environment() -> Path:
         )
     if given := os.environ.get("CI_PIXI_TOOLS"):  # inside a task
         return Path(given)
-    key = digest(LOCK, sys.version, sys.base_prefix, str(cache_root()))
+    key = digest(LOCK, sys.version, sys.base_prefix)
     folder = cache_root() / "tools" / key
-    done = folder / "complete"
-    if done.exists():
+    if intact(folder):
         return folder
     with locked(cache_root() / "tools.lock"):
-        if not done.exists():
+        if not intact(folder):
             shutil.rmtree(folder, ignore_errors=True)
             check_space(SPACE_NEEDED)
             words = [folder / "bin/python", "-m", "pip", "install"]
@@ -39,7 +46,7 @@ def own_environment() -> Path:
             with step("making ci/pixi's own environment"):
                 run([sys.executable, "-m", "venv", folder], "python3 -m venv")
                 pip([*words, "-r", LOCK])
-            done.touch()
+            record(folder)
     return folder
 
 

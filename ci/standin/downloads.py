@@ -7,6 +7,7 @@ that Debian signs; the hash of the sources is in channel.toml.
 import functools
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import tarfile
@@ -23,6 +24,7 @@ from standin.files import (
     digest,
     file_digest,
     inside,
+    intact,
     run,
     written_whole,
 )
@@ -64,7 +66,7 @@ def wheelhouse(lines: list[str], alone: list[str]) -> Path:
     platform = sys.version_info[:2], sysconfig.get_platform()
     key = digest(lines, alone, platform, *lock_files())
     target = cache_root() / "wheelhouse" / key
-    if target.is_dir():
+    if intact(target):
         return target
     with (
         step(f"downloading {len(lines)} projects of PyPI and what they need"),
@@ -125,7 +127,7 @@ def lock_files() -> list[Path]:
 def sources(about: dict[str, Any]) -> Path:
     """A folder with the source trees `highway` and `googletest`."""
     target = cache_root() / "sources" / digest(about)
-    if target.is_dir():
+    if intact(target):
         return target
     with (
         step("downloading the sources of Highway and GoogleTest"),
@@ -187,18 +189,27 @@ def debs(name: str) -> list[Path]:
     """
     store = cache_root() / "debs"
     store.mkdir(exist_ok=True)
-    patterns = {
-        f"{n}={version}": f"{n}_{version.replace(':', '%3a')}_*.deb"
-        for n, version in sorted(needed(name) - needed("g++"))
-    }
-    missing = [n for n, p in patterns.items() if not list(store.glob(p))]
-    if missing:
+    specs = sorted(f"{n}={v}" for n, v in needed(name) - needed("g++"))
+    shown = apt("download", "--print-uris", *specs)
+    files = re.findall(r"^'.*' (\S+) \d+ SHA256:(\w+)", shown, re.MULTILINE)
+
+    def missing() -> list[str]:
+        return [
+            spec
+            for spec, (file, expected) in zip(specs, files, strict=True)
+            if not (store / file).is_file()
+            or file_digest(store / file) != expected
+        ]
+
+    if wanted := missing():
         say(f"  Downloading Debian's package {name} and what it needs")
         with tempfile.TemporaryDirectory(prefix=WRITING, dir=store) as folder:
-            apt("download", *missing, cwd=Path(folder))
-            for file in Path(folder).glob("*.deb"):
-                file.replace(store / file.name)
-    return [next(store.glob(pattern)) for pattern in patterns.values()]
+            apt("download", *wanted, cwd=Path(folder))
+            for path in Path(folder).glob("*.deb"):
+                path.replace(store / path.name)
+    if wanted := missing():
+        raise StandinError(f"SHA-256 mismatch for Debian's {wanted[0]}")
+    return [store / file for file, _ in files]
 
 
 @functools.cache
@@ -218,13 +229,16 @@ def apt(*words: str, cwd: Path | None = None) -> str:
         f"-oDir::Cache={own}",
         "-oDir::State::status=/dev/null",
         "-oAPT::Update::Error-Mode=any",
+        "-oAcquire::AllowInsecureRepositories=false",
+        "-oAPT::Get::AllowUnauthenticated=false",
     ]
     for name in ("lists/partial", "archives/partial"):
         (own / name).mkdir(parents=True, exist_ok=True)
     if list(own.glob("lists/*Packages*")):
         try:
             return run([*command, *words], words[0], cwd)
-        except StandinError:  # the lists may be old
-            pass
+        except StandinError:  # the lists are old or damaged
+            shutil.rmtree(own / "lists")
+            (own / "lists/partial").mkdir(parents=True)
     run([*command, "update"], "apt-get update")
     return run([*command, *words], f"apt-get {words[0]}", cwd)

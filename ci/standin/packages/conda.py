@@ -12,6 +12,7 @@ import re
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -70,9 +71,11 @@ def stored(package: Package, store: Path) -> Path:
     about = {k: v for k, v in vars(package).items() if k != "files"}
     build = package.build.format(hash=digest(code(), about)[:8])
     target = store / f"{package.name}-{package.version}-{build}.conda"
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(target)  # it is in use
-        return target
+    with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile):
+        with zipfile.ZipFile(target) as archive:
+            if archive.testzip() is None:
+                os.utime(target)  # it is in use
+                return target
     with tempfile.TemporaryDirectory(prefix=WRITING, dir=store) as folder:
         with conda_builder(target.stem, folder, compression_level=1) as archive:
             paths = []
