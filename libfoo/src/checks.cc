@@ -212,7 +212,6 @@ void check_like(const char* op, const Argument& y, const Argument& x) {
 void check_last_size(const char* op, const Argument& v, const Argument& x) {
   if (!v.given) return;
   check_tensor(op, v);
-  check_same_dtype(op, x, v);
   if (v.view.ndim != 1) {
     fail(op, std::string(v.name) + " has " + text(v.view.ndim) +
                  " dimensions, expected 1");

@@ -58,7 +58,8 @@ void check_has_rows(const char* op, const Argument& x);
 /// y is a valid view with x's dtype and shape.
 void check_like(const char* op, const Argument& y, const Argument& x);
 
-/// v is a valid view with x's dtype and one dimension, of x's last size.
+/// v is a valid view of a floating-point dtype with one dimension, of x's last
+/// size.
 void check_last_size(const char* op, const Argument& v, const Argument& x);
 
 /// No two indices of `out` share memory. It overlaps nothing in `apart`, and

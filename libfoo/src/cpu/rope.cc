@@ -77,38 +77,6 @@ namespace {
 template <class C>
 constexpr int64_t kTable = 16384 / sizeof(C);
 
-/// Loads Lanes() elements of a table, in the order of Load for elements of T.
-template <class T, class S>
-HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
-  if constexpr (hwy::IsSame<T, S>()) {
-    return Load(p);
-  } else if constexpr (hwy::IsSame<T, double>()) {
-    const hn::ScalableTag<double> d;
-    const hn::Rebind<S, decltype(d)> ds;
-    return {hn::PromoteTo(d, hn::LoadU(ds, p)),
-            hn::PromoteTo(d, hn::LoadU(ds, p + hn::Lanes(d)))};
-  } else {
-    const hn::ScalableTag<float> d;
-    auto x = Load(p);
-    // StoreSome relies on the lower half of a NaN.
-    const auto nan = Pair<float>::Set(std::numeric_limits<float>::quiet_NaN());
-    x.a = hn::IfThenElse(hn::IsNaN(x.a), nan.a, x.a);
-    x.b = hn::IfThenElse(hn::IsNaN(x.b), nan.b, x.b);
-    if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
-      return {hn::ConcatEven(d, x.b, x.a), hn::ConcatOdd(d, x.b, x.a)};
-    }
-    return x;
-  }
-}
-
-/// Loads the first n <= Lanes() elements; the other lanes are 0.
-template <class T, class S>
-HWY_INLINE Pair<Compute<T>> LoadTableN(const S* p, int64_t n) {
-  HWY_ALIGN S buffer[2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>())] = {};
-  hwy::CopyBytes(p, buffer, static_cast<size_t>(n) * sizeof(S));
-  return LoadTable<T>(buffer);
-}
-
 /// Writes each of n elements twice.
 template <class S>
 HWY_INLINE void Repeat(const S* row, int64_t stride, int64_t n, S* out) {
@@ -158,8 +126,8 @@ HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
     p = InputTile(row, stride, 0, n, tile);
   }
   for (int64_t i = 0; i < n; i += step) {
-    auto y =
-        n < step ? LoadTableN<T>(p, n) : LoadTable<T>(p + HWY_MIN(i, n - step));
+    auto y = n < step ? LoadSomeAs<T, false>(p, n)
+                      : LoadSomeAs<T, true>(p + HWY_MIN(i, n - step), step);
     if (sign == Sign::kInverseSin) y = {hn::Neg(y.a), hn::Neg(y.b)};
     if (kInterleaved && sign != Sign::kCos) y = NegateEven<T>(y);
     Store(y, out + i);
