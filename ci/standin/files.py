@@ -18,6 +18,9 @@ from standin.progress import StandinError, megabytes, say
 
 WRITING = ".writing-"  # begins the name of what is not complete
 RECORD = "sha256.json"
+# Backups leave out a folder with this, and `clean cache` deletes no other.
+CACHE_TAG = "CACHEDIR.TAG"
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"
 LARGEST = 4 << 30  # bytes that an archive may hold
 
 
@@ -155,6 +158,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def check_space(needed: int) -> None:
     """Stop before a long build that the disk could not hold."""
     cache_root().mkdir(parents=True, exist_ok=True)
+    (cache_root() / CACHE_TAG).write_text(TAG)
     free = shutil.disk_usage(cache_root()).free
     if free < needed:
         raise StandinError(

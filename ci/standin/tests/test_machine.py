@@ -178,6 +178,19 @@ def test_ci_pixis_own_environment(tmp_path, monkeypatch):
         assert len(made) == number + 2
 
 
+def test_only_a_cache_is_deleted(workspace, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter").touch()
+    home = {"CI_PIXI_CACHE": str(tmp_path / "home")}
+    workspace.write("")
+    message = workspace.fails("clean", "cache", **home)
+    assert message.endswith("home has no CACHEDIR.TAG: is it a cache?")
+    assert (tmp_path / "home/letter").exists()
+    (tmp_path / "home/CACHEDIR.TAG").touch()
+    workspace.passes("clean", "cache", **home)
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "1", '{"a": []}', '{"a": "1"}'])
 def test_times_that_are_damaged_are_forgotten(text, tmp_path, monkeypatch):
     monkeypatch.setenv("CI_PIXI_CACHE", str(tmp_path))
