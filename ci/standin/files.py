@@ -39,8 +39,8 @@ def check_path(path: Path, remedy: str) -> None:
     """Refuse a path that a shell, a compiler or conda would take apart."""
     if odd := re.sub(r"[\w/.+@~=-]", "", str(path)):
         raise StandinError(
-            f"{str(path)!r}: a path with {odd[0]!r} is not safe in conda's scripts "
-            f"and compiler flags: {remedy}"
+            f"{str(path)!r}: a path with {odd[0]!r} is not safe in conda's "
+            f"scripts and compiler flags: {remedy}"
         )
 
 

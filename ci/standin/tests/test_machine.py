@@ -178,6 +178,35 @@ def test_ci_pixis_own_environment(tmp_path, monkeypatch):
         assert len(made) == number + 2
 
 
+def test_a_cache_that_cannot_be_written(workspace):
+    """It is good for what is in it; the rest is one line."""
+    cache = Path(os.environ["CI_PIXI_CHANNEL"]).parents[1]
+    workspace.write("")
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
+    words = ["unshare", "-m", "sh", "-c", script, cache]
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a folder read-only")
+
+    def run(*command, **variables):
+        return subprocess.run(
+            [*words, CI_PIXI, *command],
+            cwd=workspace.folder,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+
+    assert run("run", "true").returncode == 0
+    result = run("install", CI_PIXI_CHANNEL="", CI_PIXI_CACHE=f"{cache}/none")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert "error: [Errno 30] Read-only file system" in message
+    assert message.endswith(
+        ": set XDG_CACHE_HOME to a folder that can be written"
+    )
+
+
 def test_only_a_cache_is_deleted(workspace, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter").touch()
