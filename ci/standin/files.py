@@ -97,10 +97,18 @@ def written_whole(target: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         record(temporary)
-        shutil.rmtree(target, ignore_errors=True)  # it is damaged
+        remove(target)  # it is damaged
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete what has this name, if anything has."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def record(folder: Path) -> None:
@@ -114,10 +122,13 @@ def intact(folder: Path) -> bool:
     Only files of another size or time are read; a copied cache has such.
     """
     known = read_json(folder / RECORD)
-    found = contents(folder, known)
-    same = {n: v[-1] for n, v in known.items()} == {
-        n: v[-1] for n, v in found.items()
-    }
+    try:
+        found = contents(folder, known)
+        same = {n: v[-1] for n, v in known.items()} == {
+            n: v[-1] for n, v in found.items()
+        }
+    except (OSError, LookupError, TypeError):
+        return False
     if same and known != found:
         with contextlib.suppress(OSError):  # the cache may be read-only
             write(folder / RECORD, json.dumps(found))

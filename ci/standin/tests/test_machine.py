@@ -100,7 +100,7 @@ HOSTILE += ["[a]", "a;touch x", "a|b", "a&b", "a:b", "a,b", "#", "%s", "\x07"]
 def test_a_path_that_a_tool_would_take_apart_is_refused(
     name, new_workspace, tmp_path
 ):
-    """Of the repository or of the cache, and nothing in it is executed."""
+    """Of the repository, the cache or $TMPDIR; nothing in it is executed."""
     folder = tmp_path / name
     folder.mkdir()
     message = new_workspace(folder).write("").fails("run", "true")
@@ -111,22 +111,22 @@ def test_a_path_that_a_tool_would_take_apart_is_refused(
     outside["CI_PIXI_CACHE"] = str(folder / "cache")
     message = plain.fails("run", "true", **outside)
     assert message.endswith(": set XDG_CACHE_HOME to another folder")
+    message = plain.fails("run", "true", TMPDIR=str(folder))
+    assert message.endswith(": set TMPDIR to another folder")
     assert {*tmp_path.iterdir()} == {folder, tmp_path / "pixi.toml"}
     assert not any(folder.glob("[!p]*"))
 
 
 def test_a_hostile_folder_on_path_is_not_executed(workspace, tmp_path):
-    """Also of a temporary folder, and with the folder of the task."""
     folder = tmp_path / "a $(touch x) `touch y`'\""
     folder.mkdir()
     program(folder / "greet", "echo hello")
     workspace.write('[dependencies]\npip = "*"\n[tasks]\nhi = "greet"')
     path = f"{folder}:{os.environ['PATH']}"
-    options = {"PATH": path, "TMPDIR": str(folder)}
-    assert workspace.passes("run", "hi", **options) == "hello\n"
-    assert "pip" in workspace.passes("run", "pip", "--version", **options)
+    assert workspace.passes("run", "hi", PATH=path) == "hello\n"
+    assert "pip" in workspace.passes("run", "pip", "--version", PATH=path)
     script = 'eval "$(cat)"; greet; echo "$PATH"'
-    hook = workspace.passes("shell-hook", **options)
+    hook = workspace.passes("shell-hook", PATH=path)
     command = ["bash", "-c", script]
     shown = subprocess.check_output(command, input=hook, text=True, cwd=folder)
     assert shown.startswith("hello\n")
@@ -169,6 +169,9 @@ def test_ci_pixis_own_environment(tmp_path, monkeypatch):
             lambda: tool.write_text("a fool"),
             record.unlink,
             lambda: record.write_text("[1]"),
+            lambda: record.write_text('{"bin/tool": 1}'),
+            lambda: record.write_text('{"bin/tool": []}'),
+            lambda: (shutil.rmtree(record.parent), record.parent.touch()),
             lambda: record.write_text(record.read_text()[:-5]),
         )
     ):
