@@ -54,7 +54,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def step(name: str, detail: str = "...") -> Iterator[None]:
     """Say that a step begins, and how long it takes here or elsewhere."""
-    from standin.files import cache_root, read_json, write
+    from standin.files import cache_root, read_json
 
     shipped = Path(__file__).with_name("seconds.json")
     own = cache_root() / "seconds.json"
@@ -66,7 +66,7 @@ def step(name: str, detail: str = "...") -> Iterator[None]:
     yield
     TOOK[name] = time.monotonic() - start
     with contextlib.suppress(OSError):  # a full disk has its own message
-        write(own, json.dumps({**read_json(own), name: TOOK[name]}))
+        own.write_text(json.dumps({**read_json(own), name: TOOK[name]}))
 
 
 def say_times() -> None:
