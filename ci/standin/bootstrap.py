@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from standin.files import (
     intact,
     locked,
     record,
+    remove,
     run,
 )
 from standin.progress import START, StandinError, say, step
@@ -39,7 +39,7 @@ def own_environment() -> Path:
         return folder
     with locked(cache_root() / "tools.lock"):
         if not intact(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             check_space(SPACE_NEEDED)
             words = [folder / "bin/python", "-m", "pip", "install"]
             words += ["--only-binary", ":all:", "--no-deps", "--require-hashes"]

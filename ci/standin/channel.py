@@ -23,6 +23,7 @@ from standin.files import (
     digest,
     intact,
     locked,
+    remove,
     written_whole,
 )
 from standin.manifest import FILE, PLATFORM, Environment, Manifest, read_toml
@@ -199,4 +200,4 @@ def prune(cache: Path) -> None:
     ]
     left = cache.glob(f"{WRITING}*"), cache.glob(f"*/{WRITING}*")
     for path in itertools.chain(unused, *left):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove(path)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standin.files import cache_root
+from standin.files import CACHE_TAG, cache_root
 from standin.progress import StandinError, exit_status, say, say_times
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def dispatch(args: argparse.Namespace) -> None:
     workspace = manifest.Manifest(manifest.nearest_file(Path.cwd()))
     if args.command == "clean":
         place = cache_root() if args.what else workspace.root / ".pixi"
+        if args.what and place.exists() and not (place / CACHE_TAG).is_file():
+            raise StandinError(f"{place} has no {CACHE_TAG}: is it a cache?")
         if place.exists():
             shutil.rmtree(place)
         say(f"deleted {place}")

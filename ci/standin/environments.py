@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import conda_tools
@@ -32,6 +33,7 @@ def activated(manifest: Manifest, name: str) -> tuple[Path, dict[str, str]]:
     environment = manifest.environment(name)
     folder = manifest.root / ".pixi/envs" / name
     check_path(manifest.root, "move this repository")
+    check_path(Path(tempfile.gettempdir()), "set TMPDIR to another folder")
     channel = channels.prepared(manifest, environment)
     unavailable = channels.content()["unavailable"]
     specs = []
@@ -60,7 +62,7 @@ def complete(installed: Path) -> bool:
     """Whether an environment was installed, and has all of its files."""
     try:
         return all(map(os.path.exists, installed.read_text().splitlines()))
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

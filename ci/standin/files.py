@@ -18,6 +18,9 @@ from standin.progress import StandinError, megabytes, say
 
 WRITING = ".writing-"  # begins the name of what is not complete
 RECORD = "sha256.json"
+# Backups leave out a folder with this, and `clean cache` deletes no other.
+CACHE_TAG = "CACHEDIR.TAG"
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"
 LARGEST = 4 << 30  # bytes that an archive may hold
 
 
@@ -36,8 +39,8 @@ def check_path(path: Path, remedy: str) -> None:
     """Refuse a path that a shell, a compiler or conda would take apart."""
     if odd := re.sub(r"[\w/.+@~=-]", "", str(path)):
         raise StandinError(
-            f"{str(path)!r}: a path with {odd[0]!r} is not safe in conda's scripts "
-            f"and compiler flags: {remedy}"
+            f"{str(path)!r}: a path with {odd[0]!r} is not safe in conda's "
+            f"scripts and compiler flags: {remedy}"
         )
 
 
@@ -94,10 +97,18 @@ def written_whole(target: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         record(temporary)
-        shutil.rmtree(target, ignore_errors=True)  # it is damaged
+        remove(target)  # it is damaged
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete what has this name, if anything has."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def record(folder: Path) -> None:
@@ -111,10 +122,13 @@ def intact(folder: Path) -> bool:
     Only files of another size or time are read; a copied cache has such.
     """
     known = read_json(folder / RECORD)
-    found = contents(folder, known)
-    same = {n: v[-1] for n, v in known.items()} == {
-        n: v[-1] for n, v in found.items()
-    }
+    try:
+        found = contents(folder, known)
+        same = {n: v[-1] for n, v in known.items()} == {
+            n: v[-1] for n, v in found.items()
+        }
+    except (OSError, LookupError, TypeError):
+        return False
     if same and known != found:
         with contextlib.suppress(OSError):  # the cache may be read-only
             write(folder / RECORD, json.dumps(found))
@@ -155,6 +169,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def check_space(needed: int) -> None:
     """Stop before a long build that the disk could not hold."""
     cache_root().mkdir(parents=True, exist_ok=True)
+    (cache_root() / CACHE_TAG).write_text(TAG)
     free = shutil.disk_usage(cache_root()).free
     if free < needed:
         raise StandinError(

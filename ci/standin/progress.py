@@ -14,6 +14,7 @@ from pathlib import Path
 START = float(os.environ.pop("CI_PIXI_START", time.monotonic()))
 TOOK: dict[str, float] = {}  # the seconds of each step of this run
 DISK_IS_FULL = re.compile("No space left|Disk quota exceeded|File too large")
+NO_WRITING = re.compile("Read-only file system|Permission denied")
 
 
 class StandinError(Exception):
@@ -36,6 +37,8 @@ def exit_status(action: Callable[[], None]) -> int:
         if DISK_IS_FULL.search(text):
             text = f"no disk space left ({text}): free some, or set "
             text += "XDG_CACHE_HOME to a folder on another disk"
+        elif NO_WRITING.search(text):
+            text += ": set XDG_CACHE_HOME to a folder that can be written"
         say(f"error: {text}")
         return getattr(error, "status", 1)
     return 0
@@ -51,7 +54,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def step(name: str, detail: str = "...") -> Iterator[None]:
     """Say that a step begins, and how long it takes here or elsewhere."""
-    from standin.files import cache_root, read_json, write
+    from standin.files import cache_root, read_json
 
     shipped = Path(__file__).with_name("seconds.json")
     own = cache_root() / "seconds.json"
@@ -63,7 +66,7 @@ def step(name: str, detail: str = "...") -> Iterator[None]:
     yield
     TOOK[name] = time.monotonic() - start
     with contextlib.suppress(OSError):  # a full disk has its own message
-        write(own, json.dumps({**read_json(own), name: TOOK[name]}))
+        own.write_text(json.dumps({**read_json(own), name: TOOK[name]}))
 
 
 def say_times() -> None:

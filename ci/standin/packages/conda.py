@@ -1,6 +1,5 @@
 """Write real .conda packages: conda-forge's names, made from other sources."""
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -71,11 +70,9 @@ def stored(package: Package, store: Path) -> Path:
     about = {k: v for k, v in vars(package).items() if k != "files"}
     build = package.build.format(hash=digest(code(), about)[:8])
     target = store / f"{package.name}-{package.version}-{build}.conda"
-    with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile):
-        with zipfile.ZipFile(target) as archive:
-            if archive.testzip() is None:
-                os.utime(target)  # it is in use
-                return target
+    if target.exists() and undamaged(target):
+        os.utime(target)  # it is in use
+        return target
     with tempfile.TemporaryDirectory(prefix=WRITING, dir=store) as folder:
         with conda_builder(target.stem, folder, compression_level=1) as archive:
             paths = []
@@ -90,6 +87,17 @@ def stored(package: Package, store: Path) -> Path:
         size = megabytes(target.stat().st_size)
         say(f"  {package.name} {package.version}: {size}, {seconds:.0f} s")
     return target
+
+
+def undamaged(package: Path) -> bool:
+    """Whether the parts of a .conda file have the right names and checksums."""
+    parts = {f"{part}-{package.stem}.tar.zst" for part in ("info", "pkg")}
+    try:
+        with zipfile.ZipFile(package) as archive:
+            names = {*archive.namelist()}
+            return names == {*parts, "metadata.json"} and not archive.testzip()
+    except Exception:  # damage raises many kinds
+        return False
 
 
 def checked(package: Package) -> Iterator[File]:

@@ -57,7 +57,12 @@ class Wheel:
             with zipfile.ZipFile(self.path) as archive:
                 check_size(name, (m.file_size for m in archive.infolist()))
                 yield archive
-        except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise StandinError(f"{name}: refused: {error}") from error
 
     def conda(self, project: str) -> str:

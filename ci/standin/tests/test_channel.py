@@ -1,5 +1,6 @@
 """The stand-in channel: how packages are written, stored, found and used."""
 
+import io
 import os
 import re
 import resource
@@ -7,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tarfile
 import tempfile
 import types
 import zipfile
@@ -20,6 +22,7 @@ pytest.importorskip(
 )
 import conda_tools
 from standin import downloads, files
+from standin.packages import debian
 from standin.packages.conda import File, Package, stored
 from standin.packages.python import check_layout
 from standin.packages.wheels import Wheel, python_package
@@ -156,6 +159,55 @@ def test_a_wheel_that_is_none_is_refused(tmp_path, monkeypatch):
         pass
     with pytest.raises(StandinError, match="refused: it has no"):
         Wheel(path, {})
+
+
+def tar(*members: tarfile.TarInfo, mode: str = "w") -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=mode) as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+    return packed.getvalue()
+
+
+def test_a_package_of_debian_s_with_strange_files(tmp_path, monkeypatch):
+    """dpkg-deb only prints the archive, which this replaces."""
+    device, link = tarfile.TarInfo("./usr/bin/x"), tarfile.TarInfo("usr/lib/x")
+    device.type, link.type = tarfile.CHRTYPE, tarfile.SYMTYPE
+    link.linkname = "../../../../../../etc/passwd"
+    name = f"{tmp_path}/x_1_amd64.deb"
+    for member, message in (
+        (device, "'./usr/bin/x' is no plain file"),
+        (link, "is a link to '../../../../../../etc/passwd', outside"),
+    ):
+        answer = types.SimpleNamespace(stdout=tar(member))
+        monkeypatch.setattr("subprocess.run", lambda *_, a=answer, **__: a)
+        package = debian.from_deb(Path(name), "(?!)")
+        with pytest.raises(StandinError, match=re.escape(message)):
+            stored(package, tmp_path)
+    outside = tarfile.TarInfo("../../etc/passwd")
+    answer = types.SimpleNamespace(stdout=tar(outside))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: answer)
+    assert not list(debian.content(Path(name), re.compile("(?!)")))
+
+
+def test_sources_with_a_file_outside_are_refused(tmp_path, monkeypatch):
+    top = "numpy-1/numpy/_core/src/highway/"
+    about = {"inside": top.removeprefix("numpy-1"), "debian": "x"}
+
+    def apt(*words, cwd):
+        (cwd / "x.deb").touch()
+        (cwd / "usr/src/googletest").mkdir(parents=True)
+
+    monkeypatch.setenv("CI_PIXI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(downloads, "apt", apt)
+    monkeypatch.setattr(downloads, "run", lambda *words: "")
+    for name in ("../x", f"{top}../../../../../../x", f"{top}/x"):
+        sdist = tmp_path / "numpy.tar.gz"
+        sdist.write_bytes(tar(tarfile.TarInfo(name), mode="w:gz"))
+        monkeypatch.setattr(downloads, "download_sdist", lambda *_, s=sdist: s)
+        with pytest.raises(StandinError, match=r"its file .* would be outside"):
+            downloads.sources(about)
+    assert not [path for path in tmp_path.rglob("*") if path.name == "x"]
 
 
 def test_sources_with_another_hash_are_refused(tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ HOSTILE += ["[a]", "a;touch x", "a|b", "a&b", "a:b", "a,b", "#", "%s", "\x07"]
 def test_a_path_that_a_tool_would_take_apart_is_refused(
     name, new_workspace, tmp_path
 ):
-    """Of the repository or of the cache, and nothing in it is executed."""
+    """Of the repository, the cache or $TMPDIR; nothing in it is executed."""
     folder = tmp_path / name
     folder.mkdir()
     message = new_workspace(folder).write("").fails("run", "true")
@@ -111,22 +111,22 @@ def test_a_path_that_a_tool_would_take_apart_is_refused(
     outside["CI_PIXI_CACHE"] = str(folder / "cache")
     message = plain.fails("run", "true", **outside)
     assert message.endswith(": set XDG_CACHE_HOME to another folder")
+    message = plain.fails("run", "true", TMPDIR=str(folder))
+    assert message.endswith(": set TMPDIR to another folder")
     assert {*tmp_path.iterdir()} == {folder, tmp_path / "pixi.toml"}
     assert not any(folder.glob("[!p]*"))
 
 
 def test_a_hostile_folder_on_path_is_not_executed(workspace, tmp_path):
-    """Also of a temporary folder, and with the folder of the task."""
     folder = tmp_path / "a $(touch x) `touch y`'\""
     folder.mkdir()
     program(folder / "greet", "echo hello")
     workspace.write('[dependencies]\npip = "*"\n[tasks]\nhi = "greet"')
     path = f"{folder}:{os.environ['PATH']}"
-    options = {"PATH": path, "TMPDIR": str(folder)}
-    assert workspace.passes("run", "hi", **options) == "hello\n"
-    assert "pip" in workspace.passes("run", "pip", "--version", **options)
+    assert workspace.passes("run", "hi", PATH=path) == "hello\n"
+    assert "pip" in workspace.passes("run", "pip", "--version", PATH=path)
     script = 'eval "$(cat)"; greet; echo "$PATH"'
-    hook = workspace.passes("shell-hook", **options)
+    hook = workspace.passes("shell-hook", PATH=path)
     command = ["bash", "-c", script]
     shown = subprocess.check_output(command, input=hook, text=True, cwd=folder)
     assert shown.startswith("hello\n")
@@ -169,6 +169,9 @@ def test_ci_pixis_own_environment(tmp_path, monkeypatch):
             lambda: tool.write_text("a fool"),
             record.unlink,
             lambda: record.write_text("[1]"),
+            lambda: record.write_text('{"bin/tool": 1}'),
+            lambda: record.write_text('{"bin/tool": []}'),
+            lambda: (shutil.rmtree(record.parent), record.parent.touch()),
             lambda: record.write_text(record.read_text()[:-5]),
         )
     ):
@@ -176,6 +179,48 @@ def test_ci_pixis_own_environment(tmp_path, monkeypatch):
         bootstrap.own_environment()
         assert tool.read_text() == "a tool"
         assert len(made) == number + 2
+
+
+def test_a_cache_that_cannot_be_written(workspace):
+    """It is good for what is in it; the rest is one line."""
+    cache = Path(os.environ["CI_PIXI_CHANNEL"]).parents[1]
+    workspace.write("")
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
+    words = ["unshare", "-m", "sh", "-c", script, cache]
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a folder read-only")
+
+    def run(*command, **variables):
+        return subprocess.run(
+            [*words, CI_PIXI, *command],
+            cwd=workspace.folder,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+
+    assert run("run", "true").returncode == 0
+    result = run("install", CI_PIXI_CHANNEL="", CI_PIXI_CACHE=f"{cache}/none")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert "error: [Errno 30] Read-only file system" in message
+    assert message.endswith(
+        ": set XDG_CACHE_HOME to a folder that can be written"
+    )
+
+
+def test_only_a_cache_is_deleted(workspace, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter").touch()
+    home = {"CI_PIXI_CACHE": str(tmp_path / "home")}
+    workspace.write("")
+    message = workspace.fails("clean", "cache", **home)
+    assert message.endswith("home has no CACHEDIR.TAG: is it a cache?")
+    assert (tmp_path / "home/letter").exists()
+    (tmp_path / "home/CACHEDIR.TAG").touch()
+    workspace.passes("clean", "cache", **home)
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "1", '{"a": []}', '{"a": "1"}'])
