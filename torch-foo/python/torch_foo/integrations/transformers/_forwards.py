@@ -163,9 +163,10 @@ def _rotate(
         or not q.shape[-1] == k.shape[-1] == cos.shape[-1]
         or unsqueeze_dim not in (1, 2)
     ):
-        return llama.apply_rotary_pos_emb(
+        q, k = llama.apply_rotary_pos_emb(
             q, k, cos, sin, unsqueeze_dim=unsqueeze_dim
         )
+        return q, k
     batch, seq, n = cos.shape
     cos, sin = (t.reshape(-1, n)[:, : n // 2] for t in (cos, sin))
     positions = None
@@ -196,7 +197,7 @@ def causal_lm_loss(
             logits,
             labels,
             vocab_size,
-            num_items_in_batch,
+            num_items_in_batch,  # type: ignore[arg-type] # it takes int too
             ignore_index,
             shift_labels,
         )
