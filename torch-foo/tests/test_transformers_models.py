@@ -213,8 +213,8 @@ def error(actual: dict[str, Any], expected: dict[str, Any]) -> float:
     return worst
 
 
+@pytest.mark.filterwarnings("default:left out")  # the first one decides
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.filterwarnings("default:left out")
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_every_model(group):
     transformers.logging.set_verbosity_error()

@@ -46,6 +46,9 @@ for _tanh in ("gelu_new", "gelu_pytorch_tanh"):
 #: The global function that attention calls to rotate queries and keys.
 ROTATE = "apply_rotary_pos_emb"
 
+# Another library may replace it later.
+_ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
+
 # torch_foo.linear beats torch up to this many rows (AVX-512, AVX2).
 _MOST_ROWS = {torch.float32: 16, torch.bfloat16: 1}
 
@@ -149,7 +152,13 @@ def attention_forward(original: FunctionType) -> Callable[..., Any]:
 
 
 def _rotate(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *rest: Any,
+    unsqueeze_dim: int = 1,
+    **more: Any,
 ) -> tuple[Tensor, Tensor]:
     """Compute transformers' apply_rotary_pos_emb with torch_foo.rope.
 
@@ -158,14 +167,16 @@ def _rotate(
     first.
     """
     if (
-        not _serves(q, k, cos, sin)  # of two dtypes, the wider is returned
+        rest  # unsqueeze_dim, or position_ids in transformers 4
+        or more
+        or unsqueeze_dim not in (1, 2)
+        or not _serves(q, k, cos, sin)  # of two dtypes, the wider is returned
         or (q.dim(), k.dim(), cos.dim()) != (4, 4, 3)
         or not q.shape[-1] == k.shape[-1] == cos.shape[-1]
-        or unsqueeze_dim not in (1, 2)
     ):
-        q, k = llama.apply_rotary_pos_emb(
-            q, k, cos, sin, unsqueeze_dim=unsqueeze_dim
-        )
+        if unsqueeze_dim != 1:
+            more["unsqueeze_dim"] = unsqueeze_dim
+        q, k = _ROTATE_AS_LLAMA(q, k, cos, sin, *rest, **more)
         return q, k
     batch, seq, n = cos.shape
     cos, sin = (t.reshape(-1, n)[:, : n // 2] for t in (cos, sin))
