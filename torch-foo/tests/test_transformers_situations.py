@@ -615,6 +615,17 @@ def test_vmap_of_gradients():
         torch.testing.assert_close(actual[name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_forward_mode_derivatives():
+    def derivative(model):
+        model.set_attn_implementation("eager")
+        loss, parameters = of_parameters(model)
+        torch.manual_seed(0)
+        tangents = {n: torch.randn_like(p) for n, p in parameters.items()}
+        return torch.func.jvp(loss, (parameters,), (tangents,))
+
+    torch.testing.assert_close(derivative(patched()), derivative(make()))
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(reentrant):
     def gradients(model):

@@ -26,7 +26,7 @@ from torch_foo import (
     rope,
     silu_mul,
 )
-from torch_foo._torch_internals import PLAIN_TENSORS
+from torch_foo._torch_internals import PLAIN_TENSORS, forward_ad_state
 from torch_foo.integrations.transformers._rebind import with_global
 from torch_foo.integrations.transformers._recompute import (
     recomputable,
@@ -62,7 +62,11 @@ def _serves(*tensors: Tensor) -> bool:
     their own classes, dtypes and devices, also after patch().
     """
     dtype, device = tensors[0].dtype, tensors[0].device
-    if dtype not in DTYPES or device.type not in _DEVICES:
+    if (
+        dtype not in DTYPES
+        or device.type not in _DEVICES
+        or forward_ad_state._current_level >= 0  # no forward-mode derivatives
+    ):
         return False
     for tensor in tensors:
         if (
@@ -104,9 +108,10 @@ def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
-def _gate(activation: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _gate(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the gated operator, unless something else wants to be called."""
-    if (
+    gate = GATES.get(type(activation))
+    if gate is not None and (
         activation._forward_pre_hooks
         or activation._forward_hooks
         or activation._backward_pre_hooks
@@ -114,7 +119,7 @@ def _gate(activation: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
         or "forward" in vars(activation)
     ):
         return None
-    return GATES.get(type(activation))
+    return gate
 
 
 def linear_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
