@@ -4,7 +4,7 @@ Each class is made with a tiny config. Its logits, loss and gradients must be
 the same with and without patch(). What cannot be made tiny, or computes nothing
 from tokens alone, is counted and named in the warnings at the end.
 
-All of it takes about 60 s of CPU time. Some of it by hand:
+All of it takes a bit more than a minute of CPU time. Some of it by hand:
 `pytest torch-foo/tests/test_transformers_models.py -k "llama or qwen"`.
 """
 
@@ -23,7 +23,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
-from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
+from torch_foo.integrations.transformers import patch  # noqa: E402
 from transformers import models  # noqa: E402
 
 FAMILIES = [
@@ -226,11 +226,8 @@ def test_every_model(group):
             except ValueError as reason:
                 left_out[cls.__name__] = str(reason)
                 continue
-            patched = bool(patch(model))
+            patch(model)
             errors[cls.__name__] = error(results(model, labels), expected)
-            if patched:
-                unpatch(model)
-                assert error(results(model, labels), expected) == 0
     wrong = {name: value for name, value in errors.items() if value > 1e-4}
     assert not wrong
     assert len(left_out) < len(errors)
