@@ -239,6 +239,22 @@ def test_inplace_counts_as_a_modification(with_inplace, device):
             product.sum().backward()
 
 
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "vjp": lambda f: lambda x: torch.func.vjp(f, x)[1](torch.ones_like(f(x))),
+    "grad of grad": lambda f: torch.func.grad(
+        lambda x: torch.func.grad(f)(x).square().sum()
+    ),
+    "Hessian": lambda f: torch.func.jacrev(torch.func.jacrev(f)),
+    "examples' gradients": lambda f: (
+        lambda x: torch.vmap(torch.func.grad(f))(torch.stack([x, x + 1]))
+    ),
+    "gradient of examples": lambda f: torch.func.grad(
+        lambda x: torch.vmap(f)(torch.stack([x, x + 1])).square().sum()
+    ),
+}
+
+
 def test_functorch_gradients(typical_differentiable, device):
     case = typical_differentiable
     args = case.args(torch.float64, device)
@@ -286,29 +302,50 @@ def test_functorch_gradients_of_each_example(typical_differentiable, device):
     )
 
 
-def test_functorch_gradients_of_raw_operators_are_not_supported(
-    typical_differentiable,
-):
-    """The limit of torch.library.register_autograd in torch 2.10 to 2.15."""
+def test_functorch_gradients_of_operators(typical_differentiable, device):
+    """torch.ops.torch_foo.NAME, which torch.library's gradients would refuse.
+
+    Nested, each level of a transform sees the operator.
+    """
     case = typical_differentiable
-    x, *others = case.args()
-    with pytest.raises(RuntimeError, match="setup_context"):
-        torch.func.grad(
-            lambda x: tree_leaves(case.packet(x, *others, **case.named))[
-                0
-            ].sum()
-        )(x)
+    x, *others = case.args(torch.float64, device)
+
+    def value(function):
+        return lambda x: loss(tree_leaves(function(x, *others))[0])
+
+    def operator(*args):
+        return case.packet(*args, **case.named)
+
+    for transform in TRANSFORMS.values():
+        assert_close(
+            transform(value(operator))(x), transform(value(case.reference))(x)
+        )
 
 
 def test_forward_mode_is_not_supported(typical_differentiable):
     case = typical_differentiable
     x, *others = case.args()
-    with pytest.raises(NotImplementedError, match="forward mode AD"):
-        torch.func.jvp(lambda x: case.function(x, *others), (x,), (x,))
+    raises = pytest.raises(
+        NotImplementedError, match=f"torch_foo.{case.op} does not support for"
+    )
+
+    def value(x):
+        return loss(case.function(x, *others))
+
+    with raises:
+        torch.func.jvp(value, (x,), (x,))
+    with raises:
+        torch.func.hessian(value)(x)  # forward over reverse
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, x)
-        with pytest.raises(RuntimeError, match="forward mode AD"):
-            case.function(dual, *others)
+        with raises:
+            value(dual)
+        if case.has_out:
+            with raises:
+                case.function(dual, *others, out=torch.empty_like(x))
+        if case.inplace:
+            with raises:
+                case.inplace(dual, *others)
 
 
 def test_inference_mode(typical, device):
@@ -386,6 +423,46 @@ def test_compile(all_typical, backend, device):
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     x = [rows_of(4, device)]
     assert_close(gradients(compiled, x), gradients(model, x))
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_compile_functorch(all_typical, transform, device):
+    model = Model([c for c in all_typical if c.has_gradient], device)
+    function = TRANSFORMS[transform](lambda x: loss(model(x)))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    x = rows_of(2, device, False)
+    assert_close(compiled(x), function(x))
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_compile_functorch_dynamic_shapes(backend, device):
+    weight = torch.randn(4, dtype=torch.float64, device=device)
+    module = torch_foo.nn.RMSNorm(4, device=device, dtype=torch.float64)
+
+    def function(parameters, x):
+        return torch.func.functional_call(module, parameters, x).square().sum()
+
+    gradient = torch.func.grad(function)
+    compiled = torch.compile(
+        gradient, fullgraph=True, dynamic=True, backend=backend
+    )
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (5, 6, 9):
+            args = {"weight": weight}, rows_of(rows, device, False)
+            assert_close(compiled(*args), gradient(*args))
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+def test_compile_reports_forward_mode():
+    compiled = torch.compile(
+        lambda x: torch.func.jvp(torch_foo.rms_norm, (x,), (x,)),
+        fullgraph=True,
+        backend="eager",
+    )
+    with pytest.raises(Exception, match=r"rms_norm does not support forward"):
+        compiled(torch.ones(2, 3))
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")

@@ -7,11 +7,13 @@ dispatch, errors and modules passed with torch 2.10.0, 2.13.0 and 2.14.1.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, compiler, nn
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -85,5 +87,29 @@ def dispatch_keys(name: str) -> DispatchKeySet:
 #: can call its operator again.
 exclude_keys = torch._C._ExcludeDispatchKeyGuard
 
+#: A context in which the dispatcher goes on below autograd.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+#: A context in which torch.func lets a torch.autograd.Function record at one
+#: level of its transforms.
+single_level_function = enable_single_level_autograd_function
+
+
+@contextmanager
+def recording_outer_levels() -> Iterator[None]:
+    """Let the outer levels of torch.func record, inside of a Function.forward.
+
+    A torch.autograd.Function turns the recording off there, for all levels.
+    """
+    if not transforms_are_active():
+        yield
+        return
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
+
+
 #: The keys below autograd, for a kernel that calls what comes after it.
 after_autograd = torch._C._after_autograd_keyset
+
+#: The keys below the one that counts changes of tensors.
+after_inplace_or_view = torch._C._after_ADInplaceOrView_keyset
