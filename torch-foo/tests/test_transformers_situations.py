@@ -13,7 +13,7 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -682,31 +682,44 @@ def test_export():
     assert any("torch_foo" in name for name in names)
 
 
-def test_fully_shard(tmp_path):
-    distributed = torch.distributed
+@pytest.fixture
+def mesh(tmp_path):
+    """A mesh of one process."""
     if not distributed.is_available():
         pytest.skip("this torch has no torch.distributed")
+    store = distributed.FileStore(f"{tmp_path}/store", 1)
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    yield distributed.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_fully_shard(mesh):
     from torch.distributed.fsdp import fully_shard
 
-    distributed.init_process_group(
-        "gloo",
-        rank=0,
-        world_size=1,
-        store=distributed.FileStore(f"{tmp_path}/s", 1),
-    )
-    try:
-        mesh = distributed.init_device_mesh("cpu", (1,))
-        model, other = patched(), make()
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        check_same(model, other)
-        model(IDS, labels=IDS).loss.backward()
-        assert unpatch(model) == 25
-        check_no_trace(model)
-        check_same(model, other)
-    finally:
-        distributed.destroy_process_group()
+    model, other = patched(), make()
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    check_same(model, other)
+    model(IDS, labels=IDS).loss.backward()
+    assert unpatch(model) == 25
+    check_no_trace(model)
+    check_same(model, other)
+
+
+def test_weights_and_inputs_of_tensor_parallelism(mesh):
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    model = patched()
+    x = distribute_tensor(torch.randn(1, 32), mesh, [Replicate()])
+    for module in (model.lm_head, model.model.norm, model.model.layers[0].mlp):
+        for part in module.modules():
+            for name, parameter in list(part.named_parameters(recurse=False)):
+                value = distribute_tensor(
+                    parameter.detach(), mesh, [Replicate()]
+                )
+                setattr(part, name, nn.Parameter(value))
+        torch.testing.assert_close(module(x), type(module).forward(module, x))
 
 
 def test_types_stay():

@@ -79,7 +79,7 @@ def _vocabulary(cls: _Class) -> frozenset[str]:
 
 @functools.cache
 def _names_reached(cls: _Class, forward: Callable[..., Any]) -> frozenset[str]:
-    if cls.__module__.startswith("torch."):
+    if cls.__module__.startswith(("torch.", "torch_foo.")):
         return frozenset()
     return frozenset(
         name
@@ -118,9 +118,9 @@ def _difference(
 
 def resembles_norm(target: Target) -> bool:
     cls = class_of(target)
-    return "rmsnorm" in cls.__name__.lower() or bool(
-        _vocabulary(cls) & {"rsqrt", "rms_norm"}
-    )
+    if "rmsnorm" in cls.__name__.lower():
+        return not cls.__module__.startswith("torch_foo.")
+    return bool(_vocabulary(cls) & {"rsqrt", "rms_norm"})
 
 
 def refuse_norm(cls: _Class) -> str | None:
