@@ -5,6 +5,7 @@ them with another version.
 """
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -15,6 +16,12 @@ transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
 from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
+from torch_foo.integrations.transformers._equivalence import (  # noqa: E402
+    difference,
+)
+from torch_foo.integrations.transformers._rebind import (  # noqa: E402
+    with_global,
+)
 from transformers.models.llama import modeling_llama as llama  # noqa: E402
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"]
@@ -502,13 +509,150 @@ def test_an_unknown_model_is_left_alone():
 
 def test_other_norms_and_attention_are_left_alone():
     report = patch(make("olmo2"))
-    different = "it does not compute what Llama's does"
+    norm = "it does not compute what LlamaRMSNorm does"
     assert report.left == {
-        ("Olmo2Attention", different): LAYERS,
-        ("Olmo2RMSNorm", different): 4 * LAYERS + 1,
+        ("Olmo2Attention", "its apply_rotary_pos_emb is not Llama's"): LAYERS,
+        ("Olmo2RMSNorm", norm): 4 * LAYERS + 1,
     }
-    gemma = patch(make("gemma"))
-    assert ("GemmaRMSNorm", different) in gemma.left
+    assert ("GemmaRMSNorm", norm) in patch(make("gemma")).left
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "reason"),
+    [
+        # transformers 5 has one module for all experts, 4 has one for each.
+        (
+            "mixtral",
+            "MixtralExperts|MixtralBlockSparseTop2MLP",
+            "does not compute what LlamaMLP does",
+        ),
+        ("deepseek_v2", "DeepseekV2Attention", "does not call apply_rotary"),
+        ("gptj", "GPTJAttention", "apply_rotary_pos_emb is not Llama's"),
+        ("gpt2", "Conv1D", "it is not a torch.nn.Linear"),
+        ("gpt2", "GPT2LMHeadModel", "it has no loss_type"),
+        ("bert", "BertLMHeadModel", "it has no loss_type"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch_foo")  # nothing is replaced
+def test_the_report_names_what_it_leaves(family, name, reason):
+    with torch.device("meta"):
+        config = transformers.AutoConfig.for_model(family)
+        config.num_hidden_layers = 2
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    left = patch(model).left
+    reasons = [r for n, r in left if n in name.split("|")]
+    assert any(reason in r for r in reasons), left
+
+
+def test_a_rotation_by_the_other_sign(monkeypatch):
+    """Only a function that apply_rotary_pos_emb calls differs from Llama's."""
+
+    def rotate_half(x):
+        x1, x2 = x.chunk(2, dim=-1)
+        return torch.cat((x2, -x1), dim=-1)
+
+    rotate = inspect.unwrap(llama.apply_rotary_pos_emb)
+    other = with_global(rotate, "rotate_half", rotate_half)
+    monkeypatch.setattr(llama, "apply_rotary_pos_emb", other)
+    model, inputs = make(), batch()
+    expected = results(model, inputs)
+    reason = "its rotate_half is not Llama's"
+    assert patch(model).left == {("LlamaAttention", reason): LAYERS}
+    check_close(results(model, inputs), expected, 2e-6)
+
+
+def test_a_norm_that_another_library_replaced(monkeypatch):
+    monkeypatch.setattr(llama.LlamaRMSNorm, "forward", lambda self, x: 2 * x)
+    reason = "it does not compute what LlamaRMSNorm does"
+    assert patch(make()).left == {("LlamaRMSNorm", reason): 2 * LAYERS + 1}
+
+
+EQUIVALENCE = """
+import torch
+
+LIMIT = 2
+
+def helper(x, scale=1.0, *, offset=0):
+    return x * scale + offset
+
+def decorator(function):
+    factor = 5
+    def inner(*args):
+        return function(*args) * factor
+    return inner
+
+class Base:
+    constant = 3
+
+    @property
+    def size(self):
+        return 7
+
+    @staticmethod
+    def twice(x):
+        return 2 * x
+
+    def forward(self, x):
+        return x
+
+class Module(Base):
+    @decorator
+    def forward(self, x):
+        y = [helper(v, LIMIT) for v in (x,)]
+        z = self.twice(super().forward(y[0])) * self.constant + self.size
+        return torch.relu(helper(z))
+"""
+
+
+def equivalence(old: str, new: str) -> str | None:
+    classes = []
+    for source in (EQUIVALENCE, EQUIVALENCE.replace(old, new)):
+        scope = {"__name__": "somewhere"}
+        exec(source, scope)
+        classes.append(scope["Module"])
+    assert old in EQUIVALENCE
+    functions = [cls.forward for cls in classes]
+    return difference(*functions, tuple(classes))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("LIMIT = 2", "LIMIT = 2.0", "LIMIT"),
+        ("x * scale", "scale * x", "helper"),
+        ("scale=1.0", "scale=2.0", "helper"),
+        ("offset=0", "offset=-0.0", "offset"),
+        ("scale=1.0, *", "scale=1.0, q=1, *", "helper"),
+        ("factor = 5", "factor = 6", ""),
+        ("(*args) * factor", "(*args) + factor", ""),
+        ("    @decorator\n", "", ""),
+        ("constant = 3", "constant = 4", "constant"),
+        ("return 7", "return 8", "size"),
+        ("return 2 * x", "return 3 * x", "twice"),
+        ("        return x\n", "        return -x\n", "forward"),
+        ("torch.relu", "torch.sigmoid", ""),
+        ("import torch", "import torch.nn.functional as torch", "torch"),
+        ("(self, x):\n        y", "(self, x, w=1):\n        y", ""),
+        ("(x,)", "(x, x)", ""),
+    ],
+)
+def test_what_differs(old, new, name):
+    assert equivalence(old, new) == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("twice(x):\n", 'twice(x):\n        "A docstring."\n'),
+        ("return x * scale", '"A docstring."\n    return x * scale'),
+        ("        y = [", "        a: int\n        y = ["),
+        ("y[0]", "y [0]"),
+        ("def twice(x)", "def twice(x: int) -> int"),
+    ],
+)
+def test_what_does_not_differ(old, new):
+    assert equivalence(old, new) is None
 
 
 def test_gemma_has_gelu():
@@ -530,14 +674,6 @@ def test_odd_head_dim():
         layer.self_attn.head_dim = 7
     reason = "its head_dim is 7, expected an even number"
     assert patch(model).left == {("LlamaAttention", reason): LAYERS}
-
-
-def test_a_forward_that_another_library_replaced_is_left_alone():
-    model = make()
-    norm = model.model.norm
-    norm.forward = norm.forward
-    reason = "its forward was already replaced by another library"
-    assert patch(model).left == {("LlamaRMSNorm", reason): 1}
 
 
 def test_weights_that_are_not_plain_tensors():

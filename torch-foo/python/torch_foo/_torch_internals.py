@@ -25,8 +25,8 @@ OpOverload = torch._ops.OpOverload
 DispatchKeySet = torch._C.DispatchKeySet
 
 
-#: The classes of tensors that no other library has made: under tracing, they are
-#: PyTorch's own.
+#: The classes of tensors that no other library has made. The last two are
+#: PyTorch's own, for tracing.
 PLAIN_TENSORS = {Tensor, nn.Parameter, FakeTensor, FunctionalTensor}
 
 #: Whether torch.func or torch.vmap transforms the call: no public function

@@ -3,11 +3,13 @@
 >>> from torch_foo.integrations.transformers import patch, unpatch
 >>> print(patch(model))  # doctest: +SKIP
 
-A module is recognized by what it computes: its `forward` must have the code of
-Llama's in the installed transformers, as in Mistral, Qwen2, Qwen3, SmolLM3 and
-many more, which transformers generates from Llama's source. Everything else is
-left alone. Only `forward` is replaced: parameters, state_dict, hooks and
-configuration stay as they are.
+A module is recognized by what it computes: its `forward`, and all that this
+reaches, must have the code of Llama's in the installed transformers, as in
+Mistral, Qwen2, Qwen3, SmolLM3 and many more, which transformers generates from
+Llama's source. Everything else is left alone. Only `forward` is replaced: types
+of modules, parameters, state_dict, hooks and configuration stay as they are.
+Where another library has replaced a module's tensors, the module computes as
+before.
 
 Results differ by rounding only. In float32 that is the last bits. In 16 bits,
 transformers rounds after each step and torch_foo once per operator.

@@ -76,12 +76,12 @@ def _difference(
         return None if repr(a) == repr(b) else name  # 0.0 is not -0.0
     if isinstance(a, type):
         owners = (a, b)
-    parts = [_parts(x, owner) for x, owner in zip((a, b), owners, strict=True)]
-    if None in parts:
+    left_parts, right_parts = _parts(a, owners[0]), _parts(b, owners[1])
+    if left_parts is None or right_parts is None:
         return name
     visited.add((id(a), id(b)))
     nothing = (None, _MISSING)
-    for left, right in zip_longest(*parts, fillvalue=nothing):
+    for left, right in zip_longest(left_parts, right_parts, fillvalue=nothing):
         if left[0] != right[0]:
             return name
         found = _difference(left[0] or name, left[1], right[1], owners, visited)

@@ -26,7 +26,7 @@ from torch_foo import (
     rope,
     silu_mul,
 )
-from torch_foo._torch_internals import PLAIN_TENSORS
+from torch_foo._torch_internals import PLAIN_TENSORS, forward_ad_state
 from torch_foo.integrations.transformers._rebind import with_global
 from torch_foo.integrations.transformers._recompute import (
     recomputable,
@@ -46,6 +46,9 @@ for _tanh in ("gelu_new", "gelu_pytorch_tanh"):
 #: The global function that attention calls to rotate queries and keys.
 ROTATE = "apply_rotary_pos_emb"
 
+# Another library may replace it later.
+_ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
+
 # torch_foo.linear beats torch up to this many rows (AVX-512, AVX2).
 _MOST_ROWS = {torch.float32: 16, torch.bfloat16: 1}
 
@@ -59,7 +62,11 @@ def _serves(*tensors: Tensor) -> bool:
     their own classes, dtypes and devices, also after patch().
     """
     dtype, device = tensors[0].dtype, tensors[0].device
-    if dtype not in DTYPES or device.type not in _DEVICES:
+    if (
+        dtype not in DTYPES
+        or device.type not in _DEVICES
+        or forward_ad_state._current_level >= 0  # no forward-mode derivatives
+    ):
         return False
     for tensor in tensors:
         if (
@@ -101,9 +108,10 @@ def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
-def _gate(activation: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _gate(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the gated operator, unless something else wants to be called."""
-    if (
+    gate = GATES.get(type(activation))
+    if gate is not None and (
         activation._forward_pre_hooks
         or activation._forward_hooks
         or activation._backward_pre_hooks
@@ -111,7 +119,7 @@ def _gate(activation: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
         or "forward" in vars(activation)
     ):
         return None
-    return GATES.get(type(activation))
+    return gate
 
 
 def linear_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -149,7 +157,13 @@ def attention_forward(original: FunctionType) -> Callable[..., Any]:
 
 
 def _rotate(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *rest: Any,
+    unsqueeze_dim: int = 1,
+    **more: Any,
 ) -> tuple[Tensor, Tensor]:
     """Compute transformers' apply_rotary_pos_emb with torch_foo.rope.
 
@@ -158,14 +172,17 @@ def _rotate(
     first.
     """
     if (
-        not _serves(q, k, cos, sin)  # of two dtypes, the wider is returned
+        rest  # unsqueeze_dim, or position_ids in transformers 4
+        or more
+        or unsqueeze_dim not in (1, 2)
+        or not _serves(q, k, cos, sin)  # of two dtypes, the wider is returned
         or (q.dim(), k.dim(), cos.dim()) != (4, 4, 3)
         or not q.shape[-1] == k.shape[-1] == cos.shape[-1]
-        or unsqueeze_dim not in (1, 2)
     ):
-        return llama.apply_rotary_pos_emb(
-            q, k, cos, sin, unsqueeze_dim=unsqueeze_dim
-        )
+        if unsqueeze_dim != 1:
+            more["unsqueeze_dim"] = unsqueeze_dim
+        q, k = _ROTATE_AS_LLAMA(q, k, cos, sin, *rest, **more)
+        return q, k
     batch, seq, n = cos.shape
     cos, sin = (t.reshape(-1, n)[:, : n // 2] for t in (cos, sin))
     positions = None
@@ -196,7 +213,7 @@ def causal_lm_loss(
             logits,
             labels,
             vocab_size,
-            num_items_in_batch,
+            num_items_in_batch,  # type: ignore[arg-type] # it takes int too
             ignore_index,
             shift_labels,
         )

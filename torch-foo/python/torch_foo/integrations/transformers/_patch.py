@@ -140,12 +140,18 @@ def _note(
 # --- the loss ---------------------------------------------------------------
 
 
+# transformers chooses the loss of a class by the end of its name.
+_CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
+
+
 def _replace_loss(target: Any) -> str | None:
     """Replace the loss of a model or a class; or return why not."""
     cls = class_of(target)
     if not _recognize.calls_loss_function(cls):
         return "it does not call its loss_function"
-    if isinstance(target, type):
+    if target is cls:
+        if not cls.__name__.endswith(_CAUSAL):
+            return f"its name ends with none of {', '.join(_CAUSAL)}"
         if not _is_ours(target.loss_function):
             target.loss_function = _loss_property(target.loss_function)
         return None
@@ -173,7 +179,7 @@ def _is_ours(attribute: Any) -> bool:
 
 
 def _restore_loss(target: Any) -> bool:
-    if isinstance(target, type):
+    if target is class_of(target):
         if _is_ours(vars(target).get("loss_function")):
             del target.loss_function
             return True

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from types import CellType, FunctionType
 from typing import Any
 
 
-def with_global(
-    function: FunctionType, name: str, value: object
-) -> FunctionType | None:
+def with_global(function: Any, name: str, value: object) -> FunctionType | None:
     """Return a copy of a function whose global `name` is `value`.
 
     Decorators written with functools.wraps are copied too. None means that one

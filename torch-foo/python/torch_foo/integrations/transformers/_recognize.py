@@ -32,6 +32,9 @@ from torch_foo.integrations.transformers._rebind import with_global
 #: A module, or a class that stands for all its modules.
 Target: TypeAlias = "nn.Module | type[nn.Module]"
 
+# type[nn.Module], which mypy takes for unhashable.
+_Class: TypeAlias = Any
+
 #: The attribute that tells what patch() did to a module or a class.
 MARK = "_torch_foo"
 
@@ -45,11 +48,11 @@ _OURS = tuple(
 )
 
 
-def class_of(target: Target) -> type[nn.Module]:
+def class_of(target: Target) -> _Class:
     return target if isinstance(target, type) else type(target)
 
 
-def forward_of(cls: type[nn.Module]) -> Callable[..., Any]:
+def forward_of(cls: _Class) -> Callable[..., Any]:
     """Return the forward of a class as it is without patch()."""
     forward: Callable[..., Any] = cls.forward
     for c in cls.__mro__:
@@ -69,16 +72,14 @@ _LINEAR = nn.Linear.forward
 _ROTATE = llama.apply_rotary_pos_emb
 
 
-def _vocabulary(cls: type[nn.Module]) -> frozenset[str]:
+def _vocabulary(cls: _Class) -> frozenset[str]:
     """Return the names in a class's forward and what it reaches."""
     return _names_reached(cls, forward_of(cls))
 
 
 @functools.cache
-def _names_reached(
-    cls: type[nn.Module], forward: Callable[..., Any]
-) -> frozenset[str]:
-    if cls.__module__.startswith("torch."):
+def _names_reached(cls: _Class, forward: Callable[..., Any]) -> frozenset[str]:
+    if cls.__module__.startswith(("torch.", "torch_foo.")):
         return frozenset()
     return frozenset(
         name
@@ -89,9 +90,9 @@ def _names_reached(
 
 @functools.cache
 def _differs(
-    cls: type[nn.Module],
+    cls: _Class,
     forward: Callable[..., Any],
-    other: type[nn.Module],
+    other: _Class,
     expected: Callable[..., Any],
 ) -> str | None:
     """Return the reason why a class is not like one of Llama's."""
@@ -117,12 +118,12 @@ def _difference(
 
 def resembles_norm(target: Target) -> bool:
     cls = class_of(target)
-    return "rmsnorm" in cls.__name__.lower() or bool(
-        _vocabulary(cls) & {"rsqrt", "rms_norm"}
-    )
+    if "rmsnorm" in cls.__name__.lower():
+        return not cls.__module__.startswith("torch_foo.")
+    return bool(_vocabulary(cls) & {"rsqrt", "rms_norm"})
 
 
-def refuse_norm(cls: type[nn.Module]) -> str | None:
+def refuse_norm(cls: _Class) -> str | None:
     return _differs(cls, forward_of(cls), llama.LlamaRMSNorm, _NORM)
 
 
@@ -147,7 +148,7 @@ def resembles_mlp(target: Target) -> bool:
     )
 
 
-def refuse_mlp(cls: type[nn.Module]) -> str | None:
+def refuse_mlp(cls: _Class) -> str | None:
     return _differs(cls, forward_of(cls), llama.LlamaMLP, _MLP)
 
 
@@ -172,7 +173,7 @@ def resembles_attention(target: Target) -> bool:
     )
 
 
-def refuse_rotation(cls: type[nn.Module]) -> str | None:
+def refuse_rotation(cls: _Class) -> str | None:
     forward = forward_of(cls)
     function = inspect.unwrap(forward)
     if ROTATE not in function.__code__.co_names or (
@@ -185,9 +186,7 @@ def refuse_rotation(cls: type[nn.Module]) -> str | None:
     return None
 
 
-def refuse_tables(
-    target: Target, classes: Collection[type[nn.Module]]
-) -> str | None:
+def refuse_tables(target: Target, classes: Collection[_Class]) -> str | None:
     """Refuse other tables than Llama's, and heads that cannot be halved.
 
     The modules that make the tables are those of the same file among
@@ -207,7 +206,7 @@ def refuse_tables(
     return None
 
 
-def classes_beside(cls: type[nn.Module]) -> list[type[nn.Module]]:
+def classes_beside(cls: _Class) -> list[_Class]:
     """Return the classes of modules in a class's source file."""
     return [
         value
@@ -218,9 +217,7 @@ def classes_beside(cls: type[nn.Module]) -> list[type[nn.Module]]:
     ]
 
 
-def _tables(
-    attention: type[nn.Module], classes: Collection[type[nn.Module]]
-) -> list[type[nn.Module]]:
+def _tables(attention: _Class, classes: Collection[_Class]) -> list[_Class]:
     """Return those in the attention's file that compute cosines and sines."""
     return [
         c
@@ -242,7 +239,7 @@ def resembles_linear(target: Target) -> bool:
     )
 
 
-def refuse_linear(cls: type[nn.Module]) -> str | None:
+def refuse_linear(cls: _Class) -> str | None:
     if cls is not nn.Linear:
         return "it is not a torch.nn.Linear"
     if _difference(cls.forward, _LINEAR) is not None:
@@ -261,5 +258,5 @@ def resembles_loss(target: Target) -> bool:
     )
 
 
-def calls_loss_function(cls: type[nn.Module]) -> bool:
+def calls_loss_function(cls: _Class) -> bool:
     return "loss_function" in _vocabulary(cls)

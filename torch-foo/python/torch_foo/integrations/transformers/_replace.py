@@ -126,7 +126,7 @@ def restore_forward(target: Any) -> bool:
     mark.enabled = False
     if mark.is_in_place() or _is_untouched(target):
         delattr(target, MARK)
-        if isinstance(target, type):
+        if target is class_of(target):
             if mark.inherited:
                 del target.forward
             else:
@@ -151,7 +151,7 @@ def _is_untouched(target: Any) -> bool:
 
 def _put(mark: Mark) -> None:
     target: Any = mark.target
-    if isinstance(target, type):
+    if target is class_of(target):
         setattr(target, MARK, mark)
         target.forward = mark.forward
     else:  # which may not be initialized yet
