@@ -138,10 +138,6 @@ def copy(tmp_path: Path) -> Path:
     native = Path(torch_foo.cmake_prefix_path)
     shutil.copytree(PACKAGE, tmp_path / "torch_foo")
     shutil.copytree(native, tmp_path / "torch_foo", dirs_exist_ok=True)
-    library = tmp_path / "torch_foo" / "lib" / "libtorch_foo.so"
-    # The loader finds foo_core where the first copy has it.
-    data = library.read_bytes()
-    assert b"libfoo_core.so" in data
     return tmp_path
 
 
@@ -185,7 +181,7 @@ def test_libraries_hold_no_paths_of_the_build():
     native = Path(torch_foo.cmake_prefix_path)
     for library in [native / "_C.abi3.so", *(native / "lib").iterdir()]:
         data = library.read_bytes()
-        for text in re.findall(rb"[ -~]*/[ -~]*", data):
+        for text in re.findall(rb"[ -~]*/[ -~]{4,}", data):
             places = text.decode().split(":")
             assert all(
                 place.startswith("$ORIGIN") or place == f"{sys.prefix}/lib"
@@ -299,19 +295,17 @@ def test_foo_core_of_another_version(site, import_error, place):
     )
 
 
-@pytest.mark.parametrize("name", ["libhwy.so.1", "libgomp.so.1", "libm.so"])
-def test_another_library_missing(site, import_error, name):
+def test_another_library_missing(site, import_error):
     """The error names it, not only this package."""
     library = site / "torch_foo" / "lib" / "libtorch_foo.so"
-    needed = b"libfoo_core.so.9.9\0"
-    data = library.read_bytes().replace(
-        needed, name.encode().ljust(len(needed), b"\0")
+    another = library.read_bytes().replace(
+        b"libfoo_core.so.9.9\0", b"libhwy.so.99\0\0\0\0\0\0\0"
     )
-    library.write_bytes(data)
+    library.write_bytes(another)
     assert import_error().startswith(
-        f"ImportError: torch_foo's native library needs {name}, which is not "
-        f"found. Install it, such as by `conda install {name.split('.')[0]}`."
-    ) or name in ("libgomp.so.1", "libm.so")  # which the system may have
+        "ImportError: torch_foo's native library needs libhwy.so.99, which is "
+        "not found. Install it, such as by `conda install libhwy`."
+    )
 
 
 @pytest.mark.parametrize("library", ["_C.abi3.so", "lib/libtorch_foo.so"])
