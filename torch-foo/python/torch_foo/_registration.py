@@ -14,7 +14,7 @@ derivatives, inside a torch.autograd.Function where a gradient is needed.
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch_foo import _torch_internals as internals
 from torch_foo._torch_internals import OpOverload, arguments
 from torch_foo.operators import OPERATORS, Operator
-from torch_foo.operators.base import RefusalError
+from torch_foo.operators.base import DTYPES, RefusalError
 
 _ops = torch.ops.torch_foo
 # Kept alive here: registrations end with their Library.
@@ -52,7 +52,7 @@ def register(operator: type[Operator]) -> None:
             overload.name(), _fake_of(operator, full, name.removeprefix("_"))
         )
         torch.library.register_vmap(
-            overload.name(), _vmap_of(operator, overload)
+            overload.name(), _vmap_of(operator, full, overload)
         )
         if operator.autocast:
             for device in ("CPU", "CUDA"):
@@ -207,14 +207,26 @@ def _describe(value: Any) -> str:
 
 
 def _vmap_of(
-    operator: type[Operator], overload: OpOverload
+    operator: type[Operator], full: OpOverload, overload: OpOverload
 ) -> Callable[..., Any]:
+    """Return the operator's rule, which takes only what an example may be."""
     call = _call_by_position(overload)
+    check = _fake_of(operator, full, operator.__name__.removeprefix("_"))
+
+    def example(value: Any, dim: int | None) -> Any:
+        if not isinstance(value, Tensor) or dim is None:
+            return value
+        if value.shape[dim] == 0:
+            return value.new_empty(value.movedim(dim, 0).shape[1:])
+        return value.select(dim, 0)
 
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _all_arguments(overload, args, kwargs)
+        given: Sequence[Any] = _all_arguments(overload, args, kwargs)
         refuse_none(overload, *given)
         dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
+        if operator.autocast and internals.autocast_is_enabled():
+            given = _promote(given)
+        check(*map(example, given, dims))
         return operator.vmap(call, info, dims, *given)
 
     return vmap
@@ -367,17 +379,16 @@ def _promote(args: Sequence[Any]) -> Sequence[Any]:
     stay float32. Floating-point arguments of one call are brought to the
     widest of their dtypes; outside such a region mixing them is an error.
     """
-    floating = [
-        a for a in args if isinstance(a, Tensor) and a.is_floating_point()
-    ]
-    if len({a.dtype for a in floating}) < 2:
+    known = [isinstance(a, Tensor) and a.dtype in DTYPES for a in args]
+    dtypes = {
+        a.dtype for a, is_known in zip(args, known, strict=True) if is_known
+    }
+    if len(dtypes) < 2:
         return args
-    widest = floating[0].dtype
-    for a in floating[1:]:
-        widest = torch.promote_types(widest, a.dtype)
+    widest = reduce(torch.promote_types, dtypes)
     return [
-        a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in args
+        a.to(widest) if is_known else a
+        for a, is_known in zip(args, known, strict=True)
     ]
 
 

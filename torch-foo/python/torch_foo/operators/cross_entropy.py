@@ -90,7 +90,7 @@ class cross_entropy(Operator):
     ):
         classes = logits.shape[-1]
         loss = F.cross_entropy(
-            widen(logits).reshape(-1, classes),
+            widen(logits).reshape(target.numel(), classes),
             target.reshape(-1),
             ignore_index=ignore_index,
             reduction=reduction,
@@ -129,11 +129,11 @@ class cross_entropy(Operator):
         logits = batched(logits, dlogits, info)
         target = batched(target, dtarget, info)
         loss, lse = op(logits, target, ignore_index, "none", smoothing)
+        rows = info.batch_size, loss[:1].numel()
         if reduction != "none":
-            loss = loss.reshape(info.batch_size, -1).sum(1)
+            loss = loss.reshape(rows).sum(1)
         if reduction == "mean":
-            kept = target != ignore_index
-            loss = loss / kept.reshape(info.batch_size, -1).sum(1)
+            loss = loss / (target != ignore_index).reshape(rows).sum(1)
         return (loss, lse), (0, 0)
 
     @staticmethod

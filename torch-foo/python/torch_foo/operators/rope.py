@@ -1,6 +1,7 @@
 """rope: the rotary position embedding, and its gradient."""
 
 import torch
+import torch.nn.functional as F
 
 from torch_foo.operators.base import (
     Operator,
@@ -133,8 +134,12 @@ class rope(Operator):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         # (batch or none, seq, heads, rotary_dim / 2)
-        c = widen(cos)[positions].unsqueeze(-2).to(widen(x).dtype)
-        s = widen(sin)[positions].unsqueeze(-2).to(widen(x).dtype)
+        c, s = (
+            F.embedding(positions, widen(table))
+            .unsqueeze(-2)
+            .to(widen(x).dtype)
+            for table in (cos, sin)
+        )
         half = cos.shape[1]
         head, rest = widen(x)[..., : 2 * half], x[..., 2 * half :]
         if interleaved:
