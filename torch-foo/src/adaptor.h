@@ -149,6 +149,18 @@ inline foo_core::Executor device_of(const Tensor& tensor) {
 /// PyTorch's threads, lent to foo_core.
 foo_core::Executor torch_threads();
 
+/// What one of foo_core's scratch_size functions returns for a tensor and the
+/// arguments after it.
+template <class F, class... Args>
+std::int64_t scratch_size(F function, const Tensor& tensor,
+                          const Args&... arguments) {
+  const foo_core::ConstTensorView x = view(tensor);
+  const foo_core::Executor device = device_of(tensor);
+  if (x.ndim <= foo_core::kMaxDims) return function(x, arguments..., device);
+  Fold fold(x);
+  return function(fold(x), arguments..., device);
+}
+
 /// Throws what foo_core throws as an error of torch_foo's.
 [[noreturn]] void rethrow(bool folded);
 

@@ -56,6 +56,18 @@ class Elementwise(Operator, family=True):
         return Sample("matrices", shape, shape, *cls.scalars)
 
 
+def sum_to_size(grad, shape):
+    """Sum over the dimensions that broadcast; torch's own takes 64 of them."""
+    if grad.dim() <= 64:
+        return grad.sum_to_size(shape)
+    wide = (1,) * (grad.dim() - len(shape)) + shape
+    sizes = [
+        pair for pair in zip(grad.shape, wide, strict=True) if pair[0] != 1
+    ]
+    narrow = grad.reshape([have for have, _ in sizes])
+    return narrow.sum_to_size([want for _, want in sizes]).reshape(shape)
+
+
 def gradient_of_product(grad, factor, shape):
     """Return ``grad * factor``, summed over the dimensions that broadcast."""
     if grad.shape == shape:
@@ -63,7 +75,7 @@ def gradient_of_product(grad, factor, shape):
     # A sum of rounded products would be less accurate than the sum's dtype.
     wide = torch.promote_types(grad.dtype, torch.float32)
     product = mul.call(grad.to(wide), factor.to(wide))
-    return product.sum_to_size(shape).to(grad.dtype)
+    return sum_to_size(product, shape).to(grad.dtype)
 
 
 def save_factors(ctx, inputs, output):
@@ -120,8 +132,8 @@ class add(Elementwise):
         needs_a, needs_b = ctx.needs_input_grad[:2]
         a_shape, b_shape = ctx.shapes
         return (
-            grad.sum_to_size(a_shape) if needs_a else None,
-            grad.sum_to_size(b_shape) if needs_b else None,
+            sum_to_size(grad, a_shape) if needs_a else None,
+            sum_to_size(grad, b_shape) if needs_b else None,
         )
 
 
