@@ -140,12 +140,6 @@ class DeviceGuard {
   DeviceGuardHandle guard_ = nullptr;
 };
 
-/// An executor for the tensor's device, for foo_core's scratch_size functions.
-inline foo_core::Executor device_of(const Tensor& tensor) {
-  return tensor.is_cpu() ? foo_core::Executor()
-                         : foo_core::Executor::cuda(nullptr);
-}
-
 /// PyTorch's threads, lent to foo_core.
 foo_core::Executor torch_threads();
 
@@ -180,6 +174,17 @@ void launch(const Tensor& tensor, F function, const Args&... arguments) {
   } catch (...) {
     rethrow(many);
   }
+}
+
+/// The bytes of scratch memory that a function of foo_core's needs for x, which
+/// may have any number of dimensions here.
+template <class F, class... Args>
+std::int64_t scratch_size(F function, const Tensor& x, const Args&... others) {
+  const auto executor = x.is_cpu() ? foo_core::Executor()
+                                   : foo_core::Executor::cuda(nullptr);
+  const foo_core::ConstTensorView vx = view(x);
+  if (vx.ndim <= foo_core::kMaxDims) return function(vx, others..., executor);
+  return function(Fold(vx)(vx), others..., executor);
 }
 
 /// An argument's name in messages of a function of foo_core's, and in those of

@@ -44,8 +44,7 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits,
                       dtype, logits);
   Tensor lse = empty(op, target.sizes(), DType::kFloat64, logits);
   const Tensor scratch = empty_bytes(
-      op,
-      foo_core::cross_entropy_scratch_size(vlogits, options, device_of(logits)),
+      op, scratch_size(foo_core::cross_entropy_scratch_size, logits, options),
       logits);
   launch(logits, foo_core::cross_entropy, vlogits, PerRow{view(target)},
          options, PerRow{mutable_view(loss)}, PerRow{mutable_view(lse)},
@@ -66,8 +65,8 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& logits,
   check_argument(op, {"lse", lse}, DType::kFloat64, {"logits", logits});
   Tensor grad_logits = empty(op, logits.sizes(), logits);
   const auto vlogits = view(logits);
-  const std::int64_t bytes = foo_core::cross_entropy_backward_scratch_size(
-      vlogits, options, device_of(logits));
+  const std::int64_t bytes = scratch_size(
+      foo_core::cross_entropy_backward_scratch_size, logits, options);
   std::optional<Tensor> scratch;
   if (bytes > 0) scratch = empty_bytes(op, bytes, logits);
   launch(logits, foo_core::cross_entropy_backward, PerRow{view(grad)}, vlogits,

@@ -38,9 +38,7 @@ struct Gradients {
     if (!wants_weight) return;
     const Tensor& like = argument.tensor;
     scratch = empty_bytes(
-        op,
-        foo_core::rms_norm_backward_scratch_size(view(like), device_of(like)),
-        like);
+        op, scratch_size(foo_core::rms_norm_backward_scratch_size, like), like);
   }
 
   static IntHeaderOnlyArrayRef last_size(const char* op, const Argument& like) {
