@@ -341,7 +341,7 @@ def test_vmap_checks_each_example(device):
         function = getattr(torch_foo, op)
         with pytest.raises(RuntimeError, match=f"torch_foo.{op} cannot take"):
             torch.vmap(function, dims[: len(args)])(*args)
-    with pytest.raises(RuntimeError, match="cannot take .*'Mean'"):
+    with pytest.raises(RuntimeError, match=r"cannot take .*'Mean'"):
         torch.vmap(partial(torch_foo.cross_entropy, reduction="Mean"))(
             x, target
         )
