@@ -140,26 +140,8 @@ class DeviceGuard {
   DeviceGuardHandle guard_ = nullptr;
 };
 
-/// An executor for the tensor's device, for foo_core's scratch_size functions.
-inline foo_core::Executor device_of(const Tensor& tensor) {
-  return tensor.is_cpu() ? foo_core::Executor()
-                         : foo_core::Executor::cuda(nullptr);
-}
-
 /// PyTorch's threads, lent to foo_core.
 foo_core::Executor torch_threads();
-
-/// What one of foo_core's scratch_size functions returns for a tensor and the
-/// arguments after it.
-template <class F, class... Args>
-std::int64_t scratch_size(F function, const Tensor& tensor,
-                          const Args&... arguments) {
-  const foo_core::ConstTensorView x = view(tensor);
-  const foo_core::Executor device = device_of(tensor);
-  if (x.ndim <= foo_core::kMaxDims) return function(x, arguments..., device);
-  Fold fold(x);
-  return function(fold(x), arguments..., device);
-}
 
 /// Throws what foo_core throws as an error of torch_foo's.
 [[noreturn]] void rethrow(bool folded);
@@ -192,6 +174,17 @@ void launch(const Tensor& tensor, F function, const Args&... arguments) {
   } catch (...) {
     rethrow(many);
   }
+}
+
+/// The bytes of scratch memory that a function of foo_core's needs for x, which
+/// may have any number of dimensions here.
+template <class F, class... Args>
+std::int64_t scratch_size(F function, const Tensor& x, const Args&... others) {
+  const auto executor = x.is_cpu() ? foo_core::Executor()
+                                   : foo_core::Executor::cuda(nullptr);
+  const foo_core::ConstTensorView vx = view(x);
+  if (vx.ndim <= foo_core::kMaxDims) return function(vx, others..., executor);
+  return function(Fold(vx)(vx), others..., executor);
 }
 
 /// An argument's name in messages of a function of foo_core's, and in those of

@@ -756,6 +756,24 @@ def at(tensor: Tensor, dim: int | None, index: int) -> Tensor:
     return tensor if dim is None else tensor.select(dim, index)
 
 
+def test_second_gradients_without_classes(device):
+    logits = torch.ones(0, 0, device=device, requires_grad=True)
+    target = torch.ones(0, device=device, dtype=torch.int64)
+    result = torch_foo.cross_entropy(logits, target, reduction="sum")
+    (grad,) = torch.autograd.grad(result, logits, create_graph=True)
+    assert grad.shape == logits.shape
+
+
+def test_vmap_of_no_examples(case, device):
+    """The results have the shapes that they have of some examples."""
+    tensors, function = mappable(case, case.args(device=device))
+    examples = [batched(t, 0) for t in tensors]
+    some = tree_leaves(torch.vmap(function)(*examples))
+    none = tree_leaves(torch.vmap(function)(*(e[:0] for e in examples)))
+    for result, empty in zip(some, none, strict=True):
+        assert (empty.shape, empty.dtype) == (result[:0].shape, result.dtype)
+
+
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm"])
 def test_vmap_rounds_once(op, device):
     """A weight per example takes two steps, but one rounding."""

@@ -7,6 +7,7 @@ same input with one message for all.
 import itertools
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -523,6 +524,27 @@ def test_vmap_takes_no_out(typical_with_out):
     message = f"Batching rule not implemented for torch_foo::{case.op}.out"
     with pytest.raises(RuntimeError, match=message):
         torch.vmap(f)(first, out)
+
+
+def test_vmap_checks_each_example(device):
+    """Its rules would broadcast, reshape or take what no example may be."""
+    x, target = torch.ones(2, 3, 4, device=device), torch.zeros(2, 3).long()
+    target = target.to(device)
+    for op, dims, *args in (
+        ("rms_norm", (0, 0), x, x),
+        ("rms_norm", (0, None), x, x[0]),
+        ("rms_norm", (0, 0), x, x[:, 0].long()),
+        ("add_rms_norm", (0, 0, 0), x, x, x),
+        ("silu_mul", (0, None), x, x[0, 0]),
+        ("cross_entropy", (0, 0, None), x, target[:, :1]),
+    ):
+        function = getattr(torch_foo, op)
+        with pytest.raises(RuntimeError, match=f"torch_foo.{op} cannot take"):
+            torch.vmap(function, dims[: len(args)])(*args)
+    with pytest.raises(RuntimeError, match=r"cannot take .*'Mean'"):
+        torch.vmap(partial(torch_foo.cross_entropy, reduction="Mean"))(
+            x, target
+        )
 
 
 # --- what only one operator or family refuses --------------------------------

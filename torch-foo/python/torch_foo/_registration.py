@@ -214,7 +214,7 @@ def _vmap_of(
     check = _fake_of(operator, full, operator.__name__.removeprefix("_"))
 
     def example(value: Any, dim: int | None) -> Any:
-        if not isinstance(value, Tensor) or dim is None:
+        if dim is None:
             return value
         if value.shape[dim] == 0:
             return value.new_empty(value.movedim(dim, 0).shape[1:])

@@ -201,7 +201,7 @@ class _cross_entropy_backward(Operator):
         difference = (
             softmax
             - (1 - label_smoothing) * onehot.to(softmax.dtype)
-            - label_smoothing / classes
+            - label_smoothing / max(classes, 1)
         )
         factor = widen(grad) * kept
         if reduction == "mean":
