@@ -117,8 +117,7 @@ def register_cc(ops: list[Operator]) -> str:
         f"  m.def({json.dumps(schema)});" for schema, _ in all_schemas
     ]
     kernels = [
-        f"  m.impl({json.dumps(schema.partition('(')[0])}, "
-        f"boxed<&{kernel}>);"
+        f"  m.impl({json.dumps(schema.partition('(')[0])}, boxed<&{kernel}>);"
         for schema, kernel in all_schemas
     ]
     return f"""\

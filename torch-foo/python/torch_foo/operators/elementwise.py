@@ -20,20 +20,24 @@ class Elementwise(Operator, family=True):
 
     variants = ("out",)
     tags = ("pointwise",)
-    autocast = "promote"
     #: The arguments after the tensors, in samples.
     scalars: ClassVar[tuple[float, ...]] = ()
 
     @staticmethod
     def fake(a, b, *_):
-        expect_same_dtype(a, b)
-        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
+        expect_same_dtype(a)
+        expect_same_dtype(b)
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        return a.new_empty(shape, dtype=torch.result_type(a, b))
 
     @staticmethod
     def vmap(op, info, in_dims, a, b, *rest):
         """Broadcast over one more dimension."""
         da, db, *_ = in_dims
-        ndim = max(a.dim() - (da is not None), b.dim() - (db is not None))
+        ndims = a.dim() - (da is not None), b.dim() - (db is not None)
+        if a.dtype != b.dtype:  # a batch of scalars has a dimension
+            a, b = promoted(a, b, ndims)
+        ndim = max(ndims)
         return op(batch_first(a, da, ndim), batch_first(b, db, ndim), *rest), 0
 
     @classmethod
@@ -47,6 +51,11 @@ class Elementwise(Operator, family=True):
         yield Sample("empty", (0, 3), (1, 3), *c)
         yield Sample("transposed", (4, 3), (4, 3), *c, layout=transposed)
         yield Sample("strided", (3, 5), (3, 5), *c, layout=every_other)
+        yield Sample("other-a", (5,), (3, 5), *c, other=0)
+        yield Sample("other-b", (3, 5), (3, 5), *c, other=1)
+        yield Sample("other-matrix", (3, 5), (), *c, other=0)
+        yield Sample("other-scalar", (3, 5), (), *c, other=1)
+        yield Sample("other-of-scalars", (), (), *c, other=0)
         yield Sample("large", (67, 4099), (4099,), *c)
 
     @classmethod
@@ -55,19 +64,35 @@ class Elementwise(Operator, family=True):
         return Sample("matrices", shape, shape, *cls.scalars)
 
 
-def gradient_of_product(grad, factor, shape):
+def promoted(a, b, ndims=None):
+    """Return a and b in the dtype of their result, as torch promotes them.
+
+    ndims are their dimensions without those of vmap.
+    """
+    like = a, b
+    if ndims is not None:
+        like = (
+            torch.empty([1] * ndim, dtype=t.dtype, device="meta")
+            for ndim, t in zip(ndims, (a, b), strict=True)
+        )
+    dtype = torch.result_type(*like)
+    return a.to(dtype), b.to(dtype)
+
+
+def gradient_of_product(grad, factor, like):
     """Return ``grad * factor``, summed over the dimensions that broadcast."""
+    shape, dtype = like
     if grad.shape == shape:
-        return mul.call(grad, factor)
+        return mul.call(grad, factor).to(dtype)
     # A sum of rounded products would be less accurate than the sum's dtype.
     wide = torch.promote_types(grad.dtype, torch.float32)
     product = mul.call(grad.to(wide), factor.to(wide))
-    return product.sum_to_size(shape).to(grad.dtype)
+    return product.sum_to_size(shape).to(dtype)
 
 
 def save_factors(ctx, inputs, output):
     a, b, *_ = inputs
-    ctx.shapes = a.shape, b.shape
+    ctx.like = [(t.shape, t.dtype) for t in (a, b)]
     needs_a, needs_b = ctx.needs_input_grad[:2]
     ctx.save_for_backward(b if needs_a else None, a if needs_b else None)
 
@@ -75,10 +100,10 @@ def save_factors(ctx, inputs, output):
 def product_gradients(ctx, grad):
     """Return the gradients of ``a * b``."""
     b, a = ctx.saved_tensors
-    a_shape, b_shape = ctx.shapes
+    like_a, like_b = ctx.like
     return (
-        None if b is None else gradient_of_product(grad, b, a_shape),
-        None if a is None else gradient_of_product(grad, a, b_shape),
+        None if b is None else gradient_of_product(grad, b, like_a),
+        None if a is None else gradient_of_product(grad, a, like_b),
     )
 
 
@@ -87,15 +112,16 @@ class add(Elementwise):
 
     Args:
         a: float32, float64, float16 or bfloat16, of any shape and strides.
-        b: of a's dtype and device; the shapes broadcast as torch's do.
-        out: where to put the result: a tensor of the broadcast shape and of a's
-            dtype and device. It may be a or b; another overlap with them is an
-            error. Not differentiable.
+        b: of a's device. Shapes broadcast and dtypes are promoted as torch's
+            are; where the dtypes differ, a copy of the narrower tensor is made.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be a or b; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
 
-    Source: ``torch.add``, without type promotion.
+    Source: ``torch.add``.
 
     >>> torch_foo.add(torch.ones(2, 1), torch.tensor([1.0, 2.0]))
     tensor([[2., 3.],
@@ -107,20 +133,20 @@ class add(Elementwise):
 
     @staticmethod
     def reference(a, b):
+        a, b = promoted(a, b)
         return (widen(a) + widen(b)).to(a.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        a, b = inputs
-        ctx.shapes = a.shape, b.shape
+        ctx.like = [(t.shape, t.dtype) for t in inputs]
 
     @staticmethod
     def backward(ctx, grad):
         needs_a, needs_b = ctx.needs_input_grad[:2]
-        a_shape, b_shape = ctx.shapes
+        (a_shape, a_dtype), (b_shape, b_dtype) = ctx.like
         return (
-            grad.sum_to_size(a_shape) if needs_a else None,
-            grad.sum_to_size(b_shape) if needs_b else None,
+            grad.sum_to_size(a_shape).to(a_dtype) if needs_a else None,
+            grad.sum_to_size(b_shape).to(b_dtype) if needs_b else None,
         )
 
 
@@ -129,15 +155,16 @@ class mul(Elementwise):
 
     Args:
         a: float32, float64, float16 or bfloat16, of any shape and strides.
-        b: of a's dtype and device; the shapes broadcast as torch's do.
-        out: where to put the result: a tensor of the broadcast shape and of a's
-            dtype and device. It may be a or b; another overlap with them is an
-            error. Not differentiable.
+        b: of a's device. Shapes broadcast and dtypes are promoted as torch's
+            are; where the dtypes differ, a copy of the narrower tensor is made.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be a or b; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
 
-    Source: ``torch.mul``, without type promotion.
+    Source: ``torch.mul``.
 
     >>> torch_foo.mul(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     tensor([3., 8.])
@@ -150,6 +177,7 @@ class mul(Elementwise):
 
     @staticmethod
     def reference(a, b):
+        a, b = promoted(a, b)
         return (widen(a) * widen(b)).to(a.dtype)
 
 
@@ -158,11 +186,12 @@ class muladd(Elementwise):
 
     Args:
         a: float32, float64, float16 or bfloat16, of any shape and strides.
-        b: of a's dtype and device; the shapes broadcast as torch's do.
+        b: of a's device. Shapes broadcast and dtypes are promoted as torch's
+            are; where the dtypes differ, a copy of the narrower tensor is made.
         c: a number.
-        out: where to put the result: a tensor of the broadcast shape and of a's
-            dtype and device. It may be a or b; another overlap with them is an
-            error. Not differentiable.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be a or b; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
@@ -186,6 +215,7 @@ class muladd(Elementwise):
 
     @staticmethod
     def reference(a, b, c):
+        a, b = promoted(a, b)
         return (widen(a) * widen(b) + c).to(a.dtype)
 
     @staticmethod
