@@ -706,7 +706,7 @@ def test_vmap_over_tables_is_not_supported(which):
         torch.vmap(lambda c, s: torch_foo.rope(x, c, s), dims)(*tables)
 
 
-# --- mixed dtypes and autocast ---------------------------------------------------------------
+# --- mixed dtypes and autocast ----------------------------------------------
 
 
 MIXES = [

@@ -79,20 +79,28 @@ def promoted(a, b, ndims=None):
     return a.to(dtype), b.to(dtype)
 
 
-def gradient_of_product(grad, factor, like):
+def shape_and_dtype(tensor):
+    return tensor.shape, tensor.dtype
+
+
+def reduced(grad, shape, dtype):
+    """Sum a gradient over the dimensions that broadcast."""
+    return grad.sum_to_size(shape).to(dtype)
+
+
+def gradient_of_product(grad, factor, shape, dtype):
     """Return ``grad * factor``, summed over the dimensions that broadcast."""
-    shape, dtype = like
     if grad.shape == shape:
         return mul.call(grad, factor).to(dtype)
     # A sum of rounded products would be less accurate than the sum's dtype.
     wide = torch.promote_types(grad.dtype, torch.float32)
     product = mul.call(grad.to(wide), factor.to(wide))
-    return product.sum_to_size(shape).to(dtype)
+    return reduced(product, shape, dtype)
 
 
 def save_factors(ctx, inputs, output):
     a, b, *_ = inputs
-    ctx.like = [(t.shape, t.dtype) for t in (a, b)]
+    ctx.a, ctx.b = shape_and_dtype(a), shape_and_dtype(b)
     needs_a, needs_b = ctx.needs_input_grad[:2]
     ctx.save_for_backward(b if needs_a else None, a if needs_b else None)
 
@@ -100,10 +108,9 @@ def save_factors(ctx, inputs, output):
 def product_gradients(ctx, grad):
     """Return the gradients of ``a * b``."""
     b, a = ctx.saved_tensors
-    like_a, like_b = ctx.like
     return (
-        None if b is None else gradient_of_product(grad, b, like_a),
-        None if a is None else gradient_of_product(grad, a, like_b),
+        None if b is None else gradient_of_product(grad, b, *ctx.a),
+        None if a is None else gradient_of_product(grad, a, *ctx.b),
     )
 
 
@@ -138,15 +145,14 @@ class add(Elementwise):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.like = [(t.shape, t.dtype) for t in inputs]
+        ctx.a, ctx.b = map(shape_and_dtype, inputs)
 
     @staticmethod
     def backward(ctx, grad):
         needs_a, needs_b = ctx.needs_input_grad[:2]
-        (a_shape, a_dtype), (b_shape, b_dtype) = ctx.like
         return (
-            grad.sum_to_size(a_shape).to(a_dtype) if needs_a else None,
-            grad.sum_to_size(b_shape).to(b_dtype) if needs_b else None,
+            reduced(grad, *ctx.a) if needs_a else None,
+            reduced(grad, *ctx.b) if needs_b else None,
         )
 
 
