@@ -88,10 +88,11 @@ def wide(args):
 
 
 def exact_result(op: str, args) -> tuple[Tensor, Tensor | None]:
+    dtype = args[0].dtype
     if op in BROADCASTING:
-        dtype = torch.result_type(*args[:2])
-    else:
-        dtype = args[0].dtype
+        a, b, *rest = args
+        dtype = torch.result_type(a, b)
+        args = [a.to(dtype), b.to(dtype), *rest]
     args = wide(args)
     exact = getattr(reference, op)(*args)
     # float32 takes the product of 16-bit numbers without error.
@@ -235,7 +236,7 @@ def test_out(with_out, dtype, device):
 def test_out_strided(with_out, device):
     args = with_out.args(device=device)
     expected = with_out.function(*args)
-    canvas = torch.full((*expected.shape, 2), 7.0, device=device)
+    canvas = expected.new_full((*expected.shape, 2), 7.0)
     with_out.function(*args, out=canvas[..., 0])
     assert_equal_in_any_layout(canvas[..., 0], expected)
     assert (canvas[..., 1] == 7).all()  # what lies between is untouched
