@@ -69,13 +69,11 @@ def promoted(a, b, ndims=None):
 
     ndims are their dimensions without those of vmap.
     """
-    like = a, b
-    if ndims is not None:
-        like = (
-            torch.empty([1] * ndim, dtype=t.dtype, device="meta")
-            for ndim, t in zip(ndims, (a, b), strict=True)
-        )
-    dtype = torch.result_type(*like)
+    if ndims is None:
+        dtype = torch.result_type(a, b)
+    else:
+        ones = [[1] * ndim for ndim in ndims]
+        dtype = torch.result_type(a.new_empty(ones[0]), b.new_empty(ones[1]))
     return a.to(dtype), b.to(dtype)
 
 
