@@ -204,15 +204,15 @@ void fail(const std::string& message) {
   throw std::runtime_error("torch_foo." + message);
 }
 
-void fail_in_place(const char* op, const std::string& message,
-                   std::initializer_list<Taken> taken) {
+void fail_renamed(const char* op, const std::string& message,
+                  std::initializer_list<Renamed> names) {
   std::string sentence = message.substr(message.find(':'));
-  for (const auto& [result, argument] : taken) {
-    for (const char* end : {" ", ","}) {  // results are never named last
-      const std::string name = std::string(" ") + result + end;
+  for (const auto& [from, to] : names) {
+    for (const char* end : {" ", ",", "'"}) {
+      const std::string name = std::string(" ") + from + end;
       const std::size_t at = sentence.find(name);
-      if (at == std::string::npos) continue;
-      sentence.replace(at + 1, name.size() - 2, argument);
+      if (at != std::string::npos)
+        sentence.replace(at + 1, name.size() - 2, to);
     }
   }
   fail(op + sentence);

@@ -207,23 +207,24 @@ void launch(const Tensor& tensor, F function, const Args&... arguments) {
   }
 }
 
-/// The name of a result, and that of the argument which takes it in place.
-struct Taken {
-  const char* result;
-  const char* argument;
+/// An argument's name in messages of a function of foo_core's, and in those of
+/// the operator that calls it.
+struct Renamed {
+  const char* from;
+  const char* to;
 };
 
-/// Throws, for an operator in place, what its form with results has thrown.
-[[noreturn]] void fail_in_place(const char* op, const std::string& message,
-                                std::initializer_list<Taken> taken);
+/// Throws the message with other names of the operator and its arguments.
+[[noreturn]] void fail_renamed(const char* op, const std::string& message,
+                               std::initializer_list<Renamed> names);
 
-/// Calls f, with errors as fail_in_place words them.
+/// Calls f, with errors as fail_renamed words them.
 template <class F>
-void in_place(const char* op, std::initializer_list<Taken> taken, F f) {
+void renamed(const char* op, std::initializer_list<Renamed> names, F f) {
   try {
     f();
   } catch (const std::runtime_error& error) {
-    fail_in_place(op, error.what(), taken);
+    fail_renamed(op, error.what(), names);
   }
 }
 

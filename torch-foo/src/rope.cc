@@ -54,7 +54,7 @@ void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
 
 void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
            const std::optional<Tensor>& positions, bool interleaved) {
-  in_place("rope_", {{"out", "x"}}, [&] {
+  renamed("rope_", {{"out", "x"}}, [&] {
     into("rope_", "x", x, cos, sin, positions, {interleaved, false}, x);
   });
 }
@@ -63,8 +63,10 @@ Tensor rope_backward(const Tensor& grad, const Tensor& cos, const Tensor& sin,
                      const std::optional<Tensor>& positions, bool interleaved) {
   check_arguments("rope_backward", {{"grad", grad}});
   Tensor grad_x = empty("rope_backward", grad.sizes(), grad);
-  into("rope_backward", "grad", grad, cos, sin, positions, {interleaved, true},
-       grad_x);
+  renamed("rope_backward", {{"x", "grad"}}, [&] {
+    into("rope_backward", "grad", grad, cos, sin, positions,
+         {interleaved, true}, grad_x);
+  });
   return grad_x;
 }
 

@@ -1,6 +1,8 @@
 """What PyTorch does around the kernels: autograd, compile, export, vmap."""
 
 import itertools
+import tempfile
+from functools import partial
 
 import pytest
 import torch
@@ -376,6 +378,67 @@ def test_parameters_and_subclasses(typical, device):
     assert_close(tree_map(lambda r: r.as_subclass(Tensor), result), expected)
 
 
+LOSSES = [
+    {"reduction": reduction, "label_smoothing": smoothing, "ignore_index": i}
+    for reduction in ("mean", "sum", "none")
+    for smoothing, i in ((0.0, -100), (0.1, 2))
+]
+
+
+@pytest.mark.parametrize("named", LOSSES, ids=str)
+def test_gradients_of_padded_samples(named, device):
+    """By each way to gradients, of rows, of padding alone and of no rows."""
+    ignored = named["ignore_index"]
+    logits = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
+    target = torch.tensor(
+        [[0, 1, 4], [3, ignored, 0], [ignored] * 3, [1, 3, ignored]]
+    ).to(device)
+
+    def of(function, logits, target):
+        """A number, which weights rows apart."""
+        loss = function(logits, target, **named).flatten()
+        return (loss * torch.arange(1.0, 1 + loss.numel()).to(loss)).sum()
+
+    ours = partial(of, torch_foo.cross_entropy)
+    torchs = partial(of, OPERATORS["cross_entropy"].reference)
+    exact = {"rtol": 1e-12, "atol": 1e-14, "equal_nan": True}
+
+    def by_autograd(function, x, y):
+        x = x.clone().requires_grad_()
+        first, again = (
+            torch.autograd.grad(function(x, y), x, create_graph=again)[0]
+            for again in (False, True)
+        )
+        second = torch.autograd.grad(again.square().sum(), x)[0]
+        return first, again.detach(), second
+
+    def by_transforms(function, x, y):
+        gradient = torch.func.grad(function)
+        return gradient(x, y), torch.func.jacrev(gradient)(x, y)
+
+    for way in (by_autograd, by_transforms):
+        for x, y in [*zip(logits, target, strict=True), (logits, target)]:
+            assert_close(way(ours, x, y), way(torchs, x, y), **exact)
+        empty = logits[:, :0], target[:, :0]
+        assert_close(way(ours, *empty), way(torchs, *empty), **exact)
+
+    for x, y, dims in [
+        (logits, target, (0, 0)),
+        (logits, target[1], (0, None)),
+        (logits, target[2], (0, None)),
+        (logits[0], target, (None, 0)),
+    ]:
+        each = [
+            torch.func.grad(torchs)(
+                x if dims[0] is None else x[i],
+                y if dims[1] is None else y[i],
+            )
+            for i in range(4)
+        ]
+        got = torch.vmap(torch.func.grad(ours), dims)(x, y)
+        assert_close(got, torch.stack(each), **exact)
+
+
 # --- torch.compile and torch.export -----------------------------------------
 
 
@@ -538,6 +601,32 @@ def test_export_dynamic_shapes(all_typical, device):
         assert f"torch_foo.{case.op}.default" in targets
     x = rows_of(11, device, False)
     assert_close(program.module()(x), model(x))
+
+
+def test_aot_inductor(all_typical):
+    """A package of every operator with the defaults of its arguments."""
+    calls = [(case, case.args()) for case in all_typical]
+
+    class Model(torch.nn.Module):
+        def forward(self, *tensors):
+            given = iter(tensors)
+            return [
+                case.function(
+                    *(next(given) if isinstance(a, Tensor) else a for a in args)
+                )
+                for case, args in calls
+            ]
+
+    tensors = tuple(
+        a for _, args in calls for a in args if isinstance(a, Tensor)
+    )
+    program = torch.export.export(Model(), tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=f"{folder}/model.pt2"
+        )
+        got = torch._inductor.aoti_load_package(path)(*tensors)
+    assert_equal(got, Model()(*tensors))
 
 
 def test_export_data_dependent_shapes():

@@ -4,6 +4,7 @@ On tensors without data, which torch.compile sees, the fake kernels refuse the
 same input with one message for all.
 """
 
+import itertools
 import math
 import re
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch_foo
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 F64 = torch.float64
 
@@ -29,7 +30,7 @@ def wrong_anywhere(op: str, message: str, *args, **kwargs) -> None:
     args, kwargs = tree_map_only(
         Tensor, lambda t: t.to("meta"), (list(args), kwargs)
     )
-    refusal = r"( cannot take \w+ |: out is .*, expected )"
+    refusal = r"( cannot take \w+ .*: expected \w+|: out is .*, expected )"
     with pytest.raises(RuntimeError, match=f"torch_foo.{op}{refusal}"):
         getattr(torch_foo, op)(*args, **kwargs)
 
@@ -172,12 +173,166 @@ def test_not_a_tensor(typical, value):
                 form(*replaced(args, i, value))
 
 
-def test_none(typical):
-    _, *others = typical.args()
-    if not any(isinstance(a, Tensor) for a in others):
-        return  # torch finds no kernel for no tensor
-    message = f"{names(typical)[0]} is None, expected a tensor"
-    wrong(typical.op, message, None, *others)
+def required(case) -> list[int]:
+    """The positions of the tensors that may not be None."""
+    arguments = enumerate(case.packet.default._schema.arguments)
+    return [i for i, a in arguments if isinstance(a.type, torch.TensorType)]
+
+
+def mapped(call, args):
+    """Call with vmap over all tensors."""
+    places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+
+    def function(*tensors):
+        given = list(args)
+        for i, tensor in zip(places, tensors, strict=True):
+            given[i] = tensor
+        return call(*given)
+
+    if not places:
+        return call(*args)
+    return torch.vmap(function)(*(args[i][None] for i in places))
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta", "vmap"])
+def test_none(typical, where):
+    args, op = typical.args(), typical.op
+    calls = [(op, typical.function)]
+    if typical.has_out and where != "vmap":
+        out = sevens(typical).to(where)
+        calls.append((op, lambda *a: typical.function(*a, out=out)))
+    if typical.inplace and where != "vmap":
+        calls.append((f"{op}_", typical.inplace))
+    for i in required(typical):
+        for function, call in calls:
+            given = replaced(args, i, None)
+            if where == "meta":
+                given = tree_map_only(Tensor, lambda t: t.to("meta"), given)
+            message = rf"torch_foo.{function}(: {names(typical)[i]} is None, "
+            message += rf"expected a tensor| .* as {names(typical)[i]})"
+            with pytest.raises(RuntimeError, match=message):
+                mapped(call, given) if where == "vmap" else call(*given)
+    if typical.has_out and where != "vmap":
+        overload = typical.packet.out
+        args = tree_map_only(Tensor, lambda t: t.to(where), args)
+        with pytest.raises(RuntimeError, match=f"torch_foo.{op}: out is None"):
+            overload(*args, out=None)
+
+
+def test_none_in_modules():
+    nn, x = torch_foo.nn, torch.ones(2, 3, 2, 4)
+    for module, args, message in [
+        (nn.RMSNorm(4), (None,), "nn.RMSNorm: x is NoneType"),
+        (nn.SwiGLU(), (None,), "silu_mul: gate is None"),
+        (nn.GeGLU(), (None,), "gelu_mul: gate is None"),
+        (nn.RotaryEmbedding(4, 3), (None,), "nn.RotaryEmbedding: x is None"),
+        (nn.CrossEntropyLoss(), (x, None), "nn.CrossEntropyLoss: target is"),
+        (nn.CrossEntropyLoss(), (None, x.long()), "cross_entropy: logits is"),
+    ]:
+        with pytest.raises((RuntimeError, TypeError), match=message):
+            module(*args)
+
+
+def forms(case):
+    """Each overload of a case's operator, with all arguments by name."""
+    ops, op = torch.ops.torch_foo, case.op
+    arguments = case.packet.default._schema.arguments
+    values = {a.name: a.default_value for a in arguments} | case.named
+    values |= dict(zip(values, case.args(), strict=False))
+    yield case.packet.default, values
+    if hasattr(ops, f"_{op}"):
+        yield getattr(ops, f"_{op}").default, values
+    if case.has_out:
+        values = {**values, "out": sevens(case)}
+        yield case.packet.out, values
+        yield getattr(ops, f"_{op}_out").default, values
+    elif case.inplace:
+        yield getattr(ops, f"{op}_").default, values
+        yield getattr(ops, f"_{op}_").default, values
+
+
+def call_by_name(overload, values):
+    arguments = overload._schema.arguments
+    return overload(
+        *(values[a.name] for a in arguments if not a.kwarg_only),
+        **{a.name: values[a.name] for a in arguments if a.kwarg_only},
+    )
+
+
+OTHER_TENSORS = {
+    "meta": lambda t: t.to("meta"),
+    "int32": lambda t: t.to(torch.int32),
+    "float64": Tensor.double,
+    "bfloat16": Tensor.bfloat16,
+    "complex64": lambda t: t.to(torch.complex64),
+    "None": lambda _: None,
+    "empty": lambda t: t.new_empty(0),
+    "scalar": lambda t: t.new_zeros(()),
+    "stacked": lambda t: torch.stack([t, t]),
+    "unsqueezed": lambda t: t[None],
+    "flat": lambda t: t.reshape(-1),
+    "many dimensions": lambda t: t[(None,) * 66],
+    "sparse": lambda t: t.to_sparse() if t.dim() else t,
+    "number": lambda _: 3,
+}
+
+
+def test_any_overload_with_another_tensor(typical):
+    check_overloads(typical)
+
+
+def test_gradient_kernel_with_another_tensor(gradient_kernel):
+    check_overloads(gradient_kernel)
+
+
+def check_overloads(case) -> None:
+    """Replace each tensor of each overload: an error, or the right result."""
+    for overload, values in forms(case):
+        tensors = [n for n, v in values.items() if isinstance(v, Tensor)]
+        for which, change in itertools.product(tensors, OTHER_TENSORS.values()):
+            given = tree_map_only(Tensor, Tensor.clone, values)
+            given[which] = change(given[which])
+            if given[which] is None and len(tensors) == 1:
+                continue  # torch finds no kernel for no tensor
+            before = tree_map_only(Tensor, Tensor.clone, given)
+            try:
+                got = call_by_name(overload, given)
+            except RuntimeError as error:
+                check_refusal(case, error, before, given)
+            else:
+                check_value(case, before, given, got)
+
+
+def check_refusal(case, error, before, given) -> None:
+    """It names the operator and an argument, and nothing is written."""
+    assert type(error) is RuntimeError
+    name = case.op.strip("_")
+    assert re.search(rf"torch_foo(\.|::)_?{name}", str(error))
+    assert re.search(rf"\b({'|'.join(before)})\b", str(error))
+    for name, value in before.items():
+        if isinstance(value, Tensor) and not (value.is_meta or value.is_sparse):
+            assert torch.equal(given[name], value)
+
+
+def check_value(case, before, given, got) -> None:
+    names = [a.name for a in case.packet.default._schema.arguments]
+    tensors = [v for v in before.values() if isinstance(v, Tensor)]
+    if any(t.is_meta for t in tensors):
+        assert all(t.is_meta for t in tensors)
+        return
+    if any(t.dim() > 64 for t in tensors):
+        return  # torch's formulas refuse them; test_values.py compares
+    if got is None and "out" in given:
+        got = given["out"]
+    elif got is None:
+        got = [given[name] for name in case.operator.inplace.values()]
+    want = case.operator.reference(*(before[name] for name in names))
+    results, wanted = tree_leaves(got), tree_leaves(want)
+    results = results[: len(results) - len(case.operator.internal_results)]
+    for result, expected in zip(results, wanted, strict=True):
+        assert (result is None) == (expected is None)
+        if result is not None:
+            torch.testing.assert_close(result, expected, equal_nan=True)
 
 
 def test_meta_beside_cpu(typical):
@@ -186,7 +341,11 @@ def test_meta_beside_cpu(typical):
     refusal = f"torch_foo.{typical.op} cannot take "
     for i, a in enumerate(args):
         if i > 0 and isinstance(a, Tensor):
-            message = rf"{refusal}.*{names(typical)[i]} \w+ \(.*\) on meta"
+            message = (
+                rf"{refusal}.*{names(typical)[i]} \w+ \(.*\) on meta.*: "
+                rf"expected {names(typical)[0]} and {names(typical)[i]} on one "
+                "device"
+            )
             with pytest.raises(RuntimeError, match=message):
                 typical.function(*replaced(args, i, a.to("meta")))
     if typical.has_out:
@@ -338,6 +497,47 @@ def test_inplace_of_a_negated_view(with_inplace, device):
         with pytest.raises(RuntimeError, match=message):
             case.inplace(*replaced(args, i, view))
         assert torch.equal(view, args[i])
+
+
+def test_out_is_an_inference_tensor(typical_with_out):
+    """Torch refuses it too, but after it has written."""
+    case, args = typical_with_out, typical_with_out.args()
+    with torch.inference_mode():
+        out, inference_args = sevens(case), case.args()
+    message = "out is an inference tensor, which can only be written to in "
+    for given in (args, inference_args):
+        wrong(case.op, f"{message}inference mode; clone it", *given, out=out)
+        with pytest.raises(RuntimeError, match=message):
+            case.packet.out(*given, out=out)
+    assert (out == 7).all()
+    with torch.inference_mode():
+        assert torch.equal(case.function(*args, out=out), case.function(*args))
+
+
+def test_inplace_of_an_inference_tensor(with_inplace):
+    case, args = with_inplace, with_inplace.args()
+    overload = getattr(torch.ops.torch_foo, f"{case.op}_")
+    for i in case.written:
+        with torch.inference_mode():
+            x = args[i].clone()
+        given = replaced(args, i, x)
+        message = f"torch_foo.{case.op}_: {names(case)[i]} is an inference "
+        for function in (case.inplace, overload):
+            with pytest.raises(RuntimeError, match=message):
+                function(*given)
+        assert torch.equal(x, args[i])
+        with torch.inference_mode():
+            case.inplace(*given)
+
+
+def test_refused_changes_do_not_count(typical_with_out):
+    case = typical_with_out
+    out = sevens(case)[None]
+    with pytest.raises(RuntimeError, match="out has shape"):
+        case.function(*case.args(), out=out)
+    with pytest.raises(RuntimeError, match="out has shape"):
+        case.packet.out(*case.args(), out=out)
+    assert out._version == 0
 
 
 def test_vmap_takes_no_out(typical_with_out):

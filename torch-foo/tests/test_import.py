@@ -129,6 +129,66 @@ def test_build_info():
     assert info.simd_target
 
 
+# --- two copies -------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A second installation, which works."""
+    native = Path(torch_foo.cmake_prefix_path)
+    shutil.copytree(PACKAGE, tmp_path / "torch_foo")
+    shutil.copytree(native, tmp_path / "torch_foo", dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_second_copy_has_no_effect(copy):
+    native = Path(torch_foo.cmake_prefix_path) / "lib" / "libtorch_foo.so"
+    second = copy / "torch_foo" / "lib" / "libtorch_foo.so"
+    output = run(
+        f"import torch, torch_foo\n"
+        f"torch.ops.load_library({str(second)!r})\n"
+        f"torch.ops.load_library({str(native)!r})\n{USE}"
+    )
+    assert f"{second} is not used. " in output
+    assert last_line(output) == "2.0"
+
+
+def test_import_beside_another_copy(copy):
+    second = copy / "torch_foo" / "lib" / "libtorch_foo.so"
+    output = run(
+        f"import torch\ntorch.ops.load_library({str(second)!r})\n"
+        "import torch_foo",
+        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
+    )
+    assert last_line(output).startswith(
+        "ImportError: torch_foo's operators are registered already, from "
+        f"{second}, so "
+    )
+
+
+def test_import_after_the_same_library():
+    native = Path(torch_foo.cmake_prefix_path) / "lib" / "libtorch_foo.so"
+    output = run(
+        f"import torch\ntorch.ops.load_library({str(native)!r})\n"
+        f"import torch_foo\n{USE}",
+        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
+    )
+    assert last_line(output) == "2.0"
+
+
+def test_libraries_hold_no_paths_of_the_build():
+    """But for where they look for others."""
+    native = Path(torch_foo.cmake_prefix_path)
+    for library in [native / "_C.abi3.so", *(native / "lib").iterdir()]:
+        data = library.read_bytes()
+        for text in re.findall(rb"[ -~]*/[ -~]{4,}", data):
+            places = text.decode().split(":")
+            assert all(
+                place.startswith("$ORIGIN") or place == f"{sys.prefix}/lib"
+                for place in places
+            ), text
+
+
 # --- broken installations ---------------------------------------------------
 
 
@@ -232,6 +292,19 @@ def test_foo_core_of_another_version(site, import_error, place):
     assert error.startswith(
         "ImportError: torch_foo needs libfoo_core.so.9.9, but found only "
         f"{found}. Install the matching version: "
+    )
+
+
+def test_another_library_missing(site, import_error):
+    """The error names it, not only this package."""
+    library = site / "torch_foo" / "lib" / "libtorch_foo.so"
+    another = library.read_bytes().replace(
+        b"libfoo_core.so.9.9\0", b"libhwy.so.99\0\0\0\0\0\0\0"
+    )
+    library.write_bytes(another)
+    assert import_error().startswith(
+        "ImportError: torch_foo's native library needs libhwy.so.99, which is "
+        "not found. Install it, such as by `conda install libhwy`."
     )
 
 

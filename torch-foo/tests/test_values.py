@@ -748,6 +748,132 @@ def test_quantize_of_all_magnitudes(dtype, device):
         assert_results("quantize_int8_rowwise", got, [x], {})
 
 
+# --- many dimensions --------------------------------------------------------
+
+FLAT = {"weight", "bias"}  # have a dimension or two, whatever x has
+MANY = (None,) * 70
+
+
+def with_many_dims(names, args, where: int) -> list:
+    """Insert dimensions of size 1 at the same place of each tensor of rows."""
+    return [
+        a[(slice(None),) * where + MANY]
+        if isinstance(a, Tensor) and name not in FLAT
+        else a
+        for name, a in zip(names, args, strict=True)
+    ]
+
+
+def names_of(overload) -> list[str]:
+    return [a.name for a in overload._schema.arguments if not a.kwarg_only]
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_many_dimensions(case, where, device):
+    """More than the 64 of foo_core's views: nested vmap makes them."""
+    args = case.args(device=device, requires_grad=True)
+    ndims = {a.dim() for a in args if isinstance(a, Tensor)}
+    if case.op == "rope" or (where and min(ndims - {1}, default=0) < 2):
+        return
+    if where and case.sample.name in ("row", "column", "packed-row"):
+        return  # broadcasts, or has no dimension before the last one
+    names = names_of(case.packet.default)[: len(args)]
+    many = with_many_dims(names, args, where)
+    expected, got = case.function(*args), case.function(*many)
+    meta = case.function(*tree_map_only(Tensor, lambda a: a.to("meta"), many))
+    leaves = [args[i] for i in case.leaves]
+    for want, result, like in zip(
+        *map(tree_leaves, (expected, got, meta)), strict=True
+    ):
+        assert result.shape == like.shape
+        assert torch.equal(result.flatten(), want.flatten())
+        if result.requires_grad:
+            gradients = (
+                torch.autograd.grad(
+                    (y * y).sum(), leaves, retain_graph=True, allow_unused=True
+                )
+                for y in (result, want)
+            )
+            torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        if case.has_out:
+            out = torch.empty_like(got)
+            assert torch.equal(case.function(*many, out=out), got)
+        if case.inplace:
+            written = [m.clone() if isinstance(m, Tensor) else m for m in many]
+            case.inplace(*written)
+            for i, result in zip(case.written, tree_leaves(got), strict=True):
+                assert torch.equal(written[i], result)
+
+
+def test_gradient_kernels_of_many_dimensions(gradient_kernel):
+    case, args = gradient_kernel, gradient_kernel.args()
+    if case.op == "_rope_backward":
+        return
+    names = names_of(case.packet.default)
+    many = with_many_dims(names, args, 0)
+    if case.op == "_cross_entropy_backward" and args[0].dim() == 0:
+        many[0] = args[0]
+    for got, want in (
+        zip(case.function(*many), case.function(*args), strict=True)
+        if "norm" in case.op or "mul" in case.op
+        else [(case.function(*many), case.function(*args))]
+    ):
+        assert (got is None) == (want is None)
+        if got is not None:
+            torch.testing.assert_close(
+                got.flatten(), want.flatten(), rtol=0, atol=0
+            )
+
+
+def test_nested_vmap():
+    function = torch_foo.rms_norm
+    for _ in range(70):
+        function = torch.vmap(function)
+    x = torch.randn(3)
+    got = function(x[MANY])
+    assert torch.equal(got, torch_foo.rms_norm(x)[MANY])
+
+
+@pytest.mark.parametrize(
+    "sizes", [[0] * 70, [1, 0] * 40, [0] + [1] * 70, [1] * 70 + [0]], ids=len
+)
+def test_many_dimensions_of_size_0(sizes):
+    x, ones = torch.ones(sizes), torch.ones([1] * len(sizes))
+    assert torch_foo.add(x, x).shape == x.shape
+    assert torch_foo.mul(x, ones).shape == x.shape
+    assert torch_foo.silu_mul(x, x).shape == x.shape
+    assert torch_foo.rms_norm(x, torch.ones(sizes[-1])).shape == x.shape
+    assert torch_foo.linear(x, torch.ones(2, sizes[-1])).shape == (
+        *x.shape[:-1],
+        2,
+    )
+
+
+@pytest.mark.parametrize("where", [0, 30, 69])
+def test_many_dimensions_that_differ(where):
+    """What is left out never makes wrong shapes right."""
+    ones = [1] * 70
+    x, y = torch.ones(*ones, 3), torch.ones(*ones, 3)
+    one_less, one_more = y.squeeze(where), y.unsqueeze(where)
+    two = torch.ones(*ones[:where], 2, *ones[where:-1], 3)
+    target = torch.zeros(ones, dtype=torch.int64)
+    for wrong in (one_less, one_more, two):
+        for call in (
+            lambda wrong=wrong: torch_foo.add(x, y, out=wrong),
+            lambda wrong=wrong: torch_foo.silu_mul(x, wrong),
+            lambda wrong=wrong: torch_foo.rms_norm(x, out=wrong),
+            lambda wrong=wrong: torch_foo.rms_norm(x, wrong),
+            lambda wrong=wrong: torch_foo.add_rms_norm(x, wrong),
+            lambda wrong=wrong: torch_foo.linear(x, wrong),
+            lambda wrong=wrong: torch_foo.rope(wrong, x, x),
+            lambda wrong=wrong: torch_foo.cross_entropy(wrong, target),
+        ):
+            with pytest.raises(RuntimeError, match="of size 1 are left out"):
+                call()
+        assert (wrong.flatten() == 1).all()
+
+
 # --- memory -----------------------------------------------------------------
 
 

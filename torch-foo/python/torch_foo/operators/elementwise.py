@@ -8,6 +8,7 @@ from torch_foo.operators.base import (
     Operator,
     Sample,
     batch_first,
+    broadcast_shape,
     every_other,
     expect_same_dtype,
     transposed,
@@ -27,7 +28,7 @@ class Elementwise(Operator, family=True):
     def fake(a, b, *_):
         expect_same_dtype(a)
         expect_same_dtype(b)
-        shape = torch.broadcast_shapes(a.shape, b.shape)
+        shape = broadcast_shape(a, b)
         return a.new_empty(shape, dtype=torch.result_type(a, b))
 
     @staticmethod
@@ -81,9 +82,21 @@ def shape_and_dtype(tensor):
     return tensor.shape, tensor.dtype
 
 
+def sum_to_size(grad, shape):
+    """Sum over the dimensions that broadcast; torch's own takes 64 of them."""
+    if grad.dim() <= 64:
+        return grad.sum_to_size(shape)
+    wide = (1,) * (grad.dim() - len(shape)) + shape
+    sizes = [
+        pair for pair in zip(grad.shape, wide, strict=True) if pair[0] != 1
+    ]
+    narrow = grad.reshape([have for have, _ in sizes])
+    return narrow.sum_to_size([want for _, want in sizes]).reshape(shape)
+
+
 def reduced(grad, shape, dtype):
     """Sum a gradient over the dimensions that broadcast."""
-    return grad.sum_to_size(shape).to(dtype)
+    return sum_to_size(grad, shape).to(dtype)
 
 
 def gradient_of_product(grad, factor, shape, dtype):
