@@ -234,23 +234,28 @@ void check_device(const char* op, const Argument& argument,
             " is on " + device_name(other.tensor));
 }
 
-void check_arguments(const char* op,
-                     std::initializer_list<Argument> arguments) {
-  const Argument& first = *arguments.begin();
+void check_any_dtypes(const char* op,
+                      std::initializer_list<Argument> arguments) {
   for (const Argument& argument : arguments) {
-    const Tensor& tensor = argument.tensor;
     check_dense(op, argument);
-    if (!is_floating_point(tensor)) {
+    if (!is_floating_point(argument.tensor)) {
       wrong(op, argument,
-            "has dtype " + dtype_name(tensor) +
+            "has dtype " + dtype_name(argument.tensor) +
                 ", expected float32, float64, float16 or bfloat16");
     }
-    check_device(op, argument, first);
-    if (tensor.dtype() != first.tensor.dtype()) {
-      wrong(op, argument,
-            "has dtype " + dtype_name(tensor) + ", but " + first.name +
-                " has " + dtype_name(first.tensor));
-    }
+    check_device(op, argument, *arguments.begin());
+  }
+}
+
+void check_arguments(const char* op,
+                     std::initializer_list<Argument> arguments) {
+  check_any_dtypes(op, arguments);
+  const Argument& first = *arguments.begin();
+  for (const Argument& argument : arguments) {
+    if (argument.tensor.dtype() == first.tensor.dtype()) continue;
+    wrong(op, argument,
+          "has dtype " + dtype_name(argument.tensor) + ", but " + first.name +
+              " has " + dtype_name(first.tensor));
   }
 }
 
@@ -263,6 +268,13 @@ void check_argument(const char* op, const Argument& argument,
               foo_core::name(dtype));
   }
   check_device(op, argument, other);
+}
+
+void check_out(const char* op, const Argument& first, const Argument& out,
+               foo_core::DType dtype) {
+  if (dtype_of(first.tensor) == dtype) return check_arguments(op, {first, out});
+  check_any_dtypes(op, {first, out});
+  check_argument(op, out, dtype, first);
 }
 
 Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b) {
@@ -293,6 +305,24 @@ Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
 Tensor empty_bytes(const char* op, std::int64_t size, const Tensor& like) {
   return empty(op, IntHeaderOnlyArrayRef(&size, 1), aoti_torch_dtype_uint8(),
                like);
+}
+
+foo_core::DType result_dtype(const Tensor& a, const Tensor& b) {
+  using foo_core::DType;
+  const DType of_a = *dtype_of(a), of_b = *dtype_of(b);
+  if (of_a == of_b) return of_a;
+  if ((a.dim() == 0) != (b.dim() == 0)) return a.dim() == 0 ? of_b : of_a;
+  const bool wide = of_a == DType::kFloat64 || of_b == DType::kFloat64;
+  return wide ? DType::kFloat64 : DType::kFloat32;
+}
+
+Converted::Converted(const char* op, const Tensor& tensor,
+                     foo_core::DType dtype)
+    : tensor_(tensor) {
+  if (dtype_of(tensor) == dtype) return;
+  copy_ = empty(op, tensor.sizes(), dtype, tensor);
+  check(aoti_torch_copy_(copy_->handle(), tensor.handle(), 0),
+        "convert a tensor");
 }
 
 foo_core::ConstTensorView view(const Tensor& tensor) {

@@ -37,6 +37,10 @@ struct Argument {
 /// one CPU or CUDA device. Shapes are foo_core's to check.
 void check_arguments(const char* op, std::initializer_list<Argument> arguments);
 
+/// Checks the same, but for the dtypes, which may differ.
+void check_any_dtypes(const char* op,
+                      std::initializer_list<Argument> arguments);
+
 /// Checks that an argument is on the device of another one.
 void check_device(const char* op, const Argument& argument,
                   const Argument& other);
@@ -45,6 +49,11 @@ void check_device(const char* op, const Argument& argument,
 /// another one.
 void check_argument(const char* op, const Argument& argument,
                     foo_core::DType dtype, const Argument& other);
+
+/// Checks that `out` is a dense tensor of this dtype, which may be another one
+/// than that of the first argument, on its device.
+void check_out(const char* op, const Argument& first, const Argument& out,
+               foo_core::DType dtype);
 
 /// "(2, 3)", as Python writes a shape.
 std::string shape_text(IntHeaderOnlyArrayRef shape);
@@ -86,6 +95,22 @@ Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
 
 /// Scratch memory for a kernel, aligned to 64 bytes.
 Tensor empty_bytes(const char* op, std::int64_t size, const Tensor& like);
+
+/// The dtype of a result of both, by PyTorch's rules of type promotion: the
+/// narrowest that holds either's values, but a tensor without dimensions does
+/// not count beside one that has some.
+foo_core::DType result_dtype(const Tensor& a, const Tensor& b);
+
+/// A tensor in a dtype: itself, or a copy.
+class Converted {
+ public:
+  Converted(const char* op, const Tensor& tensor, foo_core::DType dtype);
+  operator const Tensor&() const { return copy_ ? *copy_ : tensor_; }
+
+ private:
+  const Tensor& tensor_;
+  std::optional<Tensor> copy_;
+};
 
 /// How foo_core sees a tensor that passed check_arguments. Borrows from it.
 foo_core::ConstTensorView view(const Tensor& tensor);

@@ -5,21 +5,36 @@
 namespace torch_foo {
 namespace {
 
+// The arguments in the dtype of the result. They seldom differ, so where they
+// do, a pass over memory is spent on it instead of more kernels.
+struct Operands {
+  Operands(const char* op, const Tensor& a, const Tensor& b)
+      : dtype((check_any_dtypes(op, {{"a", a}, {"b", b}}), result_dtype(a, b))),
+        a(op, a, dtype),
+        b(op, b, dtype) {}
+
+  foo_core::DType dtype;
+  Converted a, b;
+};
+
 // `function` is foo_core's; `c` are its arguments between b and out.
 template <class F, class... C>
 Tensor elementwise(const char* op, const Tensor& a, const Tensor& b, F function,
                    C... c) {
-  check_arguments(op, {{"a", a}, {"b", b}});
-  Tensor out = empty(op, broadcast_shape(op, a, b), a);
-  launch(a, function, view(a), view(b), c..., mutable_view(out));
+  const Operands operands(op, a, b);
+  Tensor out = empty(op, broadcast_shape(op, a, b), operands.dtype, a);
+  launch(a, function, view(operands.a), view(operands.b), c...,
+         mutable_view(out));
   return out;
 }
 
 template <class F, class... C>
 void elementwise_out(const char* op, const Tensor& a, const Tensor& b,
                      const Tensor& out, F function, C... c) {
-  check_arguments(op, {{"a", a}, {"b", b}, {"out", out}});
-  launch(a, function, view(a), view(b), c..., mutable_view(out));
+  const Operands operands(op, a, b);
+  check_out(op, {"a", a}, {"out", out}, operands.dtype);
+  launch(a, function, view(operands.a), view(operands.b), c...,
+         mutable_view(out));
 }
 
 }  // namespace

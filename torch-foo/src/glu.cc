@@ -37,8 +37,7 @@ struct Halves {
 
 // Calls f(gate, up), from two tensors or a packed one.
 template <class F>
-void with_gate_and_up(const Tensor& gate, const std::optional<Tensor>& up,
-                      F f) {
+void with_gate_and_up(const Tensor& gate, const Tensor* up, F f) {
   if (up) {
     f(view(gate), view(*up));
   } else {
@@ -51,7 +50,7 @@ void check(const char* op, const Tensor& gate,
            const std::optional<Tensor>& up) {
   check_arguments(op, {{"gate", gate}});
   if (up) {
-    check_arguments(op, {{"gate", gate}, {"up", *up}});
+    check_any_dtypes(op, {{"gate", gate}, {"up", *up}});
   } else if (gate.dim() == 0 || gate.sizes().back() % 2 != 0) {
     fail(std::string(op) + ": gate has shape " + shape_text(gate.sizes()) +
          ", expected an even last dimension, of gate and up together");
@@ -60,10 +59,16 @@ void check(const char* op, const Tensor& gate,
 
 // `function` is foo_core's, and `a` its arguments after gate and up.
 
+// Where the dtypes differ, which they seldom do, the narrower argument is
+// converted first.
 template <class F, class... A>
-void into(const Tensor& gate, const std::optional<Tensor>& up,
-          const Tensor& out, F function, A... a) {
-  with_gate_and_up(gate, up, [&](const auto& vgate, const auto& vup) {
+void into(const char* op, const Tensor& gate, const std::optional<Tensor>& up,
+          foo_core::DType dtype, const Tensor& out, F function, A... a) {
+  const Converted wide_gate(op, gate, dtype);
+  std::optional<Converted> wide_up;
+  if (up) wide_up.emplace(op, *up, dtype);
+  const Tensor* to_up = up ? &static_cast<const Tensor&>(*wide_up) : nullptr;
+  with_gate_and_up(wide_gate, to_up, [&](const auto& vgate, const auto& vup) {
     launch(gate, function, vgate, vup, a..., mutable_view(out));
   });
 }
@@ -74,8 +79,9 @@ Tensor forward(const char* op, const Tensor& gate,
   check(op, gate, up);
   Shape shape(gate.sizes());
   if (!up) shape.last() /= 2;
-  Tensor out = empty(op, shape, gate);
-  into(gate, up, out, function, a...);
+  const foo_core::DType dtype = result_dtype(gate, up ? *up : gate);
+  Tensor out = empty(op, shape, dtype, gate);
+  into(op, gate, up, dtype, out, function, a...);
   return out;
 }
 
@@ -84,8 +90,9 @@ void forward_out(const char* op, const Tensor& gate,
                  const std::optional<Tensor>& up, const Tensor& out, F function,
                  A... a) {
   check(op, gate, up);
-  check_arguments(op, {{"gate", gate}, {"out", out}});
-  into(gate, up, out, function, a...);
+  const foo_core::DType dtype = result_dtype(gate, up ? *up : gate);
+  check_out(op, {"gate", gate}, {"out", out}, dtype);
+  into(op, gate, up, dtype, out, function, a...);
 }
 
 template <class F, class... A>
@@ -95,6 +102,7 @@ std::tuple<Tensor, Tensor> backward(const char* op, const Tensor& grad,
                                     bool wants_gate, bool wants_up, F function,
                                     A... a) {
   check(op, gate, up);
+  if (up) check_arguments(op, {{"gate", gate}, {"up", *up}});
   check_arguments(op, {{"gate", gate}, {"grad", grad}});
   OptionalResult grad_gate(op, wants_gate, gate.sizes(), gate);
   OptionalResult grad_up(op, wants_up && up, gate.sizes(), gate);
@@ -102,7 +110,8 @@ std::tuple<Tensor, Tensor> backward(const char* op, const Tensor& grad,
   if (!up && wants_gate) packed.emplace(*grad_gate.get());
   const TensorView* to_gate = packed ? &packed->first : grad_gate.get();
   const TensorView* to_up = packed ? &packed->second : grad_up.get();
-  with_gate_and_up(gate, up, [&](const auto& vgate, const auto& vup) {
+  const Tensor* from_up = up ? &*up : nullptr;
+  with_gate_and_up(gate, from_up, [&](const auto& vgate, const auto& vup) {
     launch(gate, function, view(grad), vgate, vup, a..., to_gate, to_up);
   });
   return {grad_gate.take(), grad_up.take()};

@@ -23,7 +23,7 @@ void add_into(const Tensor& x, const Tensor& residual,
 void check(const char* op, const Tensor& x,
            const std::optional<Tensor>& weight) {
   check_arguments(op, {{"x", x}});
-  if (weight) check_arguments(op, {{"x", x}, {"weight", *weight}});
+  if (weight) check_any_dtypes(op, {{"x", x}, {"weight", *weight}});
 }
 
 // What the gradients of both are written to.
@@ -31,10 +31,12 @@ struct Gradients {
   OptionalResult x, weight;
   std::optional<Tensor> scratch;
 
-  Gradients(const char* op, const Argument& argument, bool wants_x,
+  Gradients(const char* op, const Argument& argument,
+            const std::optional<Tensor>& like_weight, bool wants_x,
             bool wants_weight)
       : x(op, wants_x, argument.tensor.sizes(), argument.tensor),
-        weight(op, wants_weight, last_size(op, argument), argument.tensor) {
+        weight(op, wants_weight, last_size(op, argument),
+               like_weight ? *like_weight : argument.tensor) {
     if (!wants_weight) return;
     const Tensor& like = argument.tensor;
     scratch = empty_bytes(
@@ -76,9 +78,12 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
                                         double eps) {
   const char* op = "add_rms_norm";
   check(op, x, weight);
-  check_arguments(op, {{"x", x}, {"residual", residual}});
-  Tensor y = empty(op, x.sizes(), x), residual_out = empty(op, x.sizes(), x);
-  add_into(x, residual, weight, eps, y, residual_out);
+  check_any_dtypes(op, {{"x", x}, {"residual", residual}});
+  const foo_core::DType dtype = result_dtype(x, residual);
+  const Converted wide_x(op, x, dtype), wide_residual(op, residual, dtype);
+  Tensor y = empty(op, x.sizes(), dtype, x);
+  Tensor residual_out = empty(op, x.sizes(), dtype, x);
+  add_into(wide_x, wide_residual, weight, eps, y, residual_out);
   return {std::move(y), std::move(residual_out)};
 }
 
@@ -95,7 +100,8 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
     double eps, bool wants_x, bool wants_weight) {
   check("rms_norm_backward", x, weight);
   check_arguments("rms_norm_backward", {{"x", x}, {"grad", grad}});
-  Gradients gradients("rms_norm_backward", {"x", x}, wants_x, wants_weight);
+  Gradients gradients("rms_norm_backward", {"x", x}, weight, wants_x,
+                      wants_weight);
   launch(x, foo_core::rms_norm_backward, view(grad), view(x),
          OptionalView(weight).get(), eps, gradients.x.get(),
          gradients.weight.get(), gradients.scratch_memory());
@@ -109,11 +115,11 @@ std::tuple<Tensor, Tensor> add_rms_norm_backward(
   const char* op = "add_rms_norm_backward";
   const Argument sum{"residual_out", residual_out};
   check_arguments(op, {sum, {"grad", grad}});
-  if (weight) check_arguments(op, {sum, {"weight", *weight}});
+  if (weight) check_any_dtypes(op, {sum, {"weight", *weight}});
   if (grad_residual) {
     check_arguments(op, {sum, {"grad_residual", *grad_residual}});
   }
-  Gradients gradients(op, sum, wants_x, wants_weight);
+  Gradients gradients(op, sum, weight, wants_x, wants_weight);
   launch(residual_out, foo_core::add_rms_norm_backward, view(grad),
          OptionalView(grad_residual).get(), view(residual_out),
          OptionalView(weight).get(), eps, gradients.x.get(),

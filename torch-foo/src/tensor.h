@@ -47,6 +47,7 @@ class Tensor {
   /// A result that Python sees as None.
   static Tensor undefined();
 
+  AtenTensorHandle handle() const { return handle_; }
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
 
   bool defined() const { return defined_; }

@@ -214,7 +214,11 @@ typical_with_out = _fixture(
 with_inplace = _fixture(
     [c for c in CASES if c.inplace], "As `case`, also in place."
 )
-mixable = _fixture(
-    [c for c in TYPICAL if c.operator.autocast and len(c.leaves) > 1],
-    "As `typical`, where autocast regions may mix dtypes.",
+with_several = _fixture(
+    [c for c in TYPICAL if len(c.leaves) > 1],
+    "As `typical`, where dtypes may differ.",
+)
+mixed = _fixture(
+    [c for c in CASES if c.sample.other is not None],
+    "As `case`, where dtypes do differ.",
 )

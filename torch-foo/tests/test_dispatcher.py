@@ -813,36 +813,80 @@ def test_vmap_over_tables_is_not_supported(which):
         torch.vmap(lambda c, s: torch_foo.rope(x, c, s), dims)(*tables)
 
 
-# --- autocast ---------------------------------------------------------------
+# --- mixed dtypes and autocast ----------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "dtypes",
-    [
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float16),
-        (torch.float16, torch.bfloat16),
-        (torch.float64, torch.float32),
-    ],
-    ids=str,
-)
-def test_autocast_promotes(mixable, device, dtypes):
-    args = mixable.args(device=device)
-    tensors = [args[i] for i in mixable.leaves]
-    function = mixable.of_leaves(args)
-    # All but the last of the first dtype, and all but the first of the second.
-    for count in {1, len(tensors) - 1}:
-        mixed = [
-            t.to(dtypes[0] if i < count else dtypes[1])
-            for i, t in enumerate(tensors)
-        ]
-        widest = torch.promote_types(*dtypes)
-        with pytest.raises(RuntimeError, match="has dtype"):
-            function(*mixed)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            got = function(*mixed)
-        assert all(r.dtype == widest for r in tree_leaves(got))
-        assert_equal(got, function(*(t.to(widest) for t in mixed)))
+MIXES = [
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
+    (torch.float16, torch.bfloat16),
+    (torch.float64, torch.float32),
+    (torch.bfloat16, torch.float64),
+]
+
+
+def mixed_leaves(case, dtypes, device):
+    """Yield the random tensors, the last or all but the first of dtypes[1]."""
+    args = case.args(device=device)
+    tensors = [args[i] for i in case.leaves]
+    for count in sorted({1, len(tensors) - 1}):
+        yield (
+            args,
+            [
+                t.to(dtypes[0] if i < count else dtypes[1])
+                for i, t in enumerate(tensors)
+            ],
+        )
+
+
+@pytest.mark.parametrize("dtypes", MIXES, ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_mixed_dtypes(with_several, device, dtypes, autocast):
+    """The dtype is that of torch's formula, and so are gradients'."""
+    case = with_several
+    for args, tensors in mixed_leaves(case, dtypes, device):
+        function = case.of_leaves(args)
+        leaves = [t.requires_grad_() for t in tensors]
+        if case.op == "linear" and not autocast:
+            with pytest.raises(RuntimeError, match="has dtype"):
+                function(*leaves)
+            continue
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            got = tree_leaves(function(*leaves))
+        formula = case.reference
+        if case.op == "linear":  # brings them to the widest
+            leaves = [t.to(torch.promote_types(*dtypes)) for t in leaves]
+        expected = tree_leaves(formula(*case.with_leaves(args, leaves)))
+        assert_close(got, expected)
+        if not case.has_gradient:
+            continue
+        ours, theirs = (
+            torch.autograd.grad(loss([r.double() for r in results]), tensors)
+            for results in (got, expected)
+        )
+        assert [g.dtype for g in ours] == [t.dtype for t in tensors]
+        assert_close(ours, theirs, rtol=3e-2, atol=3e-2)
+
+
+def test_mixed_dtypes_are_computed_by_the_formula(mixed, device):
+    """Results and gradients, also in torch.func and with create_graph."""
+    args = mixed.args(device=device, requires_grad=mixed.has_gradient)
+    if not mixed.has_gradient:
+        return
+    # The formula rounds products before they are added up.
+    close = {"rtol": 1e-2, "atol": 1e-2}
+    expected = gradients(mixed.reference, args)
+    assert_close(gradients(mixed.function, args), expected, **close)
+    leaves = [args[i] for i in mixed.leaves]
+    again = torch.autograd.grad(
+        loss(mixed.function(*args)), leaves, create_graph=True
+    )
+    assert_close(again, tuple(expected[-len(leaves) :]), **close)
+    assert all(g.dtype == a.dtype for g, a in zip(again, leaves, strict=True))
+    by_func = torch.func.grad(
+        lambda *t: loss(mixed.of_leaves(args)(*t)), tuple(range(len(leaves)))
+    )(*(a.detach() for a in leaves))
+    assert_close(by_func, again, **close)
 
 
 def test_autocast_leaves_equal_dtypes_alone(typical, dtype, device):
@@ -850,16 +894,6 @@ def test_autocast_leaves_equal_dtypes_alone(typical, dtype, device):
     expected = typical.function(*args)
     with torch.autocast(device, dtype=torch.bfloat16):
         assert_equal(typical.function(*args), expected)
-
-
-def test_autocast_gradients(mixable, device):
-    args = mixable.args(device=device, requires_grad=True)
-    a = args[0].detach().bfloat16().requires_grad_()
-    with torch.autocast(device, dtype=torch.bfloat16):
-        loss(mixable.function(a, *args[1:])).backward()
-    assert a.grad.dtype == torch.bfloat16
-    for i in mixable.leaves[1:]:
-        assert args[i].grad.dtype == torch.float32
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")

@@ -77,11 +77,32 @@ def test_rms_norm_with_a_parametrized_weight():
     torch.testing.assert_close(module(x), expected)
 
 
-def test_rms_norm_under_autocast(device):
-    module = torch_foo.nn.RMSNorm(8, device=device)  # its weight stays float32
-    with torch.autocast(device, dtype=torch.bfloat16):
-        y = module(torch.randn(4, 8, device=device).bfloat16())
-    assert y.dtype == torch.float32
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_rms_norm_of_another_dtype(dtype, eps, autocast, device):
+    """As torch's: the result has the input's dtype, and is rounded once."""
+    for other in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        theirs = torch.nn.RMSNorm(64, eps, device=device, dtype=other)
+        torch.nn.init.normal_(theirs.weight)
+        ours = torch_foo.nn.RMSNorm(64, eps, device=device, dtype=other)
+        ours.load_state_dict(theirs.state_dict())
+        x = (torch.randn(5, 64, device=device) / 1000).to(dtype)
+        results = []
+        for module in (ours, theirs):
+            leaf = x.clone().requires_grad_()
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                y = module(leaf)
+            y.double().square().sum().backward()
+            results.append((y, leaf.grad, module.weight.grad))
+        for got, expected in zip(*results, strict=True):
+            assert got.dtype == expected.dtype
+            # float64 results of float32 numbers are as accurate as those.
+            limit = max(torch.finfo(got.dtype).eps, 4e-6)
+            error = (got - expected).double().norm()
+            assert error <= limit * expected.double().norm()
+        if dtype.itemsize == 2 and device == "cpu":
+            assert torch.equal(results[0][0], results[1][0])
 
 
 # --- gates ------------------------------------------------------------------

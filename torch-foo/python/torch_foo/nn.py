@@ -32,8 +32,7 @@ class RMSNorm(torch.nn.RMSNorm):
             machine epsilon of the accumulator's dtype, as in torch.nn.RMSNorm.
         elementwise_affine: Whether the module has a weight.
         device: The device of the weight.
-        dtype: The dtype of the weight. The input must have the same one, as
-            there is no type promotion outside of autocast regions.
+        dtype: The dtype of the weight. That of the result is the input's.
 
     Shape:
         (..., n) to (..., n).

@@ -9,6 +9,15 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+#: The dtype of a sample's `other` tensor. In float64, where gradients are
+#: compared with finite differences, it is the same.
+OTHER = {
+    torch.float32: torch.bfloat16,
+    torch.float64: torch.float64,
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+}
+
 
 def unchanged(tensor: Tensor) -> Tensor:
     return tensor
@@ -44,6 +53,7 @@ class Sample:
             tensor, which gradients are asked for where the operator has them.
             A function makes a tensor, called with the sample's dtype.
         layout: changes the layout of the random tensors.
+        other: the position of the random tensor that has another dtype.
         named: the keyword arguments.
     """
 
@@ -52,6 +62,7 @@ class Sample:
         name: str,
         *args: Any,
         layout: Callable[[Tensor], Tensor] = unchanged,
+        other: int | None = None,
         **named: Any,
     ) -> None:
         if any(isinstance(a, list) for a in args):
@@ -59,6 +70,7 @@ class Sample:
         self.name = name
         self.arguments = args
         self.layout = layout
+        self.other = other
         self.named = named
 
     @property
@@ -79,16 +91,17 @@ class Sample:
     ) -> tuple[Any, ...]:
         """Make the positional arguments."""
 
-        def make(argument: Any) -> Any:
+        def make(i: int, argument: Any) -> Any:
             if isinstance(argument, tuple):
                 values = torch.randn(argument, dtype=torch.float64)
-                tensor = self.layout(values).to(device, dtype)
+                own = OTHER[dtype] if i == self.other else dtype
+                tensor = self.layout(values).to(device, own)
                 return tensor.requires_grad_(requires_grad)
             return (
                 argument(dtype).to(device) if callable(argument) else argument
             )
 
-        return tuple(map(make, self.arguments))
+        return tuple(make(i, a) for i, a in enumerate(self.arguments))
 
 
 class Operator:

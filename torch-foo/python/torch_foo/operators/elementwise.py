@@ -21,20 +21,24 @@ class Elementwise(Operator, family=True):
 
     variants = ("out",)
     tags = ("pointwise",)
-    autocast = "promote"
     #: The arguments after the tensors, in samples.
     scalars: ClassVar[tuple[float, ...]] = ()
 
     @staticmethod
     def fake(a, b, *_):
-        expect_same_dtype(a, b)
-        return a.new_empty(broadcast_shape(a, b))
+        expect_same_dtype(a)
+        expect_same_dtype(b)
+        shape = broadcast_shape(a, b)
+        return a.new_empty(shape, dtype=torch.result_type(a, b))
 
     @staticmethod
     def vmap(op, info, in_dims, a, b, *rest):
         """Broadcast over one more dimension."""
         da, db, *_ = in_dims
-        ndim = max(a.dim() - (da is not None), b.dim() - (db is not None))
+        ndims = a.dim() - (da is not None), b.dim() - (db is not None)
+        if a.dtype != b.dtype:  # a batch of scalars has a dimension
+            a, b = promoted(a, b, ndims)
+        ndim = max(ndims)
         return op(batch_first(a, da, ndim), batch_first(b, db, ndim), *rest), 0
 
     @classmethod
@@ -48,12 +52,34 @@ class Elementwise(Operator, family=True):
         yield Sample("empty", (0, 3), (1, 3), *c)
         yield Sample("transposed", (4, 3), (4, 3), *c, layout=transposed)
         yield Sample("strided", (3, 5), (3, 5), *c, layout=every_other)
+        yield Sample("other-a", (5,), (3, 5), *c, other=0)
+        yield Sample("other-b", (3, 5), (3, 5), *c, other=1)
+        yield Sample("other-matrix", (3, 5), (), *c, other=0)
+        yield Sample("other-scalar", (3, 5), (), *c, other=1)
+        yield Sample("other-of-scalars", (), (), *c, other=0)
         yield Sample("large", (67, 4099), (4099,), *c)
 
     @classmethod
     def benchmark(cls, rows, columns):
         shape = rows, columns
         return Sample("matrices", shape, shape, *cls.scalars)
+
+
+def promoted(a, b, ndims=None):
+    """Return a and b in the dtype of their result, as torch promotes them.
+
+    ndims are their dimensions without those of vmap.
+    """
+    if ndims is None:
+        dtype = torch.result_type(a, b)
+    else:
+        ones = [[1] * ndim for ndim in ndims]
+        dtype = torch.result_type(a.new_empty(ones[0]), b.new_empty(ones[1]))
+    return a.to(dtype), b.to(dtype)
+
+
+def shape_and_dtype(tensor):
+    return tensor.shape, tensor.dtype
 
 
 def sum_to_size(grad, shape):
@@ -68,19 +94,24 @@ def sum_to_size(grad, shape):
     return narrow.sum_to_size([want for _, want in sizes]).reshape(shape)
 
 
-def gradient_of_product(grad, factor, shape):
+def reduced(grad, shape, dtype):
+    """Sum a gradient over the dimensions that broadcast."""
+    return sum_to_size(grad, shape).to(dtype)
+
+
+def gradient_of_product(grad, factor, shape, dtype):
     """Return ``grad * factor``, summed over the dimensions that broadcast."""
     if grad.shape == shape:
-        return mul.call(grad, factor)
+        return mul.call(grad, factor).to(dtype)
     # A sum of rounded products would be less accurate than the sum's dtype.
     wide = torch.promote_types(grad.dtype, torch.float32)
     product = mul.call(grad.to(wide), factor.to(wide))
-    return sum_to_size(product, shape).to(grad.dtype)
+    return reduced(product, shape, dtype)
 
 
 def save_factors(ctx, inputs, output):
     a, b, *_ = inputs
-    ctx.shapes = a.shape, b.shape
+    ctx.a, ctx.b = shape_and_dtype(a), shape_and_dtype(b)
     needs_a, needs_b = ctx.needs_input_grad[:2]
     ctx.save_for_backward(b if needs_a else None, a if needs_b else None)
 
@@ -88,10 +119,9 @@ def save_factors(ctx, inputs, output):
 def product_gradients(ctx, grad):
     """Return the gradients of ``a * b``."""
     b, a = ctx.saved_tensors
-    a_shape, b_shape = ctx.shapes
     return (
-        None if b is None else gradient_of_product(grad, b, a_shape),
-        None if a is None else gradient_of_product(grad, a, b_shape),
+        None if b is None else gradient_of_product(grad, b, *ctx.a),
+        None if a is None else gradient_of_product(grad, a, *ctx.b),
     )
 
 
@@ -100,15 +130,16 @@ class add(Elementwise):
 
     Args:
         a: float32, float64, float16 or bfloat16, of any shape and strides.
-        b: of a's dtype and device; the shapes broadcast as torch's do.
-        out: where to put the result: a tensor of the broadcast shape and of a's
-            dtype and device. It may be a or b; another overlap with them is an
-            error. Not differentiable.
+        b: of a's device. Shapes broadcast and dtypes are promoted as torch's
+            are; where the dtypes differ, a copy of the narrower tensor is made.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be a or b; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
 
-    Source: ``torch.add``, without type promotion.
+    Source: ``torch.add``.
 
     >>> torch_foo.add(torch.ones(2, 1), torch.tensor([1.0, 2.0]))
     tensor([[2., 3.],
@@ -120,20 +151,19 @@ class add(Elementwise):
 
     @staticmethod
     def reference(a, b):
+        a, b = promoted(a, b)
         return (widen(a) + widen(b)).to(a.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        a, b = inputs
-        ctx.shapes = a.shape, b.shape
+        ctx.a, ctx.b = map(shape_and_dtype, inputs)
 
     @staticmethod
     def backward(ctx, grad):
         needs_a, needs_b = ctx.needs_input_grad[:2]
-        a_shape, b_shape = ctx.shapes
         return (
-            sum_to_size(grad, a_shape) if needs_a else None,
-            sum_to_size(grad, b_shape) if needs_b else None,
+            reduced(grad, *ctx.a) if needs_a else None,
+            reduced(grad, *ctx.b) if needs_b else None,
         )
 
 
@@ -142,15 +172,16 @@ class mul(Elementwise):
 
     Args:
         a: float32, float64, float16 or bfloat16, of any shape and strides.
-        b: of a's dtype and device; the shapes broadcast as torch's do.
-        out: where to put the result: a tensor of the broadcast shape and of a's
-            dtype and device. It may be a or b; another overlap with them is an
-            error. Not differentiable.
+        b: of a's device. Shapes broadcast and dtypes are promoted as torch's
+            are; where the dtypes differ, a copy of the narrower tensor is made.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be a or b; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
 
-    Source: ``torch.mul``, without type promotion.
+    Source: ``torch.mul``.
 
     >>> torch_foo.mul(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     tensor([3., 8.])
@@ -163,6 +194,7 @@ class mul(Elementwise):
 
     @staticmethod
     def reference(a, b):
+        a, b = promoted(a, b)
         return (widen(a) * widen(b)).to(a.dtype)
 
 
@@ -171,11 +203,12 @@ class muladd(Elementwise):
 
     Args:
         a: float32, float64, float16 or bfloat16, of any shape and strides.
-        b: of a's dtype and device; the shapes broadcast as torch's do.
+        b: of a's device. Shapes broadcast and dtypes are promoted as torch's
+            are; where the dtypes differ, a copy of the narrower tensor is made.
         c: a number.
-        out: where to put the result: a tensor of the broadcast shape and of a's
-            dtype and device. It may be a or b; another overlap with them is an
-            error. Not differentiable.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be a or b; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
@@ -199,6 +232,7 @@ class muladd(Elementwise):
 
     @staticmethod
     def reference(a, b, c):
+        a, b = promoted(a, b)
         return (widen(a) * widen(b) + c).to(a.dtype)
 
     @staticmethod

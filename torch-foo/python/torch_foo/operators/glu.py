@@ -20,6 +20,7 @@ from torch_foo.operators.base import (
     wanted,
     widen,
 )
+from torch_foo.operators.elementwise import promoted
 
 
 def gate_and_up(gate, up):
@@ -35,7 +36,7 @@ def expect_approximation(approximate):
 
 def gradients_fake(grad, gate, up, wants_gate, wants_up):
     out = Gated.fake(gate, up)
-    expect_same_dtype(gate, grad)
+    expect_same_dtype(gate, up, grad)
     expect_shape(grad, *out.shape)
     return (
         gate.new_empty(gate.shape) if wants_gate else None,
@@ -54,6 +55,19 @@ def gradients(grad, gate, up, activation, derivative, wants_gate, wants_up):
     return grad_gate if wants_gate else None, grad_up if wants_up else None
 
 
+def call_backward(operator, ctx, grad, *options):
+    """Call the operator of the gradients, which takes tensors of one dtype."""
+    gate, up = ctx.saved_tensors
+    wants = wanted(ctx, 2)
+    if up is None or up.dtype == gate.dtype:
+        return operator.call(grad, gate, up, *options, *wants)
+    grads = operator.call(grad, *promoted(gate, up), *options, *wants)
+    return tuple(
+        None if g is None else g.to(t.dtype)
+        for g, t in zip(grads, (gate, up), strict=True)
+    )
+
+
 class Gated(Operator, family=True):
     """What gated linear units share, whatever their activation is."""
 
@@ -61,14 +75,15 @@ class Gated(Operator, family=True):
     options: ClassVar[tuple[dict[str, str], ...]] = ({},)
     variants = ("out",)
     tags = ("pointwise",)
-    autocast = "promote"
 
     @staticmethod
     def fake(gate, up, *_):
-        expect_same_dtype(gate, up)
+        expect_same_dtype(gate)
         if up is not None:
+            expect_same_dtype(up)
             expect_shape(up, *gate.shape)
-            return gate.new_empty(gate.shape)
+            dtype = torch.promote_types(gate.dtype, up.dtype)
+            return gate.new_empty(gate.shape, dtype=dtype)
         expect_rows(gate)
         even = gate.shape[-1] % 2 == 0
         expect(even, "{} of an even last dimension", gate)
@@ -86,8 +101,8 @@ class Gated(Operator, family=True):
         for named in cls.options:
             suffix = "".join(f"-{value}" for value in named.values())
 
-            def sample(name, *shapes, named=named, suffix=suffix, **layout):
-                return Sample(name + suffix, *shapes, **named, **layout)
+            def sample(name, *shapes, named=named, suffix=suffix, **options):
+                return Sample(name + suffix, *shapes, **named, **options)
 
             yield sample("two", (3, 5), (3, 5))
             yield sample("packed", (3, 8))
@@ -101,6 +116,8 @@ class Gated(Operator, family=True):
             yield sample("transposed", (4, 3), (4, 3), layout=transposed)
             yield sample("packed-strided", (3, 4), layout=every_other)
             yield sample("packed-transposed", (2, 3, 4), layout=transposed)
+            yield sample("other-gate", (3, 5), (3, 5), other=0)
+            yield sample("other-up", (3, 5), (3, 5), other=1)
             yield sample("large", (67, 4099), (67, 4099))
             yield sample("packed-large", (67, 8198))
 
@@ -121,11 +138,12 @@ class silu_mul(Gated):
 
     Args:
         gate: float32, float64, float16 or bfloat16, of any shape and strides.
-        up: of gate's shape, dtype and device. None means that gate is packed:
-            its last dimension holds gate, then up.
-        out: where to put the result: a tensor of the result's shape and of
-            gate's dtype and device. It may be gate or up; another overlap with
-            them is an error. Not differentiable.
+        up: of gate's shape and device. Dtypes are promoted as torch's are;
+            where they differ, a copy of the narrower tensor is made. None means
+            that gate is packed: its last dimension holds gate, then up.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be gate or up; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
@@ -147,7 +165,7 @@ class silu_mul(Gated):
 
     @staticmethod
     def reference(gate, up=None):
-        gate, up = gate_and_up(gate, up)
+        gate, up = promoted(*gate_and_up(gate, up))
         return (F.silu(widen(gate)) * widen(up)).to(gate.dtype)
 
     @staticmethod
@@ -156,9 +174,7 @@ class silu_mul(Gated):
 
     @staticmethod
     def backward(ctx, grad):
-        return _silu_mul_backward.call(
-            grad, *ctx.saved_tensors, *wanted(ctx, 2)
-        )
+        return call_backward(_silu_mul_backward, ctx, grad)
 
 
 class _silu_mul_backward(Operator):
@@ -186,13 +202,14 @@ class gelu_mul(Gated):
 
     Args:
         gate: float32, float64, float16 or bfloat16, of any shape and strides.
-        up: of gate's shape, dtype and device. None means that gate is packed:
-            its last dimension holds gate, then up.
+        up: of gate's shape and device. Dtypes are promoted as torch's are;
+            where they differ, a copy of the narrower tensor is made. None means
+            that gate is packed: its last dimension holds gate, then up.
         approximate: "none" for gelu by the error function, "tanh" for its
             approximation by tanh.
-        out: where to put the result: a tensor of the result's shape and of
-            gate's dtype and device. It may be gate or up; another overlap with
-            them is an error. Not differentiable.
+        out: where to put the result: a tensor of its shape, dtype and device.
+            It may be gate or up; another overlap with them is an error. Not
+            differentiable.
 
     Returns:
         ``out``, or a new contiguous tensor.
@@ -218,7 +235,7 @@ class gelu_mul(Gated):
 
     @staticmethod
     def reference(gate, up=None, approximate="none"):
-        gate, up = gate_and_up(gate, up)
+        gate, up = promoted(*gate_and_up(gate, up))
         activation = F.gelu(widen(gate), approximate=approximate)
         return (activation * widen(up)).to(gate.dtype)
 
@@ -234,9 +251,8 @@ class gelu_mul(Gated):
 
     @staticmethod
     def backward(ctx, grad):
-        tensors, wants = ctx.saved_tensors, wanted(ctx, 2)
-        call = _gelu_mul_backward.call
-        return *call(grad, *tensors, ctx.approximate, *wants), None
+        approximate = ctx.approximate
+        return *call_backward(_gelu_mul_backward, ctx, grad, approximate), None
 
 
 class _gelu_mul_backward(Operator):

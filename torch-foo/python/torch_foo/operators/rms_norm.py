@@ -21,11 +21,17 @@ from torch_foo.operators.elementwise import add, mul
 
 
 def norm_fake(x, weight, *_):
-    expect_same_dtype(x, weight)
+    expect_same_dtype(x)
     expect_rows(x)
     if weight is not None:
+        expect_same_dtype(weight)
         expect_shape(weight, x.shape[-1])
     return x.new_empty(x.shape)
+
+
+def weight_dtype(x, weight):
+    """Return the dtype of the gradient of weight."""
+    return (x if weight is None else weight).dtype
 
 
 def gradients_fake(grad, x, weight, wants_x, wants_weight):
@@ -34,7 +40,9 @@ def gradients_fake(grad, x, weight, wants_x, wants_weight):
     expect_shape(grad, *x.shape)
     return (
         x.new_empty(x.shape) if wants_x else None,
-        x.new_empty(x.shape[-1:]) if wants_weight else None,
+        x.new_empty(x.shape[-1:], dtype=weight_dtype(x, weight))
+        if wants_weight
+        else None,
     )
 
 
@@ -54,7 +62,12 @@ def norm_samples(tensors):
     yield sample("no-rows", (0, 5))
     yield sample("strided", (3, 5), layout=every_other)
     yield sample("transposed", (3, 4), layout=transposed)
+    yield sample("other-weight", (3, 5), other=tensors)
+    yield sample(
+        "other-weight-strided", (4, 6), layout=every_other, other=tensors
+    )
     yield sample("large", (67, 4099))
+    yield sample("large-other-weight", (65, 4099), other=tensors)
     yield sample("tall", (2049, 131))
 
 
@@ -85,14 +98,15 @@ class rms_norm(Operator):
 
     Args:
         x: (..., n), float32, float64, float16 or bfloat16, any strides.
-        weight: (n,), of x's dtype and device; None means ones.
+        weight: (n,), of x's device, float32, float64, float16 or bfloat16,
+            whatever x is; None means ones.
         eps: added to the mean square of a row.
         out: where to put the result: a tensor of x's shape, dtype and device.
             It may be x; another overlap with x or weight is an error. Not
             differentiable.
 
     Returns:
-        ``out``, or a new contiguous tensor.
+        ``out``, or a new contiguous tensor, of x's dtype.
 
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019;
     ``torch.nn.functional.rms_norm`` over the last dimension.
@@ -103,7 +117,6 @@ class rms_norm(Operator):
 
     schema = "rms_norm(Tensor x, Tensor? weight=None, float eps=1e-6) -> Tensor"
     variants = ("out",)
-    autocast = "promote"
     fake = staticmethod(norm_fake)
     peers = {
         "eager": eager_rms_norm,
@@ -170,7 +183,8 @@ class _rms_norm_backward(Operator):
         normed = wide * r
         grad_x = grad_weight = None
         if wants_weight:
-            grad_weight = (g * normed).sum_to_size(x.shape[-1:]).to(x.dtype)
+            grad_weight = (g * normed).sum_to_size(x.shape[-1:])
+            grad_weight = grad_weight.to(weight_dtype(x, weight))
         if wants_x:
             if weight is not None:
                 g = g * widen(weight)
@@ -193,6 +207,9 @@ class _rms_norm_backward(Operator):
             name = f"wants-{wants[0]:d}{wants[1]:d}"
             yield Sample(name, (3, 5), (3, 5), (5,), 1e-6, *wants)
             yield Sample(f"{name}-plain", (3, 5), (3, 5), None, 1e-6, *wants)
+            yield Sample(
+                f"{name}-other", (3, 5), (3, 5), (5,), 1e-6, *wants, other=2
+            )
 
 
 class add_rms_norm(Operator):
@@ -202,8 +219,11 @@ class add_rms_norm(Operator):
 
     Args:
         x: (..., n), float32, float64, float16 or bfloat16, any strides.
-        residual: of x's shape, dtype and device.
-        weight: (n,), of x's dtype and device; None means ones.
+        residual: of x's shape and device. Its dtype and x's are promoted as
+            torch's are; where they differ, a copy of the narrower tensor is
+            made.
+        weight: (n,), of x's device, float32, float64, float16 or bfloat16,
+            whatever x is; None means ones.
         eps: added to the mean square of a row.
 
     Returns:
@@ -224,7 +244,6 @@ class add_rms_norm(Operator):
         "float eps=1e-6) -> (Tensor y, Tensor residual_out)"
     )
     inplace = {"y": "x", "residual_out": "residual"}
-    autocast = "promote"
     peers = {
         "eager": eager_add_rms_norm,
         "built-in": built_in_add_rms_norm,
@@ -238,13 +257,16 @@ class add_rms_norm(Operator):
 
     @staticmethod
     def fake(x, residual, weight, eps):
-        expect_same_dtype(x, residual)
+        norm_fake(x, weight)
+        expect_same_dtype(residual)
         expect_shape(residual, *x.shape)
-        return norm_fake(x, weight), x.new_empty(x.shape)
+        dtype = torch.promote_types(x.dtype, residual.dtype)
+        return tuple(x.new_empty(x.shape, dtype=dtype) for _ in range(2))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, _, weight, ctx.eps = inputs
+        x, residual, weight, ctx.eps = inputs
+        ctx.dtypes = x.dtype, residual.dtype
         _, residual_out = output
         ctx.save_for_backward(residual_out, weight)
 
@@ -261,9 +283,10 @@ class add_rms_norm(Operator):
             wants_x or wants_residual,
             wants_weight,
         )
+        x_dtype, residual_dtype = ctx.dtypes
         return (
-            grad_sum if wants_x else None,
-            grad_sum if wants_residual else None,
+            grad_sum.to(x_dtype) if wants_x else None,
+            grad_sum.to(residual_dtype) if wants_residual else None,
             grad_weight,
             None,
         )
@@ -317,10 +340,10 @@ class _add_rms_norm_backward(Operator):
         )
         if grad_x is not None and grad_residual is not None:
             grad_x = grad_x + widen(grad_residual)
-        dtype = residual_out.dtype
-        return (
-            None if grad_x is None else grad_x.to(dtype),
-            None if grad_weight is None else grad_weight.to(dtype),
+        dtypes = residual_out.dtype, weight_dtype(residual_out, weight)
+        return tuple(
+            None if grad is None else grad.to(dtype)
+            for grad, dtype in zip((grad_x, grad_weight), dtypes, strict=True)
         )
 
     @staticmethod
@@ -336,5 +359,8 @@ class _add_rms_norm_backward(Operator):
     def samples():
         for sample in _rms_norm_backward.samples():
             grad, *rest = sample.arguments
-            yield Sample(sample.name, grad, grad, *rest)
-            yield Sample(f"{sample.name}-norm-only", grad, None, *rest)
+            name, other = sample.name, sample.other
+            if other is not None:
+                other += 1
+            yield Sample(name, grad, grad, *rest, other=other)
+            yield Sample(f"{name}-norm-only", grad, None, *rest, other=other)

@@ -23,9 +23,8 @@ HEAD_DIM = 128  # of the benchmark
 
 
 def rope_fake(x, cos, sin, positions, *_):
-    expect_same_dtype(x)
-    expect_same_dtype(cos, sin)
-    expect_dtype(cos, x.dtype, torch.float32)
+    for tensor in (x, cos, sin):
+        expect_same_dtype(tensor)
     expect(x.dim() == 4, "{} of shape (batch, seq, heads, head_dim)", x)
     expect(cos.dim() == 2, "{} of shape (max_position, rotary_dim / 2)", cos)
     batch, seq, _, head_dim = x.shape
@@ -92,9 +91,10 @@ class rope(Operator):
     Args:
         x: (batch, seq, heads, head_dim), float32, float64, float16 or bfloat16,
             any strides.
-        cos: (max_position, rotary_dim / 2), the cosines of the angles, of x's
-            dtype or float32. rotary_dim may be less than head_dim; the rest of
-            a head is copied. Its gradient is not computed.
+        cos: (max_position, rotary_dim / 2), the cosines of the angles. A dtype
+            other than x's or float32 is converted to float32, or to float64 if
+            x is float64. rotary_dim may be less than head_dim; the rest of a
+            head is copied. Its gradient is not computed.
         sin: the sines, like cos.
         positions: int64, (seq,) or (batch, seq), rows of cos and sin; None
             means 0, 1, ..., seq - 1. On CUDA, a position that is out of range
@@ -106,7 +106,7 @@ class rope(Operator):
             differentiable.
 
     Returns:
-        ``out``, or a new contiguous tensor.
+        ``out``, or a new contiguous tensor, of x's dtype.
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position
     Embedding", 2021; halves as in GPT-NeoX and Llama, interleaved as in GPT-J.
@@ -193,6 +193,8 @@ class rope(Operator):
                 *tables(3, 2, torch.float32),
                 None,
             )
+            cos, sin = tables(3, 2, torch.bfloat16)[0], tables(3, 2)[1]
+            yield sample("bfloat16-cos", (1, 3, 2, 4), cos, sin, None)
             yield sample("one-token", (1, 1, 2, 8), *tables(9, 4), integers(8))
             yield sample("empty", (2, 0, 1, 4), *tables(3, 2))
             yield sample(
