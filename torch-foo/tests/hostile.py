@@ -591,9 +591,9 @@ def expect(call: Call) -> Expected:
     try:
         empty = call.fake()
     except (*ERRORS, AttributeError) as error:
-        # Of a result that may not be wanted.
-        overflows = "overflowed" in str(error)
-        return Expected(None if overflows else False, f"the fake: {error}")
+        # A number that torch converts, or a result that is not wanted.
+        may = None in fit or "overflowed" in str(error)
+        return Expected(None if may else False, f"the fake: {error}")
     expected = Expected(None if None in fit else True, "", empty)
     if call.context in NO_DATA or tensors[0].is_meta:
         expected.returns = None if call.written else expected.returns
