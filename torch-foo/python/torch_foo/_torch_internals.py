@@ -106,3 +106,19 @@ def recording_outer_levels() -> Iterator[None]:
 
 #: The keys below autograd, for a kernel that calls what comes after it.
 after_autograd = torch._C._after_autograd_keyset
+
+
+def cache_sharding_by_all_arguments(overload: OpOverload) -> None:
+    """Let DTensor ask a sharding rule again when any argument differs.
+
+    register_sharding lets it look at tensors and int only, while reductions are
+    strings, and which gradients are wanted is bool.
+    """
+    from torch.distributed.tensor import DTensor  # not before it is used
+
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    info = propagator.op_to_schema_info[overload]
+    info.static_argnum = 0
+    info.static_kwargkey = [
+        a.name for a in arguments(overload) if a.kwarg_only
+    ] or None

@@ -99,6 +99,12 @@ class cross_entropy(Operator):
         return loss, logits.new_empty(target.shape, dtype=torch.float64)
 
     @staticmethod
+    def dims(logits, target, ignore_index, reduction, *_):
+        rows = {"none": "...N, ... -> ..., ...", "sum": "...N, ... -> , ..."}
+        # A mean needs to know how many targets of all ranks are not ignored.
+        return rows.get(reduction, "")
+
+    @staticmethod
     def setup_context(ctx, inputs, output):
         logits, target, *ctx.options = inputs
         _, lse = output
@@ -212,6 +218,11 @@ class _cross_entropy_backward(Operator):
         expect_shape(grad, *loss.shape)
         expect_shape(lse, *target.shape)
         return logits.new_empty(logits.shape)
+
+    @staticmethod
+    def dims(grad, logits, target, lse, ignore_index, reduction, *_):
+        rows = "...N, ..., ... -> ...N"
+        return {"none": f"..., {rows}", "sum": f", {rows}"}.get(reduction, "")
 
     @staticmethod
     def samples():

@@ -21,6 +21,7 @@ class Elementwise(Operator, family=True):
     variants = ("out",)
     tags = ("pointwise",)
     autocast = "promote"
+    dims = "..., ... -> ..."
     #: The arguments after the tensors, in samples.
     scalars: ClassVar[tuple[float, ...]] = ()
 
@@ -103,6 +104,7 @@ class add(Elementwise):
     """
 
     schema = "add(Tensor a, Tensor b) -> Tensor"
+    linear_in = ("a b",)
     peers = {"eager": torch.add, "built-in out": torch.add}
 
     @staticmethod
@@ -144,6 +146,7 @@ class mul(Elementwise):
     """
 
     schema = "mul(Tensor a, Tensor b) -> Tensor"
+    linear_in = ("a", "b")
     peers = {"eager": torch.mul, "built-in out": torch.mul}
     setup_context = staticmethod(save_factors)
     backward = staticmethod(product_gradients)

@@ -59,6 +59,10 @@ class Gated(Operator, family=True):
     autocast = "promote"
 
     @staticmethod
+    def dims(gate, up, *_):
+        return "...N, -> ...N" if up is None else "..., ... -> ..."
+
+    @staticmethod
     def fake(gate, up, *_):
         expect_same_dtype(gate, up)
         if up is not None:
@@ -101,6 +105,11 @@ class Gated(Operator, family=True):
     @staticmethod
     def benchmark(rows, columns):
         return Sample("matrices", (rows, columns), (rows, columns))
+
+
+def backward_dims(grad, gate, up, *_):
+    packed = "...N, ...N, -> ...N,"
+    return packed if up is None else "..., ..., ... -> ..., ..."
 
 
 def backward_samples(*others):
@@ -163,6 +172,7 @@ class _silu_mul_backward(Operator):
         "bool wants_gate, bool wants_up) -> (Tensor grad_gate, Tensor grad_up)"
     )
     tags = ("pointwise",)
+    dims = staticmethod(backward_dims)
     fake = staticmethod(gradients_fake)
     vmap = staticmethod(one_by_one)
     samples = staticmethod(backward_samples)
@@ -242,6 +252,7 @@ class _gelu_mul_backward(Operator):
         "-> (Tensor grad_gate, Tensor grad_up)"
     )
     tags = ("pointwise",)
+    dims = staticmethod(backward_dims)
     vmap = staticmethod(one_by_one)
 
     @staticmethod

@@ -104,6 +104,7 @@ class rms_norm(Operator):
     schema = "rms_norm(Tensor x, Tensor? weight=None, float eps=1e-6) -> Tensor"
     variants = ("out",)
     autocast = "promote"
+    dims = "...N, N -> ...N"
     fake = staticmethod(norm_fake)
     peers = {
         "eager": eager_rms_norm,
@@ -161,6 +162,7 @@ class _rms_norm_backward(Operator):
         "bool wants_x, bool wants_weight) "
         "-> (Tensor grad_x, Tensor grad_weight)"
     )
+    dims = "...N, ...N, N -> ...N, N"
     vmap = staticmethod(one_by_one)
 
     @staticmethod
@@ -225,6 +227,7 @@ class add_rms_norm(Operator):
     )
     inplace = {"y": "x", "residual_out": "residual"}
     autocast = "promote"
+    dims = "...N, ...N, N -> ...N, ...N"
     peers = {
         "eager": eager_add_rms_norm,
         "built-in": built_in_add_rms_norm,
@@ -247,20 +250,25 @@ class add_rms_norm(Operator):
         _, _, weight, ctx.eps = inputs
         _, residual_out = output
         ctx.save_for_backward(residual_out, weight)
+        # Zeros would be work, and no DTensor where all else is.
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_y, grad_residual_out):
         wants_x, wants_residual, wants_weight = wanted(ctx, 3)
         residual_out, weight = ctx.saved_tensors
-        grad_sum, grad_weight = _add_rms_norm_backward.call(
-            grad_y,
-            grad_residual_out,
-            residual_out,
-            weight,
-            ctx.eps,
-            wants_x or wants_residual,
-            wants_weight,
-        )
+        if grad_y is None:
+            grad_sum, grad_weight = grad_residual_out, None
+        else:
+            grad_sum, grad_weight = _add_rms_norm_backward.call(
+                grad_y,
+                grad_residual_out,
+                residual_out,
+                weight,
+                ctx.eps,
+                wants_x or wants_residual,
+                wants_weight,
+            )
         return (
             grad_sum if wants_x else None,
             grad_sum if wants_residual else None,
@@ -301,6 +309,7 @@ class _add_rms_norm_backward(Operator):
         "Tensor residual_out, Tensor? weight, float eps, bool wants_x, "
         "bool wants_weight) -> (Tensor grad_x, Tensor grad_weight)"
     )
+    dims = "...N, ...N, ...N, N -> ...N, N"
     vmap = staticmethod(one_by_one)
 
     @staticmethod

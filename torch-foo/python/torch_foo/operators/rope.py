@@ -37,6 +37,15 @@ def rope_fake(x, cos, sin, positions, *_):
     return x.new_empty(x.shape)
 
 
+def rope_dims(x, cos, sin, positions, *_):
+    if positions is not None:
+        rows = "bs" if len(positions.shape) == 2 else "s"
+        return f"bshD, RP, RP, {rows} -> bshD"
+    if x.shape[1] == cos.shape[0]:
+        return "bshD, sP, sP, -> bshD"
+    return "bShD, RP, RP, -> bShD"  # every rank would begin at position 0
+
+
 def rope_vmap(op, info, in_dims, x, cos, sin, positions, interleaved):
     """Enlarge the batch, unless there are tables for each example."""
     dx, dcos, dsin, dpositions, _ = in_dims
@@ -117,6 +126,8 @@ class rope(Operator):
     )
     variants = ("out",)
     inplace = {"result": "x"}
+    dims = staticmethod(rope_dims)
+    linear_in = ("x",)
     fake = staticmethod(rope_fake)
     vmap = staticmethod(rope_vmap)
     peers = {"eager": eager_rope}
@@ -213,6 +224,7 @@ class _rope_backward(Operator):
         "_rope_backward(Tensor grad, Tensor cos, Tensor sin, "
         "Tensor? positions, bool interleaved) -> Tensor"
     )
+    dims = staticmethod(rope_dims)
     fake = staticmethod(rope_fake)
     vmap = staticmethod(rope_vmap)
 
