@@ -22,7 +22,11 @@ from torch_foo._registration import (
     call_by_position,
     check_out,
 )
-from torch_foo._torch_internals import OpOverload, arguments
+from torch_foo._torch_internals import (
+    OpOverload,
+    arguments,
+    returned_names,
+)
 from torch_foo.operators import OPERATORS, Operator
 
 #: Placements of the results, and of the tensors among the arguments.
@@ -64,7 +68,7 @@ def _shardings(
 
     Of the tensors in `given`, which has all arguments, only shapes matter.
     """
-    returns = len(overload._schema.returns)
+    returns = len(returned_names(overload))
     names = [a.name for a in arguments(overload) if "Tensor" in str(a.type)]
     shapes = {
         a.name: value.shape
@@ -147,7 +151,7 @@ def _register_writing(
     """
     full = getattr(torch.ops.torch_foo, operator.__name__).default
     call = call_by_position(full)
-    returned = [r.name or "result" for r in full._schema.returns]
+    returned = returned_names(full)
     names = [a.name for a in arguments(overload)]
 
     def write(cls: Any, func: Any, types: Any, args: Any, kwargs: Any) -> None:

@@ -253,17 +253,6 @@ def expect_same_dtype(*tensors: Tensor | None) -> None:
     expect(len(dtypes) == 1, dtypes.issubset(DTYPES))
 
 
-# --- for backward -------------------------------------------------------------
-
-
-def wanted(ctx: Any, count: int) -> tuple[bool, ...]:
-    """Return which of the first arguments need a gradient.
-
-    torch.library omits arguments that equal their defaults.
-    """
-    return (*ctx.needs_input_grad, *[False] * count)[:count]
-
-
 # --- for vmap -----------------------------------------------------------------
 
 

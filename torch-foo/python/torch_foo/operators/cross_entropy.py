@@ -15,7 +15,6 @@ from torch_foo.operators.base import (
     one_by_one,
     shuffled,
     transposed,
-    wanted,
     widen,
 )
 
@@ -113,7 +112,7 @@ class cross_entropy(Operator):
 
     @staticmethod
     def backward(ctx, grad, grad_lse):
-        (wants_logits,) = wanted(ctx, 1)
+        (wants_logits,) = ctx.needs_input_grad[:1]
         if not wants_logits:
             return None, None, None, None, None
         grad_logits = _cross_entropy_backward.call(

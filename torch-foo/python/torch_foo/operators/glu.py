@@ -16,7 +16,6 @@ from torch_foo.operators.base import (
     expect_shape,
     one_by_one,
     transposed,
-    wanted,
     widen,
 )
 
@@ -160,7 +159,7 @@ class silu_mul(Gated):
     @staticmethod
     def backward(ctx, grad):
         return _silu_mul_backward.call(
-            grad, *ctx.saved_tensors, *wanted(ctx, 2)
+            grad, *ctx.saved_tensors, *ctx.needs_input_grad[:2]
         )
 
 
@@ -238,7 +237,7 @@ class gelu_mul(Gated):
 
     @staticmethod
     def backward(ctx, grad):
-        tensors, wants = ctx.saved_tensors, wanted(ctx, 2)
+        tensors, wants = ctx.saved_tensors, ctx.needs_input_grad[:2]
         call = _gelu_mul_backward.call
         return *call(grad, *tensors, ctx.approximate, *wants), None
 

@@ -14,7 +14,6 @@ from torch_foo.operators.base import (
     expect_shape,
     one_by_one,
     transposed,
-    wanted,
     widen,
 )
 
@@ -80,7 +79,7 @@ class linear(Operator):
     @staticmethod
     def backward(ctx, grad):
         """Multiply by torch: nothing is faster for the rows of a training."""
-        wants_x, wants_weight, wants_bias = wanted(ctx, 3)
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         x, weight = ctx.saved_tensors
         n, k = weight.shape
         rows = math.prod(x.shape[:-1])

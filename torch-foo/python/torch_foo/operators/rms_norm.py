@@ -14,7 +14,6 @@ from torch_foo.operators.base import (
     expect_shape,
     one_by_one,
     transposed,
-    wanted,
     widen,
 )
 from torch_foo.operators.elementwise import add, mul
@@ -127,7 +126,7 @@ class rms_norm(Operator):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        wants = wanted(ctx, 2)
+        wants = ctx.needs_input_grad[:2]
         return *_rms_norm_backward.call(grad, x, weight, ctx.eps, *wants), None
 
     @staticmethod
@@ -255,7 +254,7 @@ class add_rms_norm(Operator):
 
     @staticmethod
     def backward(ctx, grad_y, grad_residual_out):
-        wants_x, wants_residual, wants_weight = wanted(ctx, 3)
+        wants_x, wants_residual, wants_weight = ctx.needs_input_grad[:3]
         residual_out, weight = ctx.saved_tensors
         if grad_y is None:
             grad_sum, grad_weight = grad_residual_out, None

@@ -13,7 +13,6 @@ from torch_foo.operators.base import (
     integers,
     shuffled,
     transposed,
-    wanted,
     widen,
 )
 
@@ -160,7 +159,7 @@ class rope(Operator):
 
     @staticmethod
     def backward(ctx, grad):
-        (wants_x,) = wanted(ctx, 1)
+        (wants_x,) = ctx.needs_input_grad[:1]
         if not wants_x:
             return None, None, None, None, None
         grad_x = _rope_backward.call(grad, *ctx.saved_tensors, ctx.interleaved)
