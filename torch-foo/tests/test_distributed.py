@@ -347,6 +347,35 @@ def nothing_is_sent():
         assert sent.get_total_counts() == 0, (name, sent.get_comm_counts())
 
 
+def rules_look_at_all_arguments():
+    """DTensor remembers what a rule said, unless an argument differs."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    on = mesh()
+    x, target = torch.randn(4, 8), torch.arange(4)
+    given = shared((x, target), (Shard(0), Shard(0)), on)
+    for reduction in ("sum", "none", "mean", "sum"):
+        got = torch_foo.cross_entropy(*given, reduction=reduction)
+        want = torch_foo.cross_entropy(x, target, reduction=reduction)
+        assert got.shape == want.shape
+        assert_close(got.full_tensor(), want)
+    row = torch.randn(8)
+    operator = torch.ops.torch_foo._add_rms_norm_backward.default
+    for other, weight, *wants in [
+        (row, None, False, False),
+        (row, None, True, True),
+        (None, row, True, True),
+        (None, row, False, True),
+        (row, None, True, False),
+    ]:
+        args = row, other, row, weight, 1e-6, *wants
+        whole_row = [Replicate()] * 3
+        assert_close(
+            whole(operator(*shared(args, whole_row, on))),
+            whole(operator(*args)),
+        )
+
+
 def meshes_of_two_dimensions():
     from torch.distributed.tensor import Partial, Replicate, Shard
 
@@ -460,6 +489,7 @@ CASES = [
     refusals,
     gradients,
     nothing_is_sent,
+    rules_look_at_all_arguments,
     meshes_of_two_dimensions,
     compiled,
     sequence_parallel,
