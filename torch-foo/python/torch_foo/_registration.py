@@ -260,11 +260,11 @@ def _autograd_of(
         keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
     ) -> Any:
         below = keyset & internals.after_autograd
-        given = all_arguments(full, args, kwargs)
         if (
             torch.is_grad_enabled()
-            and any(isinstance(a, Tensor) and a.requires_grad for a in given)
+            and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         ) or internals.forward_ad_state._current_level >= 0:  # refused
+            given = all_arguments(full, args, kwargs)
             with internals.single_level_function():
                 return apply(*given, below)
         return full.redispatch(below, *args, **kwargs)
