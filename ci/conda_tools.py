@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rattler
-import rattler.shell
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The channel with this repository's own packages.
@@ -163,18 +162,20 @@ def environment_variables(
         subprocess.CalledProcessError: An activation script failed.
     """
     start = dict(os.environ) if start is None else start
-    activation = rattler.shell.activate(
-        prefix.resolve(),
-        rattler.shell.ActivationVariables(
-            None,
-            start["PATH"].split(os.pathsep),
-            rattler.shell.PathModificationBehavior.Prepend,
-        ),
-        rattler.shell.Shell.bash,
-    )
+    prefix = prefix.resolve()
+    scripts = sorted(prefix.glob("etc/conda/activate.d/*.sh"))
+    folders = [f"{prefix}/bin", start.get("PATH", os.defpath)]
+    activated = {
+        **start,
+        "CONDA_PREFIX": str(prefix),
+        "CONDA_SHLVL": "1",
+        "PATH": os.pathsep.join(folders),
+    }
+    # rattler's own script would leave the names of folders to the shell.
+    source = 'for script; do . "$script"; done; exec env -0'
     output = subprocess.run(
-        ["bash", "-c", f"{activation.script}\nexec env -0"],
-        env=start,
+        ["bash", "-c", source, "bash", *scripts],
+        env=activated,
         check=True,
         stdout=subprocess.PIPE,
     ).stdout.decode(errors="surrogateescape")

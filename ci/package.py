@@ -8,7 +8,6 @@ only if everything succeeds. The full logs are in build/rattler-build/.
 from __future__ import annotations
 
 import argparse
-import filecmp
 import hashlib
 import json
 import os
@@ -157,17 +156,23 @@ def recorded(record: Path) -> Path | None:
         content = json.loads(record.read_text())
         if sha256(path := Path(content["path"])) == content["sha256"]:
             return path
-    except (OSError, ValueError, KeyError):
+    except (OSError, LookupError, TypeError, ValueError):
         pass
     return None
 
 
-def sha256(*files: Path) -> str:
-    """Return the hash of files and of their names."""
-    total = hashlib.sha256()
-    for file in files:
-        total.update(f"{file}\0".encode() + file.read_bytes())
-    return total.hexdigest()
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def listed(channel: Path) -> dict[str, str]:
+    """Return the hashes that a channel's repodata has, if it is not damaged."""
+    try:
+        text = (channel / PLATFORM / "repodata.json").read_text()
+        packages = json.loads(text)["packages.conda"]
+        return {name: packages[name]["sha256"] for name in packages}
+    except (OSError, LookupError, TypeError, ValueError):
+        return {}
 
 
 def made_from() -> str:
@@ -181,7 +186,8 @@ def made_from() -> str:
     if channel.startswith("file://"):  # made on this machine
         folder = Path(channel.removeprefix("file://"))
         files.append(folder / PLATFORM / "repodata.json")
-    return sha256(*(file for file in files if file.is_file()))
+    named = {str(file): sha256(file) for file in files if file.is_file()}
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 def build_variant(
@@ -240,19 +246,19 @@ def ensure(
     for old in OUTPUT.glob(f"{PLATFORM}/*.conda"):
         if old not in built:
             old.unlink()
-    names = [package.name for package in built]
-    folder = DIST / PLATFORM
-    listed = sorted(path.name for path in folder.glob("*.conda"))
-    equal, *_ = filecmp.cmpfiles(
-        OUTPUT / PLATFORM, folder, names, shallow=False
-    )
-    complete = (folder / "repodata.json").exists()
-    if not (complete and sorted(names) == sorted(equal) == listed):
-        shutil.rmtree(DIST, ignore_errors=True)
-        folder.mkdir(parents=True)
+    expected = {package.name: sha256(package) for package in built}
+    present = {
+        file.name: sha256(file) for file in DIST.glob(f"{PLATFORM}/*.conda")
+    }
+    if not expected == present == listed(DIST):
+        new = DIST.with_name(f"{DIST.name}.new")
+        for folder in (new, DIST):
+            shutil.rmtree(folder, ignore_errors=True)
+        (new / PLATFORM).mkdir(parents=True)
         for package in built:
-            shutil.copy2(package, folder)
-        index(DIST)
+            shutil.copy2(package, new / PLATFORM)
+        index(new)
+        new.rename(DIST)
     print(f"{DIST.relative_to(ROOT)}: a channel with {len(built)} packages")
     return DIST
 

@@ -7,10 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from standin.files import cache_root, check_space, digest, locked, run
+from standin.downloads import LOCK as LOCKS
+from standin.downloads import pip
+from standin.files import (
+    cache_root,
+    check_space,
+    digest,
+    intact,
+    locked,
+    record,
+    run,
+)
 from standin.progress import START, StandinError, say, step
 
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+LOCK = LOCKS / "own.txt"
 SPACE_NEEDED = 400_000_000  # twice what it takes
 
 
@@ -23,21 +33,20 @@ def own_environment() -> Path:
         )
     if given := os.environ.get("CI_PIXI_TOOLS"):  # inside a task
         return Path(given)
-    key = digest(REQUIREMENTS, sys.version, sys.base_prefix, str(cache_root()))
+    key = digest(LOCK, sys.version, sys.base_prefix)
     folder = cache_root() / "tools" / key
-    done = folder / "complete"
-    if done.exists():
+    if intact(folder):
         return folder
     with locked(cache_root() / "tools.lock"):
-        if not done.exists():
+        if not intact(folder):
             shutil.rmtree(folder, ignore_errors=True)
             check_space(SPACE_NEEDED)
-            pip = [folder / "bin/python", "-m", "pip", "install"]
-            pip += ["--only-binary", ":all:", "-r", REQUIREMENTS]
+            words = [folder / "bin/python", "-m", "pip", "install"]
+            words += ["--only-binary", ":all:", "--no-deps", "--require-hashes"]
             with step("making ci/pixi's own environment"):
                 run([sys.executable, "-m", "venv", folder], "python3 -m venv")
-                run(pip, f"installing {REQUIREMENTS.name}")
-            done.touch()
+                pip([*words, "-r", LOCK])
+            record(folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from standin.files import (
     cache_root,
     check_space,
     digest,
+    intact,
     locked,
     written_whole,
 )
@@ -54,13 +56,15 @@ def prepared(manifest: Manifest, environment: Environment) -> Path:
     compiler = compilers.find()
     wanted = requested(manifest, environment)
     machine = (compiler, sys.version, sys.base_prefix, str(cache_root()))
-    key = digest(code(), content(), wanted, machine)
+    locks = downloads.lock_files()
+    key = digest(code(), content(), wanted, machine, *locks)
     folder = cache_root() / "channels" / key
-    if given and not folder.is_dir():
-        return Path(given)
-    if not folder.is_dir():
+    parts = (folder, folder / "wheels", folder / "sources")
+    if not all(map(intact, parts)):
+        if given:
+            return Path(given)
         with locked(cache_root() / "channel.lock"):
-            if not folder.is_dir():
+            if not all(map(intact, parts)):
                 make(folder, environment.name, wanted, compiler)
     for used in (folder, folder / "wheels"):
         with contextlib.suppress(OSError):  # the cache may be read-only
@@ -80,13 +84,14 @@ def requested(
     return sorted(wanted)
 
 
-def requirements(
-    wanted: Iterable[tuple[str, str]], made: set[str]
-) -> Iterator[str]:
+def requirements(wanted: Iterable[tuple[str, str]]) -> Iterator[str]:
     """What pip has to find for dependencies that are made of wheels."""
     about = content()
+    local = python.packages() + compilers.packages(compilers.find())
+    made = {"gtest", "libhwy", *about["debian"], *about["unavailable"]}
+    made.update(package.name for package in local)
     for name, version in wanted:
-        if name in made or name in about["unavailable"]:
+        if name in made:
             continue
         version = f"=={version}" if version[0].isdigit() else version
         constraint = "" if version == "*" else version
@@ -122,8 +127,7 @@ def make(
     store.mkdir(exist_ok=True)
     names = {name for name, _ in wanted} | {"ccache"}
     local = python.packages() + compilers.packages(compiler)
-    made = {p.name for p in local} | {"gtest", "libhwy", *about["debian"]}
-    lines = sorted(set(requirements(wanted, made)))
+    lines = sorted(set(requirements(wanted)))
     workers = ThreadPoolExecutor(3)
     with step(f"making the stand-in channel of the environment {name!r}"):
         try:
@@ -186,10 +190,13 @@ def of_wheels(folder: Path) -> list[Package]:
 
 def prune(cache: Path) -> None:
     """Delete what a killed run left, and what was not used for long."""
-    for left in cache.glob(f"*/{WRITING}*"):
-        shutil.rmtree(left, ignore_errors=True)
     oldest = time.time() - KEPT_FOR
-    for kind in ("channels", "wheelhouse", "packages"):
-        for path in cache.glob(f"{kind}/*"):
-            if path.stat().st_mtime < oldest:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    unused = [
+        path
+        for kind in ("channels", "wheelhouse", "packages")
+        for path in cache.glob(f"{kind}/*")
+        if path.stat().st_mtime < oldest
+    ]
+    left = cache.glob(f"{WRITING}*"), cache.glob(f"*/{WRITING}*")
+    for path in itertools.chain(unused, *left):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

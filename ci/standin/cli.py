@@ -31,6 +31,7 @@ COMMANDS = {
     "install": "make an environment, or bring it up to date",
     "shell-hook": 'activate: eval "$(ci/pixi shell-hook)"',
     "task": "`task list`: every task, its environment and description",
+    "lock": "choose new versions and hashes of what comes from PyPI",
     "clean": "delete all environments; `clean cache`: the shared cache",
 }
 
@@ -49,7 +50,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     made = {}
     for name, text in COMMANDS.items():
         made[name] = commands.add_parser(name, help=text, description=text)
-        if name != "clean":
+        if name not in ("lock", "clean"):
             made[name].add_argument("-e", "--environment", metavar="ENV")
     made["clean"].add_argument("what", nargs="?", choices=["cache"])
     made["task"].add_argument("action", choices=["list"])
@@ -61,7 +62,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def dispatch(args: argparse.Namespace) -> None:
     """Do what the words say, in the environment that bootstrap.py made."""
-    from standin import environments, manifest, tasks
+    from standin import environments, lock, manifest, tasks
 
     workspace = manifest.Manifest(manifest.nearest_file(Path.cwd()))
     if args.command == "clean":
@@ -70,6 +71,8 @@ def dispatch(args: argparse.Namespace) -> None:
             shutil.rmtree(place)
         say(f"deleted {place}")
         return
+    if args.command == "lock":
+        return lock.renew(manifest.Manifest(manifest.OWN))
     chosen = args.environment
     if chosen is not None:
         workspace.environment(chosen)

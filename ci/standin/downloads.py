@@ -1,36 +1,54 @@
 """Download what the channel is made from: wheels, sources, .deb files.
 
-pip compares a wheel with the hash that the index gives, apt a .deb file with
-the signed lists of Debian; the hash of the sources is in channel.toml.
+pip checks a wheel against its hash in lock/, apt a .deb file against the lists
+that Debian signs; the hash of the sources is in channel.toml.
 """
 
 import functools
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import tarfile
 import tempfile
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from standin.files import (
     WRITING,
     cache_root,
+    check_size,
     digest,
     file_digest,
+    inside,
+    intact,
     run,
     written_whole,
 )
 from standin.progress import StandinError, megabytes, say, step
 
 PIP = (sys.executable, "-m", "pip")
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+LOCK = Path(__file__).with_name("lock")
+TORCH_AT = "https://download.pytorch.org/whl/cpu"
+TORCH_INDEX = ("--extra-index-url", TORCH_AT, "--retries=1")
 NO_TORCH = """\
 pip finds no CPU build of PyTorch (torch{version}) for Python {python}, nor at
     {index}: set PIP_EXTRA_INDEX_URL to an index, or \
 PIP_FIND_LINKS to a folder, that has it"""
+# What pip says of files that are not in the lock, and this does in one line.
+UNLOCKED = {
+    r"^ +(\S+) from .*\n +Expected sha256 (\w+(?:\n +Expected +or \w+)*)"
+    r"\n +Got +(\w+)": "SHA-256 mismatch for {0}: expected {1}, got {2}",
+    r"pinned with ==.*\n +([\w.-]+).* from ": (
+        "{0} is not in ci/standin/lock: run `ci/pixi lock`"
+    ),
+    r"ERROR: Cannot install (\S+) because": (
+        "pixi.toml and ci/standin/lock disagree about {0}: run `ci/pixi lock`"
+    ),
+}
 NO_WHEEL = (
     "there is no wheel of {name} for this Python: is it misspelt in pixi.toml, "
     "or has PyPI another name for it (then see [pypi] in "
@@ -46,8 +64,9 @@ def wheelhouse(lines: list[str], alone: list[str]) -> Path:
         alone: wheels for the folder `alone` in it, without dependencies.
     """
     platform = sys.version_info[:2], sysconfig.get_platform()
-    target = cache_root() / "wheelhouse" / digest(lines, alone, platform)
-    if target.is_dir():
+    key = digest(lines, alone, platform, *lock_files())
+    target = cache_root() / "wheelhouse" / key
+    if intact(target):
         return target
     with (
         step(f"downloading {len(lines)} projects of PyPI and what they need"),
@@ -56,7 +75,7 @@ def wheelhouse(lines: list[str], alone: list[str]) -> Path:
         download_wheels(folder, lines)
         (folder / "alone").mkdir()
         if alone:
-            pip_download(folder / "alone", "--no-deps", *alone)
+            pip_download("alone", folder / "alone", "--no-deps", *alone)
         sizes = [p.stat().st_size for p in folder.rglob("*.whl")]
         say(f"  {len(sizes)} wheels, {megabytes(sum(sizes))}")
     return target
@@ -64,10 +83,9 @@ def wheelhouse(lines: list[str], alone: list[str]) -> Path:
 
 def download_wheels(folder: Path, lines: list[str]) -> None:
     """Download wheels; PyTorch's own index is asked if no other has torch."""
-    own_index = ("--extra-index-url", TORCH_INDEX, "--retries=1")
-    for more in ((), own_index):
+    for more in ((), TORCH_INDEX):
         try:
-            return pip_download(folder, *more, *lines)
+            return pip_download("channel", folder, *more, *lines)
         except StandinError as problem:
             pattern = r"No matching distribution found for ([^\s=<>!~]+)(\S*)"
             found = re.search(pattern, str(problem))
@@ -77,19 +95,39 @@ def download_wheels(folder: Path, lines: list[str]) -> None:
                 raise StandinError(NO_WHEEL.format(name=found[1])) from problem
     python = ".".join(map(str, sys.version_info[:2]))
     raise StandinError(
-        NO_TORCH.format(version=found[2], python=python, index=TORCH_INDEX)
+        NO_TORCH.format(version=found[2], python=python, index=TORCH_AT)
     )
 
 
-def pip_download(folder: Path, *words: str) -> None:
+def pip_download(lock: str, folder: Path, *words: str) -> None:
+    """Download wheels that are in a file of lock/; any other is an error."""
     options = ("--only-binary", ":all:", "--progress-bar", "off", "-d", folder)
-    run([*PIP, "download", *options, *words], "pip download")
+    options += ("--require-hashes", "-c", LOCK / f"{lock}.txt")
+    pip([*PIP, "download", *options, *words])
+
+
+def pip(command: Sequence[str | Path]) -> None:
+    """Run pip; a file that is not in the lock becomes one line."""
+    try:
+        run(command, f"pip {command[3]}")
+    except StandinError as problem:
+        for pattern, text in UNLOCKED.items():
+            if found := re.search(pattern, problem.output, re.M):
+                words = (
+                    re.sub(r"\n +Expected +", " ", x) for x in found.groups()
+                )
+                raise StandinError(text.format(*words)) from problem
+        raise
+
+
+def lock_files() -> list[Path]:
+    return sorted(LOCK.glob("*.txt"))
 
 
 def sources(about: dict[str, Any]) -> Path:
     """A folder with the source trees `highway` and `googletest`."""
     target = cache_root() / "sources" / digest(about)
-    if target.is_dir():
+    if intact(target):
         return target
     with (
         step("downloading the sources of Highway and GoogleTest"),
@@ -101,8 +139,12 @@ def sources(about: dict[str, Any]) -> Path:
         (folder / "usr/src/googletest").rename(folder / "googletest")
         sdist = download_sdist(folder, about)
         with tarfile.open(sdist) as archive:
+            check_size(sdist.name, (member.size for member in archive))
             for member in archive:
                 _, found, name = member.name.partition(about["inside"])
+                if not inside(member.name) or not inside(name or "."):
+                    text = f"refused: its file {member.name!r} would be outside"
+                    raise StandinError(f"{sdist.name}: {text}")
                 if found and member.isfile():
                     member.name = name
                     archive.extract(member, folder / "highway")
@@ -147,18 +189,27 @@ def debs(name: str) -> list[Path]:
     """
     store = cache_root() / "debs"
     store.mkdir(exist_ok=True)
-    patterns = {
-        f"{n}={version}": f"{n}_{version.replace(':', '%3a')}_*.deb"
-        for n, version in sorted(needed(name) - needed("g++"))
-    }
-    missing = [n for n, p in patterns.items() if not list(store.glob(p))]
-    if missing:
+    specs = sorted(f"{n}={v}" for n, v in needed(name) - needed("g++"))
+    shown = apt("download", "--print-uris", *specs)
+    files = re.findall(r"^'.*' (\S+) \d+ SHA256:(\w+)", shown, re.MULTILINE)
+
+    def missing() -> list[str]:
+        return [
+            spec
+            for spec, (file, expected) in zip(specs, files, strict=True)
+            if not (store / file).is_file()
+            or file_digest(store / file) != expected
+        ]
+
+    if wanted := missing():
         say(f"  Downloading Debian's package {name} and what it needs")
         with tempfile.TemporaryDirectory(prefix=WRITING, dir=store) as folder:
-            apt("download", *missing, cwd=Path(folder))
-            for file in Path(folder).glob("*.deb"):
-                file.replace(store / file.name)
-    return [next(store.glob(pattern)) for pattern in patterns.values()]
+            apt("download", *wanted, cwd=Path(folder))
+            for path in Path(folder).glob("*.deb"):
+                path.replace(store / path.name)
+    if wanted := missing():
+        raise StandinError(f"SHA-256 mismatch for Debian's {wanted[0]}")
+    return [store / file for file, _ in files]
 
 
 @functools.cache
@@ -178,13 +229,16 @@ def apt(*words: str, cwd: Path | None = None) -> str:
         f"-oDir::Cache={own}",
         "-oDir::State::status=/dev/null",
         "-oAPT::Update::Error-Mode=any",
+        "-oAcquire::AllowInsecureRepositories=false",
+        "-oAPT::Get::AllowUnauthenticated=false",
     ]
     for name in ("lists/partial", "archives/partial"):
         (own / name).mkdir(parents=True, exist_ok=True)
     if list(own.glob("lists/*Packages*")):
         try:
             return run([*command, *words], words[0], cwd)
-        except StandinError:  # the lists may be old
-            pass
+        except StandinError:  # the lists are old or damaged
+            shutil.rmtree(own / "lists")
+            (own / "lists/partial").mkdir(parents=True)
     run([*command, "update"], "apt-get update")
     return run([*command, *words], f"apt-get {words[0]}", cwd)

@@ -11,7 +11,7 @@ from pathlib import Path
 import conda_tools
 
 from standin import channel as channels
-from standin.files import cache_root, digest, locked
+from standin.files import cache_root, check_path, digest, locked, write
 from standin.manifest import Environment, Manifest
 from standin.progress import StandinError, say, step
 
@@ -23,18 +23,15 @@ LEAKS = re.compile(
     "PKG_CONFIG_PATH|RANLIB|STRIP"
 )
 
+NAME = "[A-Za-z_][A-Za-z0-9_]*"  # of a variable that a shell knows
+
 
 @functools.cache
 def activated(manifest: Manifest, name: str) -> tuple[Path, dict[str, str]]:
     """An environment's folder, installed if need be, and its variables."""
     environment = manifest.environment(name)
     folder = manifest.root / ".pixi/envs" / name
-    # Activation scripts do not quote it.
-    if unsafe := re.search(r"[$`\"'\\\n]", str(folder)):
-        raise StandinError(
-            f"{manifest.root}: move this repository: a shell would read the "
-            f"{unsafe[0]!r} in its path"
-        )
+    check_path(manifest.root, "move this repository")
     channel = channels.prepared(manifest, environment)
     unavailable = channels.content()["unavailable"]
     specs = []
@@ -45,17 +42,26 @@ def activated(manifest: Manifest, name: str) -> tuple[Path, dict[str, str]]:
             specs.append(f"{package} {version}")
     key = digest(channel.name, specs, str(folder))
     installed = folder / "conda-meta" / f"ci-pixi-{key}"
-    if not installed.exists():
+    if not complete(installed):
         with locked(folder.parent / f".{name}.lock"):
-            if not installed.exists():
+            if not complete(installed):
                 try:
                     install(environment, folder, channel, specs)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise
+                files = (str(p) for p in folder.rglob("*") if p.is_file())
                 installed.parent.mkdir(parents=True, exist_ok=True)
-                installed.touch()
+                write(installed, "\n".join(sorted(files)))
     return folder, variables(manifest.root, folder, channel)
+
+
+def complete(installed: Path) -> bool:
+    """Whether an environment was installed, and has all of its files."""
+    try:
+        return all(map(os.path.exists, installed.read_text().splitlines()))
+    except OSError:
+        return False
 
 
 def install(
@@ -117,11 +123,11 @@ def variables(root: Path, folder: Path, channel: Path) -> dict[str, str]:
 
 def exports(after: dict[str, str]) -> str:
     """Shell code that turns the caller's variables into these."""
-    names = sorted(n for n in {*os.environ, *after} if n.isidentifier())
+    names = {n for n in {*os.environ, *after} if re.fullmatch(NAME, n)}
     return "\n".join(
         f"export {name}={shlex.quote(after[name])}"
         if name in after
         else f"unset {name}"
-        for name in names
+        for name in sorted(names)
         if after.get(name) != os.environ.get(name)
     )

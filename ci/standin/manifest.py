@@ -5,11 +5,16 @@ have is refused, never skipped.
 """
 
 import difflib
+import graphlib
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import rattler
+import rattler.exceptions
 
 from standin.progress import StandinError
 
@@ -21,6 +26,7 @@ else:
 PLATFORM = "linux-64"
 FILE = "pixi.toml"
 HERE = Path(__file__).parent
+OWN = HERE.parents[1] / FILE  # this repository's
 REFUSED = "ci/pixi does not support this"
 # The supported keys and the types of their values; "*" stands for any name.
 TASK = {
@@ -46,6 +52,20 @@ SUPPORTED = {
     "feature": {"*": {**FEATURE, "platforms": list}},
     **FEATURE,
 }
+
+
+# What names look like, by the table that has them.
+NAMES = {
+    "dependencies": (
+        r"(?i)[a-z\d_][a-z\d_.-]*",
+        "letters, digits, '_', '.', '-'",
+    ),
+    "environments": (r"[a-z\d-]+", "small letters, digits and '-'"),
+    "feature": (r"[\w.-]+", "letters, digits, '_', '.' and '-'"),
+    "tasks": (r"[^\s$\x00-\x1f\x7f]+", "no white space and no '$'"),
+}
+NAMES["pypi-dependencies"] = NAMES["dependencies"]
+PIXI = "0.77"  # the version whose schema pixi-schema.json is
 
 
 class Task(NamedTuple):
@@ -97,7 +117,7 @@ class Manifest:
         self.root = self.path.parent
         try:
             table = read_toml(path)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StandinError(f"{path}: not valid TOML: {error}") from error
         self.check_keys(table, SUPPORTED, "")
         self.check_schema(table)
@@ -105,8 +125,13 @@ class Manifest:
         if workspace.get("channels") != ["conda-forge"]:
             raise self.error("workspace.channels", "must be conda-forge alone")
         # A platform with CUDA is the same: nothing in the channel needs a GPU.
-        if PLATFORM not in workspace["platforms"]:
+        if PLATFORM not in workspace.get("platforms", ()):
             raise self.error("workspace.platforms", f"{PLATFORM} is missing")
+        at, wanted = "workspace.requires-pixi", workspace.get("requires-pixi")
+        stands_for = rattler.Version(PIXI)
+        if wanted and not self.version(at, wanted).matches(stands_for):
+            text = f"{wanted!r}, but this stands in for pixi {PIXI}"
+            raise self.error(at, text)
         features = table.get("feature", {})
         self.environments: dict[str, Environment] = {}
         listed = {"default": [], **table.get("environments", {})}
@@ -118,6 +143,8 @@ class Manifest:
             parts = [features[feature] for feature in wanted]
             parts += [] if value.get("no-default-feature") else [table]
             self.environments[name] = merged(name, parts)
+            for package, version in self.environments[name].specs:
+                self.version(f"dependencies.{package}", version)
         # Each task's definition in each environment that has it.
         self.tasks: dict[str, dict[str, Task]] = {}
         for environment in self.environments.values():
@@ -137,8 +164,21 @@ class Manifest:
         if name not in known:
             raise self.error(where, f"no {name!r}; {nearest(name, known)}")
 
+    def version(self, where: str, text: str) -> rattler.VersionSpec:
+        """The versions that a text allows; a build string may follow it."""
+        try:
+            if re.match(r"[<>=!~ ]*(\d|\*)", text):
+                return rattler.VersionSpec(text.split()[0])
+            problem = ""
+        except rattler.exceptions.InvalidVersionSpecError as error:
+            problem = f" ({error})"
+        form = "versions such as '>=1.2,<2' are expected"
+        raise self.error(where, f"{text!r} is no version{problem}; {form}")
+
     def check_keys(self, value: Any, known: Any, at: str) -> None:
         """Refuse every key and type that the stand-in does not support."""
+        if isinstance(value, str) and "\0" in value:
+            raise self.error(at, "a null character is not allowed")
         if isinstance(known, type):
             if isinstance(value, dict):
                 at = ".".join([at, *list(value)[:1]])
@@ -153,6 +193,12 @@ class Manifest:
             for key, inner in value.items():
                 where = f"{at}.{key}".lstrip(".")
                 below = known.get(key, known.get("*"))
+                pattern, form = (
+                    NAMES[at.split(".")[-1]] if "*" in known else (".*", "")
+                )
+                if not re.fullmatch(pattern, key):
+                    text = f"{key!r} is no name; {form} are expected"
+                    raise self.error(at, text)
                 if below is None:
                     raise self.error(where, f"{REFUSED}; {nearest(key, known)}")
                 self.check_keys(inner, below, where)
@@ -184,6 +230,27 @@ class Manifest:
                     if "environment" in before:
                         homes = self.tasks[before["task"]]
                         self.check_name(where, before["environment"], homes)
+        self.check_cycles()
+
+    def check_cycles(self) -> None:
+        """No task may need itself."""
+        graph: dict[tuple[str, str | None], set[tuple[str, str | None]]] = {}
+        for name, definitions in self.tasks.items():
+            graph[name, None] = set()
+            for home, definition in definitions.items():
+                before = {
+                    (b["task"], b.get("environment"))
+                    for b in definition.depends_on
+                }
+                graph[name, home] = before
+                graph[name, None] |= before
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            names = [name for name, _ in reversed(error.args[1])]
+            text = f"it needs itself: {' -> '.join(names)}"
+            at = f"tasks.{names[0]}.depends-on"
+            raise self.error(at, text) from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -200,5 +267,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def nearest_file(start: Path) -> Path:
     """The pixi.toml of the folder or above it, else this repository's."""
-    folders = (start, *start.parents, HERE.parents[1])
-    return next(f / FILE for f in folders if (f / FILE).is_file())
+    files = [folder / FILE for folder in (start, *start.parents)]
+    return next(file for file in (*files, OWN) if file.is_file())

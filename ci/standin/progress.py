@@ -20,6 +20,7 @@ class StandinError(Exception):
     """Something the caller can mend: shown without a traceback."""
 
     status = 1
+    output = ""  # that of the tool which failed
 
 
 def exit_status(action: Callable[[], None]) -> int:
@@ -50,25 +51,19 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def step(name: str, detail: str = "...") -> Iterator[None]:
     """Say that a step begins, and how long it takes here or elsewhere."""
-    from standin.files import cache_root
+    from standin.files import cache_root, read_json, write
 
     shipped = Path(__file__).with_name("seconds.json")
     own = cache_root() / "seconds.json"
-    known = {**read_json(shipped), **read_json(own)}
-    about = f" (about {known[name]:.0f} s)" if name in known else ""
+    seconds = {**read_json(shipped), **read_json(own)}.get(name)
+    known = isinstance(seconds, int | float)
+    about = f" (about {seconds:.0f} s)" if known else ""
     say(f"{name}{about}: {detail}")
     start = time.monotonic()
     yield
     TOOK[name] = time.monotonic() - start
     with contextlib.suppress(OSError):  # a full disk has its own message
-        own.write_text(json.dumps({**read_json(own), name: TOOK[name]}))
-
-
-def read_json(file: Path) -> dict[str, float]:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError):
-        return {}
+        write(own, json.dumps({**read_json(own), name: TOOK[name]}))
 
 
 def say_times() -> None:

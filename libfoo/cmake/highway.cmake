@@ -35,8 +35,8 @@ function(foo_core_link_highway)
   FetchContent_Declare(
     highway
     GIT_REPOSITORY https://github.com/google/highway.git
-    GIT_TAG 1.3.0
-    GIT_SHALLOW ON)
+    GIT_TAG ac0d5d297b13ab1b89f48484fc7911082d76a93f # 1.3.0
+  )
   FetchContent_MakeAvailable(highway)
   set_target_properties(hwy PROPERTIES SYSTEM ON) # its warnings are not ours
   if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")

@@ -3,6 +3,8 @@
 // nanoseconds.
 #include "checks.h"
 
+#include <cmath>
+
 #include "foo_core/error.h"
 #include "overlap.h"
 #include "view.h"
@@ -31,7 +33,55 @@ bool is_floating_point(DType dtype) {
   return dtype != DType::kInt8 && dtype != DType::kInt64;
 }
 
-void check_sound(const char* op, const Argument& x) {
+/// How many elements a view has, and how far they lie apart. Numbers that would
+/// overflow an integer are large in double; that these are rounded is no
+/// matter, because the limits are far below what an integer holds.
+struct Extent {
+  explicit Extent(const ConstTensorView& x) {
+    for (std::int64_t d = 0; d < x.ndim; ++d) {
+      const std::int64_t size = x.sizes[d];
+      negative |= size < 0;
+      empty |= size == 0;
+      if (size <= 1) continue;
+      count *= static_cast<double>(size);
+      reach += static_cast<double>(size - 1) *
+               std::fabs(static_cast<double>(x.strides[d]));
+    }
+    // Loops over rows count them even if these are empty.
+    limit =
+        empty ? 0x1p61 : static_cast<double>(kMaxBytes / item_bytes(x.dtype));
+  }
+
+  bool negative = false, empty = false;
+  double count = 1;  // the product of the sizes, without zeros
+  double reach = 0;  // the sum of (size - 1) * |stride|
+  double limit;      // of both
+};
+
+/// Whether x keeps the rules of ConstTensorView for what `extent` is computed
+/// from.
+bool is_readable(const ConstTensorView& x) {
+  return item_bytes(x.dtype) != 0 && x.ndim >= 0 && x.ndim <= kMaxDims &&
+         (x.ndim == 0 || (x.sizes != nullptr && x.strides != nullptr));
+}
+
+bool is_valid(const Extent& extent) {
+  return !extent.negative && extent.count <= extent.limit &&
+         extent.reach <= extent.limit;
+}
+
+bool is_valid(const ConstTensorView& x) {
+  if (!is_readable(x)) return false;
+  const Extent extent(x);
+  const auto item = static_cast<std::uintptr_t>(item_bytes(x.dtype));
+  return is_valid(extent) &&
+         (extent.empty ||
+          (x.data != nullptr &&
+           (reinterpret_cast<std::uintptr_t>(x.data) & (item - 1)) == 0));
+}
+
+/// Says which rule x breaks.
+[[noreturn]] void fail_invalid(const char* op, const Argument& x) {
   const ConstTensorView& view = x.view;
   const auto name = [&x] { return std::string(x.name); };
   if (item_bytes(view.dtype) == 0) {
@@ -47,18 +97,34 @@ void check_sound(const char* op, const Argument& x) {
     fail(op, name() + " has ndim " + text(view.ndim) +
                  ", but its sizes or strides are null");
   }
-  bool empty = false;
   for (std::int64_t d = 0; d < view.ndim; ++d) {
-    if (view.sizes[d] < 0) {
-      fail(op, name() + " has size " + text(view.sizes[d]) + " in dimension " +
-                   text(d) + ", expected at least 0");
-    }
-    empty |= view.sizes[d] == 0;
+    if (view.sizes[d] >= 0) continue;
+    fail(op, name() + " has size " + text(view.sizes[d]) + " in dimension " +
+                 text(d) + ", expected at least 0");
   }
-  if (!empty && view.data == nullptr) {
-    fail(op, name() + " has shape " + shape_text(view.ndim, view.sizes) +
-                 ", but its data is null");
+  const std::string shape =
+      name() + " has shape " + shape_text(view.ndim, view.sizes);
+  const std::string dtype = foo_core::name(view.dtype);
+  const Extent extent(view);
+  if (extent.count > extent.limit) {
+    fail(op, shape + (extent.empty ? ", expected a product of at most 2^61 for "
+                                     "the sizes that are not 0"
+                                   : " and is " + dtype +
+                                         ", expected at most 2^56 bytes"));
   }
+  if (extent.reach > extent.limit) {
+    fail(op, shape + " and strides " + shape_text(view.ndim, view.strides) +
+                 " and is " + dtype + ", expected elements at most " +
+                 (extent.empty ? "2^61 elements" : "2^56 bytes") + " apart");
+  }
+  if (view.data == nullptr) fail(op, shape + ", but its data is null");
+  fail(op, name() + " is " + dtype +
+               ", but the address of its data is no multiple of " +
+               text(item_bytes(view.dtype)));
+}
+
+void check_valid(const char* op, const Argument& x) {
+  if (!is_valid(x.view)) fail_invalid(op, x);
 }
 
 void check_no_self_overlap(const char* op, const Argument& out) {
@@ -83,9 +149,20 @@ void check_overlap(const char* op, const Argument& out, const Argument& x,
 
 }  // namespace
 
+void fail_changed(const char* op, const char* name) {
+  fail(op, std::string(name) +
+               " was changed during the call: an index that had been checked "
+               "is out of range now");
+}
+
+bool has_rows(const ConstTensorView& x) noexcept {
+  return is_readable(x) && is_floating_point(x.dtype) && x.ndim > 0 &&
+         is_valid(Extent(x));
+}
+
 void check_tensor(const char* op, const Argument& x) {
   if (!x.given) return;
-  check_sound(op, x);
+  check_valid(op, x);
   if (is_floating_point(x.view.dtype)) return;
   fail(op, std::string(x.name) + " is " + name(x.view.dtype) +
                ", expected float32, float64, float16 or bfloat16");
@@ -93,7 +170,7 @@ void check_tensor(const char* op, const Argument& x) {
 
 void check_tensor(const char* op, const Argument& x, DType dtype) {
   if (!x.given) return;
-  check_sound(op, x);
+  check_valid(op, x);
   if (x.view.dtype == dtype) return;
   fail(op, std::string(x.name) + " is " + name(x.view.dtype) + ", expected " +
                name(dtype));
@@ -133,7 +210,6 @@ void check_like(const char* op, const Argument& y, const Argument& x) {
 void check_last_size(const char* op, const Argument& v, const Argument& x) {
   if (!v.given) return;
   check_tensor(op, v);
-  check_same_dtype(op, x, v);
   if (v.view.ndim != 1) {
     fail(op, std::string(v.name) + " has " + text(v.view.ndim) +
                  " dimensions, expected 1");

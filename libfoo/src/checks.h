@@ -32,6 +32,13 @@ std::string shape_text(std::int64_t ndim, const std::int64_t* sizes);
 
 [[noreturn]] void fail(const char* op, const std::string& sentence);
 
+/// Refuses indices in a tensor that were valid when they were checked, but not
+/// when they were used.
+[[noreturn]] void fail_changed(const char* op, const char* name);
+
+/// Whether x passes check_has_rows, whatever its data.
+bool has_rows(const ConstTensorView& x) noexcept;
+
 /// x is a valid view of a floating-point dtype.
 void check_tensor(const char* op, const Argument& x);
 
@@ -51,7 +58,8 @@ void check_has_rows(const char* op, const Argument& x);
 /// y is a valid view with x's dtype and shape.
 void check_like(const char* op, const Argument& y, const Argument& x);
 
-/// v is a valid view with x's dtype and one dimension, of x's last size.
+/// v is a valid view of a floating-point dtype with one dimension, of x's last
+/// size.
 void check_last_size(const char* op, const Argument& v, const Argument& x);
 
 /// No two indices of `out` share memory. It overlaps nothing in `apart`, and

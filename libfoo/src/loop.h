@@ -43,7 +43,8 @@ class CpuThreads {
   template <class F>
   void for_ranges(std::int64_t count, std::int64_t work, const F& f) const {
     if (count == 0) return;
-    if (count == 1 || count * work <= kGrain || parallel_for_ == nullptr) {
+    // The product of three sizes may overflow, and work may be 0.
+    if (count == 1 || work <= kGrain / count || parallel_for_ == nullptr) {
       f(std::int64_t{0}, count);
       return;
     }

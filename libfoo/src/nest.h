@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 
 #include "view.h"
 
@@ -118,9 +117,9 @@ void for_each_run(const Nest<N>& nest, std::int64_t begin, std::int64_t end,
 /// Sorts dimensions by descending stride, the order of x's memory.
 inline void sort_dims(const ConstTensorView& x, int (&order)[kMaxDims]) {
   for (int d = 0; d < x.ndim; ++d) {
-    const std::int64_t stride = std::abs(x.strides[d]);
+    const std::uint64_t stride = magnitude(x.strides[d]);
     int at = d;
-    for (; at > 0 && std::abs(x.strides[order[at - 1]]) < stride; --at) {
+    for (; at > 0 && magnitude(x.strides[order[at - 1]]) < stride; --at) {
       order[at] = order[at - 1];
     }
     order[at] = d;

@@ -12,10 +12,18 @@
 namespace foo_core {
 namespace {
 
+// Addresses are integers, because those of a view that is refused may be wild.
+std::uintptr_t address(const void* data) {
+  return reinterpret_cast<std::uintptr_t>(data);
+}
+std::uintptr_t address(std::int64_t bytes) {
+  return static_cast<std::uintptr_t>(bytes);
+}
+
 // The bytes that a tensor occupies. Each dimension repeats what the dimensions
 // after it occupy `size` times, at a distance of `stride` > 0 bytes.
 struct Layout {
-  const char* begin;  // the lowest address
+  std::uintptr_t begin;  // the lowest address
   std::int64_t item_size;
   int ndim = 0;
   std::int64_t sizes[kMaxDims];
@@ -23,13 +31,13 @@ struct Layout {
   std::int64_t extents[kMaxDims + 1];  // of the dimensions from d on
 
   explicit Layout(const ConstTensorView& x)
-      : begin(static_cast<const char*>(x.data)),
-        item_size(item_bytes(x.dtype)) {
+      : begin(address(x.data)), item_size(item_bytes(x.dtype)) {
     for (std::int64_t d = 0; d < x.ndim; ++d) {
       const std::int64_t size = x.sizes[d];
+      if (size == 1 || x.strides[d] == 0)
+        continue;  // a repeat occupies no more
       const std::int64_t stride = x.strides[d] * item_size;
-      if (size == 1 || stride == 0) continue;  // a repeat occupies no more
-      if (stride < 0) begin += (size - 1) * stride;
+      if (stride < 0) begin += address((size - 1) * stride);
       int at = ndim++;
       for (; at > 0 && strides[at - 1] < std::abs(stride); --at) {
         sizes[at] = sizes[at - 1];
@@ -45,27 +53,24 @@ struct Layout {
   }
 };
 
-// The bytes from the lowest to the highest address of a tensor.
+// The bytes from the lowest to the highest address of a tensor, which is not
+// empty.
 struct Span {
-  const char* begin;
-  const char* end;
+  std::uintptr_t begin, end;
 
-  explicit Span(const ConstTensorView& x)
-      : begin(static_cast<const char*>(x.data)), end(begin) {
+  explicit Span(const ConstTensorView& x) : begin(address(x.data)), end(begin) {
     const std::int64_t item = item_bytes(x.dtype);
     for (std::int64_t d = 0; d < x.ndim; ++d) {
-      if (x.sizes[d] == 0) {
-        end = begin;
-        return;
-      }
       const std::int64_t reach = (x.sizes[d] - 1) * x.strides[d] * item;
-      (reach < 0 ? begin : end) += reach;
+      (reach < 0 ? begin : end) += address(reach);
     }
-    end += item;
+    end += address(item);
   }
-
-  bool empty() const { return begin == end; }
 };
+
+bool is_empty(const ConstTensorView& x) {
+  return std::find(x.sizes, x.sizes + x.ndim, 0) != x.sizes + x.ndim;
+}
 
 // Compares the dimensions of x from x_d on with those of y from y_d on, which
 // begin `delta` bytes later.
@@ -105,9 +110,7 @@ Overlap overlap(const Layout& x, int x_d, const Layout& y, int y_d,
 }  // namespace
 
 Overlap self_overlap(const ConstTensorView& x) noexcept {
-  for (std::int64_t d = 0; d < x.ndim; ++d) {
-    if (x.sizes[d] == 0) return Overlap::kNo;
-  }
+  if (is_empty(x)) return Overlap::kNo;
   for (std::int64_t d = 0; d < x.ndim; ++d) {
     if (x.sizes[d] > 1 && x.strides[d] == 0) return Overlap::kYes;
   }
@@ -119,17 +122,17 @@ Overlap self_overlap(const ConstTensorView& x) noexcept {
 }
 
 Overlap overlap(const ConstTensorView& x, const ConstTensorView& y) noexcept {
+  if (is_empty(x) || is_empty(y)) return Overlap::kNo;
   // Address ranges alone decide most calls, at a fraction of the cost.
-  const Span x_span(x);
-  const Span y_span(y);
-  if (x_span.empty() || y_span.empty() || x_span.end <= y_span.begin ||
-      y_span.end <= x_span.begin) {
+  const Span x_span(x), y_span(y);
+  if (x_span.end <= y_span.begin || y_span.end <= x_span.begin) {
     return Overlap::kNo;
   }
   const Layout a(x);
   const Layout b(y);
   int steps = 256;
-  return overlap(a, 0, b, 0, b.begin - a.begin, steps);
+  return overlap(a, 0, b, 0, static_cast<std::int64_t>(b.begin - a.begin),
+                 steps);
 }
 
 bool is_same(const ConstTensorView& x, const ConstTensorView& y) noexcept {

@@ -56,6 +56,22 @@ inline std::int64_t count_rows(const ConstTensorView& x) {
   return count;
 }
 
+/// An index at `p`, in one read. The value that is checked is the one that is
+/// used, even if another thread changes the tensor meanwhile.
+inline std::int64_t read_index(const std::int64_t* p) {
+#ifdef __GNUC__
+  return __atomic_load_n(p, __ATOMIC_RELAXED);
+#else
+  return *static_cast<const volatile std::int64_t*>(p);
+#endif
+}
+
+/// |stride|, which for a dimension of one element may be that of any number.
+inline std::uint64_t magnitude(std::int64_t stride) {
+  const auto bits = static_cast<std::uint64_t>(stride);
+  return stride < 0 ? 0 - bits : bits;
+}
+
 inline const void* element_at(const ConstTensorView& x, std::int64_t offset) {
   return static_cast<const char*>(x.data) + offset * item_bytes(x.dtype);
 }

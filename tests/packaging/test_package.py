@@ -1,6 +1,13 @@
 """What `package` builds again, with builds that only write a file."""
 
+import contextlib
+import json
+import os
+import shutil
 import subprocess
+import sys
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +56,13 @@ def ensure(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Ensure:
         return sorted(built)
 
     def index(channel: Path) -> None:
-        (channel / package.PLATFORM / "repodata.json").touch()
+        folder = channel / package.PLATFORM
+        hashes = {
+            file.name: {"sha256": package.sha256(file)}
+            for file in folder.glob("*.conda")
+        }
+        text = json.dumps({"packages.conda": hashes})
+        (folder / "repodata.json").write_text(text)
 
     monkeypatch.setenv("CONDA_OVERRIDE_CUDA", "")  # there is no driver
     monkeypatch.setattr(package, "forget", lambda *names: None)
@@ -120,6 +133,71 @@ def test_a_channel_that_was_not_finished_is_made_anew(
 ) -> None:
     ensure()
     (index,) = tree.glob("dist/*/repodata.json")
+    whole = index.read_text()
+    for damaged in ("", whole[:-1], "[]", '{"packages.conda": 1}'):
+        index.write_text(damaged)
+        assert ensure() == []
+        assert index.read_text() == whole
     index.unlink()
     assert ensure() == []
-    assert index.exists()
+    assert index.read_text() == whole
+    for record in tree.glob("output/*.json"):
+        record.write_text("[]")
+    assert ensure() == [CPU, CUDA, TORCH]
+
+
+RECIPE = """
+package:
+  name: tiny
+  version: "1"
+build:
+  script: mkdir $PREFIX/share && echo tiny > $PREFIX/share/tiny
+about:
+  license: BSD-3-Clause
+tests:
+  - script: test -f $PREFIX/share/tiny
+"""
+# argv: the root of the repository.
+BUILD = """
+import os
+import sys
+from pathlib import Path
+
+sys.path[:] = eval(os.environ["TEST_PATH"])
+import package
+
+package.ROOT = Path(sys.argv[1])
+package.RECIPES = package.ROOT / "recipe"
+package.OUTPUT = package.ROOT / "build/rattler-build"
+package.DIST = package.ROOT / "dist/conda"
+package.PACKAGES = ("tiny",)
+package.ensure()
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_a_kill_at_any_time(tree: Path, tmp_path: Path) -> None:
+    """Of a real build: the next run ends with a package that can be read."""
+    (tree / "recipe/tiny").mkdir(parents=True)
+    (tree / "recipe/tiny/recipe.yaml").write_text(RECIPE)
+    (tree / "recipe/variants.yaml").write_text("{}")
+    cache = {"RATTLER_CACHE_DIR": str(tmp_path / "cache")}
+    options = {
+        "args": [sys.executable, "-c", BUILD, tree],
+        "env": {**os.environ, **cache, "TEST_PATH": repr(sys.path)},
+        "stdout": subprocess.DEVNULL,
+    }
+    start = time.monotonic()
+    subprocess.run(**options, check=True)
+    whole = time.monotonic() - start
+    for part in range(1, 11):
+        shutil.rmtree(tree / "build")
+        shutil.rmtree(tree / "dist")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # It is killed by SIGKILL then.
+            subprocess.run(**options, timeout=whole * part / 11)
+        subprocess.run(**options, check=True)
+        (file,) = tree.glob("dist/conda/*/tiny-1-*.conda")
+        assert zipfile.ZipFile(file).testzip() is None
+        assert not (tree / "dist/conda.new").exists()

@@ -117,15 +117,8 @@ def register_cc(ops: list[Operator]) -> str:
         f"  m.def({json.dumps(schema)});" for schema, _ in all_schemas
     ]
     kernels = [
-        f"  m.impl({json.dumps(schema.partition('(')[0])}, "
-        f"boxed<&torch_foo::{kernel}>);"
+        f"  m.impl({json.dumps(schema.partition('(')[0])}, boxed<&{kernel}>);"
         for schema, kernel in all_schemas
-    ]
-    keys = ["CPU", "CUDA", "SparseCPU", "SparseCsrCPU", "MkldnnCPU"]
-    keys += ["QuantizedCPU", "SparseCUDA", "SparseCsrCUDA", "QuantizedCUDA"]
-    implementations = [
-        f"STABLE_TORCH_LIBRARY_IMPL(torch_foo, {key}, m) {{ implement(m); }}"
-        for key in keys
     ]
     return f"""\
 // {HEAD} Do not edit.
@@ -133,28 +126,21 @@ def register_cc(ops: list[Operator]) -> str:
 // The operators' schemas and kernels. Their fake kernels, gradients, autocast
 // and vmap rules are registered from Python, by torch_foo/_registration.py: the
 // stable ABI has no C++ interface for them.
-#include <torch/csrc/stable/library.h>
-
 #include "boxed.h"
 #include "generated/operators.h"
+#include "library.h"
 
-STABLE_TORCH_LIBRARY(torch_foo, m) {{
+namespace torch_foo {{
+
+void define_operators(const Library& m) {{
 {LINE.join(definitions)}
 }}
 
-namespace {{
-
-using torch_foo::boxed;
-
-void implement(torch::stable::detail::StableLibrary& m) {{
+void implement_operators(const Library& m) {{
 {LINE.join(kernels)}
 }}
 
-}}  // namespace
-
-// Adaptors refuse sparse and quantized tensors in one sentence; without kernels
-// for their keys the dispatcher would, with a page about backends.
-{LINE.join(implementations)}
+}}  // namespace torch_foo
 """
 
 
@@ -204,6 +190,10 @@ def results_to_return(op: Operator) -> str:
     return "[0]" if kept == 1 else f"[:{kept}]"
 
 
+def asks_for_gradients(op: Operator) -> bool:
+    return bool(op.has_gradients or op.cls.inplace)
+
+
 def is_recorded(op: Operator, out: bool = False) -> str:
     """Whether PyTorch records a call: traces, transforms, differentiates it.
 
@@ -211,7 +201,7 @@ def is_recorded(op: Operator, out: bool = False) -> str:
     """
     questions = ["_is_dynamo_compiling()", "_compiler_state._is_exporting_flag"]
     optional = [a.name for a in op.tensors if isinstance(a.type, OptionalType)]
-    if op.has_gradients or op.cls.inplace:
+    if asks_for_gradients(op):
         requires_grad = [
             f"({a} is not None and {a}.requires_grad)"
             if a in [*optional, "out"]
@@ -247,19 +237,31 @@ def function(op: Operator) -> str:
         "",
         "",
         wrapped(f"def {name}({parameters}) -> {python_result(op)}:"),
-        "    try:",
-        wrapped(f"is_recorded = {is_recorded(op, op.has_out)}", 8),
-        "    except AttributeError:  # not a tensor: the full operator says so",
-        wrapped(f"return _{name}_operator.documented({with_out}){rest}", 8),
     ]
+    refuse_none = f"_refuse_none(_ops.{name}.default, {given})"
+    if asks_for_gradients(op):
+        lines += [
+            "    try:",
+            wrapped(f"is_recorded = {is_recorded(op, op.has_out)}", 8),
+            "    except AttributeError:  # not a tensor",
+            wrapped(refuse_none, 8),
+            wrapped(f"return _{name}_operator.documented({with_out}){rest}", 8),
+        ]
+    else:
+        lines += [
+            f"    if {op.tensors[0].name} is None:",
+            wrapped(refuse_none, 8),
+            wrapped(f"is_recorded = {is_recorded(op)}", 4),
+        ]
     if op.has_out:
         lines[1:1] = [f"_{name}_out = _operation(_ops._{name}_out.default)"]
         lines += [
             "    if out is not None:",
             "        if is_recorded:",
             wrapped(f"return _{name}_operator.documented({with_out})", 12),
+            f'        versioned = _versioned("{name}", out)',
             wrapped(f"_{name}_out({given}, out)", 8),
-            "        _mark_written(out)",
+            "        _increment_version(versioned)",
             "        return out",
         ]
     lines += [
@@ -268,6 +270,7 @@ def function(op: Operator) -> str:
         wrapped(f"return _{name}({given}){rest}", 4),
     ]
     if op.cls.inplace:
+        written = ", ".join(op.cls.inplace.values())
         full = f"_ops.{name}_.default({python_arguments(op, True)})"
         lines += [
             "",
@@ -279,12 +282,14 @@ def function(op: Operator) -> str:
             "    try:",
             wrapped(f"is_recorded = {is_recorded(op)}", 8),
             "    except AttributeError:",
+            wrapped(f"_refuse_none(_ops.{name}_.default, {given})", 8),
             "        is_recorded = True",
             "    if is_recorded:",
             wrapped(full, 8),
             "    else:",
+            f'        versioned = _versioned("{name}_", {written})',
             wrapped(f"_{name}_({given})", 8),
-            f"        _mark_written({', '.join(op.cls.inplace.values())})",
+            "        _increment_version(versioned)",
         ]
     return LINE.join(lines)
 
@@ -308,9 +313,11 @@ to Operator.apply, which knows about derivatives.
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version as _increment_version
 
 from torch_foo._registration import document as _document
-from torch_foo._registration import mark_written as _mark_written
+from torch_foo._registration import refuse_none as _refuse_none
+from torch_foo._registration import versioned as _versioned
 from torch_foo._torch_internals import compiler_state as _compiler_state
 from torch_foo._torch_internals import forward_ad_state as _forward_ad_state
 from torch_foo._torch_internals import operation as _operation

@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #endif
 
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
@@ -90,9 +92,26 @@ std::string dtype_name(const Tensor& tensor) {
 }
 
 std::string device_name(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  if (!tensor.is_cuda()) return "another kind of device";
-  return "cuda:" + std::to_string(tensor.device_index());
+  using torch::headeronly::DeviceType;
+  const auto with_index = [&tensor](const char* name) {
+    return name + (":" + std::to_string(tensor.device_index()));
+  };
+  switch (static_cast<DeviceType>(tensor.device_type())) {
+    case DeviceType::CPU:
+      return "cpu";
+    case DeviceType::CUDA:
+      return with_index("cuda");
+    case DeviceType::XPU:
+      return with_index("xpu");
+    case DeviceType::MPS:
+      return with_index("mps");
+    case DeviceType::XLA:
+      return with_index("xla");
+    case DeviceType::Meta:
+      return "meta";
+    default:
+      return "a device of type " + std::to_string(tensor.device_type());
+  }
 }
 
 bool same_device(const Tensor& a, const Tensor& b) {
@@ -118,37 +137,64 @@ void check_dense(const char* op, const Argument& argument) {
 /// Asks for huge pages, as NumPy does for its arrays: a fresh result of 64 MiB
 /// has 16384 page faults otherwise, which take four times as long as the
 /// kernel.
-void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
+void advise_huge_pages([[maybe_unused]] const Tensor& tensor,
+                       [[maybe_unused]] std::int64_t bytes) {
 #ifdef MADV_HUGEPAGE
-  constexpr std::size_t kWorthIt = std::size_t{4} << 20;
+  constexpr std::int64_t kWorthIt = std::int64_t{4} << 20;
   constexpr std::uintptr_t kPage = 4096;
-  std::size_t bytes = aoti_torch_dtype_element_size(tensor.dtype());
-  for (std::int64_t size : tensor.sizes()) {
-    bytes *= static_cast<std::size_t>(size);
-  }
   if (bytes < kWorthIt || !tensor.is_cpu()) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
   const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
   // Advice: where there are no huge pages, nothing changes.
-  madvise(reinterpret_cast<void*>(first), bytes - (first - begin),
-          MADV_HUGEPAGE);
+  madvise(reinterpret_cast<void*>(first),
+          static_cast<std::size_t>(bytes) - (first - begin), MADV_HUGEPAGE);
 #endif
 }
 
-Tensor empty(IntHeaderOnlyArrayRef shape, std::int32_t dtype,
+/// PyTorch's words, which other libraries look for in messages.
+[[noreturn]] void fail_out_of_memory(const char* op, std::int64_t bytes,
+                                     const Tensor& like) {
+  const std::string text = std::to_string(bytes);
+  if (like.is_cpu()) {
+    fail(std::string(op) +
+         ": DefaultCPUAllocator: can't allocate memory: you "
+         "tried to allocate " +
+         text + " bytes");
+  }
+  // PyTorch's own sentence may be about an earlier error of the device.
+  const std::string reason = last_error();
+  fail(std::string(op) + ": " +
+       (reason.empty() ? "CUDA out of memory." : reason) +
+       " (Tried to allocate " + text + " bytes on " + device_name(like) + ")");
+}
+
+Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, std::int32_t dtype,
              const Tensor& like) {
-  std::int64_t strides[Shape::kMaxDims];
-  std::int64_t stride = 1;
+  Shape strides(shape.size());
+  std::int64_t stride = 1, count = 1;
+  bool overflows = false;
   for (std::size_t i = shape.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= std::max<std::int64_t>(shape[i], 1);
+    strides.data()[i] = stride;
+    overflows |= __builtin_mul_overflow(count, shape[i], &count);
+    overflows |= __builtin_mul_overflow(
+        stride, std::max<std::int64_t>(shape[i], 1), &stride);
+  }
+  const auto item =
+      static_cast<std::int64_t>(aoti_torch_dtype_element_size(dtype));
+  std::int64_t bytes;
+  overflows |= __builtin_mul_overflow(count, item, &bytes);
+  if (overflows) {
+    fail(std::string(op) + ": a result of shape " + shape_text(shape) +
+         " has too many bytes to count");
   }
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<std::int64_t>(shape.size()), shape.data(), strides, dtype,
-      like.device_type(), like.is_cpu() ? 0 : like.device_index(), &handle));
+  const AOTITorchError error = aoti_torch_empty_strided(
+      static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
+      dtype, like.device_type(), like.is_cpu() ? 0 : like.device_index(),
+      &handle);
+  if (error != AOTI_TORCH_SUCCESS) fail_out_of_memory(op, bytes, like);
   Tensor tensor(handle);
-  advise_huge_pages(tensor);
+  advise_huge_pages(tensor, bytes);
   return tensor;
 }
 
@@ -158,15 +204,15 @@ void fail(const std::string& message) {
   throw std::runtime_error("torch_foo." + message);
 }
 
-void fail_in_place(const char* op, const std::string& message,
-                   std::initializer_list<Taken> taken) {
+void fail_renamed(const char* op, const std::string& message,
+                  std::initializer_list<Renamed> names) {
   std::string sentence = message.substr(message.find(':'));
-  for (const auto& [result, argument] : taken) {
-    for (const char* end : {" ", ","}) {  // results are never named last
-      const std::string name = std::string(" ") + result + end;
+  for (const auto& [from, to] : names) {
+    for (const char* end : {" ", ",", "'"}) {
+      const std::string name = std::string(" ") + from + end;
       const std::size_t at = sentence.find(name);
-      if (at == std::string::npos) continue;
-      sentence.replace(at + 1, name.size() - 2, argument);
+      if (at != std::string::npos)
+        sentence.replace(at + 1, name.size() - 2, to);
     }
   }
   fail(op + sentence);
@@ -222,31 +268,31 @@ void check_argument(const char* op, const Argument& argument,
 Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b) {
   const auto sizes_a = a.sizes();
   const auto sizes_b = b.sizes();
-  Shape shape;
-  shape.ndim = std::max(sizes_a.size(), sizes_b.size());
-  for (std::size_t i = 1; i <= shape.ndim; ++i) {  // from the last dimension
+  Shape shape(std::max(sizes_a.size(), sizes_b.size()));
+  for (std::size_t i = 1; i <= shape.ndim(); ++i) {  // from the last dimension
     const auto na = i <= sizes_a.size() ? sizes_a[sizes_a.size() - i] : 1;
     const auto nb = i <= sizes_b.size() ? sizes_b[sizes_b.size() - i] : 1;
     if (na != nb && na != 1 && nb != 1) {
       fail(std::string(op) + ": a has shape " + shape_text(sizes_a) +
            ", b has shape " + shape_text(sizes_b) + ": they do not broadcast");
     }
-    shape.sizes[shape.ndim - i] = na == 1 ? nb : na;
+    shape.data()[shape.ndim() - i] = na == 1 ? nb : na;
   }
   return shape;
 }
 
-Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like) {
-  return empty(shape, like.dtype(), like);
+Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, const Tensor& like) {
+  return empty(op, shape, like.dtype(), like);
 }
 
-Tensor empty(IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
+Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
              const Tensor& like) {
-  return empty(shape, torch_dtype(dtype), like);
+  return empty(op, shape, torch_dtype(dtype), like);
 }
 
-Tensor empty_bytes(std::int64_t size, const Tensor& like) {
-  return empty(IntHeaderOnlyArrayRef(&size, 1), aoti_torch_dtype_uint8(), like);
+Tensor empty_bytes(const char* op, std::int64_t size, const Tensor& like) {
+  return empty(op, IntHeaderOnlyArrayRef(&size, 1), aoti_torch_dtype_uint8(),
+               like);
 }
 
 foo_core::ConstTensorView view(const Tensor& tensor) {
@@ -277,15 +323,18 @@ foo_core::Executor torch_threads() {
       const auto* call = static_cast<Call*>(self);
       call->body(call->context, b, e);
     };
-    TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, func, &call));
+    check(torch_parallel_for(begin, end, grain, func, &call),
+          "run a parallel loop");
   });
 }
 
-void rethrow() {
+void rethrow(bool folded) {
   try {
     throw;
   } catch (const foo_core::InvalidArgument& error) {
-    fail(error.what());
+    fail(error.what() + std::string(folded ? " (some dimensions of size 1 are "
+                                             "left out)"
+                                           : ""));
   } catch (const foo_core::Unavailable& error) {
     fail(std::string(error.what()) + ": conda install 'libfoo-core=*=cuda*'");
   } catch (const foo_core::DeviceError& error) {

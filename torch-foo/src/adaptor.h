@@ -9,17 +9,18 @@
 #pragma once
 
 #include <foo_core/foo_core.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "fold.h"
 #include "tensor.h"
 
 namespace torch_foo {
@@ -48,32 +49,43 @@ void check_argument(const char* op, const Argument& argument,
 /// "(2, 3)", as Python writes a shape.
 std::string shape_text(IntHeaderOnlyArrayRef shape);
 
-/// A shape in memory of its own, without an allocation.
-struct Shape {
-  static constexpr int kMaxDims = 64;  // of any tensor
-
-  Shape() = default;
-  explicit Shape(IntHeaderOnlyArrayRef shape) : ndim(shape.size()) {
-    std::copy_n(shape.data(), ndim, sizes);
+/// A number for each dimension, in memory of its own: without an allocation for
+/// as many dimensions as nearly all tensors have.
+class Shape {
+ public:
+  explicit Shape(std::size_t ndim) : ndim_(ndim) {
+    if (ndim > kFew) many_.reset(new std::int64_t[ndim]);
   }
-  operator IntHeaderOnlyArrayRef() const { return {sizes, ndim}; }
+  explicit Shape(IntHeaderOnlyArrayRef sizes) : Shape(sizes.size()) {
+    std::copy_n(sizes.data(), ndim_, data());
+  }
+  operator IntHeaderOnlyArrayRef() const { return {data(), ndim_}; }
 
-  std::size_t ndim;
-  std::int64_t sizes[kMaxDims];
+  std::size_t ndim() const { return ndim_; }
+  std::int64_t* data() { return many_ ? many_.get() : few_; }
+  const std::int64_t* data() const { return many_ ? many_.get() : few_; }
+  std::int64_t& last() { return data()[ndim_ - 1]; }
+
+ private:
+  static constexpr std::size_t kFew = 64;
+
+  std::size_t ndim_;
+  std::unique_ptr<std::int64_t[]> many_;
+  std::int64_t few_[kFew];
 };
 
 /// The shape that a and b broadcast to.
 Shape broadcast_shape(const char* op, const Tensor& a, const Tensor& b);
 
 /// A new contiguous tensor with the dtype and device of `like`.
-Tensor empty(IntHeaderOnlyArrayRef shape, const Tensor& like);
+Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, const Tensor& like);
 
 /// The same, of another dtype.
-Tensor empty(IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
+Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, foo_core::DType dtype,
              const Tensor& like);
 
 /// Scratch memory for a kernel, aligned to 64 bytes.
-Tensor empty_bytes(std::int64_t size, const Tensor& like);
+Tensor empty_bytes(const char* op, std::int64_t size, const Tensor& like);
 
 /// How foo_core sees a tensor that passed check_arguments. Borrows from it.
 foo_core::ConstTensorView view(const Tensor& tensor);
@@ -96,9 +108,10 @@ class OptionalView {
 /// A result that may not be wanted, and then is neither allocated nor written.
 class OptionalResult {
  public:
-  OptionalResult(bool wanted, IntHeaderOnlyArrayRef shape, const Tensor& like) {
+  OptionalResult(const char* op, bool wanted, IntHeaderOnlyArrayRef shape,
+                 const Tensor& like) {
     if (!wanted) return;
-    tensor_ = empty(shape, like);
+    tensor_ = empty(op, shape, like);
     view_ = mutable_view(*tensor_);
   }
   const foo_core::TensorView* get() const { return tensor_ ? &view_ : nullptr; }
@@ -113,6 +126,20 @@ class OptionalResult {
 /// The cudaStream_t that PyTorch currently uses on a device.
 void* current_stream(std::int32_t device_index);
 
+/// Makes a device the current one.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(std::int32_t device_index) {
+    check(aoti_torch_create_device_guard(device_index, &guard_),
+          "select a device");
+  }
+  ~DeviceGuard() { aoti_torch_delete_device_guard(guard_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+
+ private:
+  DeviceGuardHandle guard_ = nullptr;
+};
+
 /// An executor for the tensor's device, for foo_core's scratch_size functions.
 inline foo_core::Executor device_of(const Tensor& tensor) {
   return tensor.is_cpu() ? foo_core::Executor()
@@ -123,42 +150,56 @@ inline foo_core::Executor device_of(const Tensor& tensor) {
 foo_core::Executor torch_threads();
 
 /// Throws what foo_core throws as an error of torch_foo's.
-[[noreturn]] void rethrow();
+[[noreturn]] void rethrow(bool folded);
 
-/// Calls function(arguments..., executor), one of foo_core's, on the device of
-/// `tensor`: with PyTorch's threads or on its current stream.
+/// Calls function(arguments..., executor) on the device of `tensor`: with
+/// PyTorch's threads or on its current stream.
 template <class F, class... Args>
-void launch(const Tensor& tensor, F function, const Args&... arguments) {
-  try {
-    if (tensor.is_cpu()) {
-      function(arguments..., torch_threads());
-    } else {
-      const std::int32_t device = tensor.device_index();
-      torch::stable::accelerator::DeviceGuard guard(device);
-      function(arguments..., foo_core::Executor::cuda(current_stream(device)));
-    }
-  } catch (...) {
-    rethrow();
+void run(const Tensor& tensor, F function, const Args&... arguments) {
+  if (tensor.is_cpu()) {
+    function(arguments..., torch_threads());
+  } else {
+    const std::int32_t device = tensor.device_index();
+    const DeviceGuard guard(device);
+    function(arguments..., foo_core::Executor::cuda(current_stream(device)));
   }
 }
 
-/// The name of a result, and that of the argument which takes it in place.
-struct Taken {
-  const char* result;
-  const char* argument;
+/// Runs one of foo_core's functions, whose views may have any number of
+/// dimensions here.
+template <class F, class... Args>
+void launch(const Tensor& tensor, F function, const Args&... arguments) {
+  const bool many = ((dims_of(arguments).ndim > foo_core::kMaxDims) || ...);
+  try {
+    if (many) {
+      Fold fold(arguments...);
+      run(tensor, function, fold(arguments)...);
+    } else {
+      run(tensor, function, arguments...);
+    }
+  } catch (...) {
+    rethrow(many);
+  }
+}
+
+/// An argument's name in messages of a function of foo_core's, and in those of
+/// the operator that calls it.
+struct Renamed {
+  const char* from;
+  const char* to;
 };
 
-/// Throws, for an operator in place, what its form with results has thrown.
-[[noreturn]] void fail_in_place(const char* op, const std::string& message,
-                                std::initializer_list<Taken> taken);
+/// Throws the message with other names of the operator and its arguments.
+[[noreturn]] void fail_renamed(const char* op, const std::string& message,
+                               std::initializer_list<Renamed> names);
 
-/// Calls f, with errors as fail_in_place words them.
+/// Calls f, with errors as fail_renamed words them.
 template <class F>
-void in_place(const char* op, std::initializer_list<Taken> taken, F f) {
+void renamed(const char* op, std::initializer_list<Renamed> names, F f) {
   try {
     f();
   } catch (const std::runtime_error& error) {
-    fail_in_place(op, error.what(), taken);
+    fail_renamed(op, error.what(), names);
   }
 }
 

@@ -33,21 +33,22 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits,
                                          std::int64_t ignore_index,
                                          const std::string& reduction,
                                          double label_smoothing) {
+  const char* op = "cross_entropy";
   const CrossEntropyOptions options =
-      check("cross_entropy", logits, target, ignore_index, reduction,
-            label_smoothing);
+      check(op, logits, target, ignore_index, reduction, label_smoothing);
   const foo_core::ConstTensorView vlogits = view(logits);
   const DType dtype =
       vlogits.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   const bool reduced = options.reduction != Reduction::kNone;
-  Tensor loss =
-      empty(reduced ? IntHeaderOnlyArrayRef() : target.sizes(), dtype, logits);
-  Tensor lse = empty(target.sizes(), DType::kFloat64, logits);
+  Tensor loss = empty(op, reduced ? IntHeaderOnlyArrayRef() : target.sizes(),
+                      dtype, logits);
+  Tensor lse = empty(op, target.sizes(), DType::kFloat64, logits);
   const Tensor scratch = empty_bytes(
+      op,
       foo_core::cross_entropy_scratch_size(vlogits, options, device_of(logits)),
       logits);
-  launch(logits, foo_core::cross_entropy, vlogits, view(target), options,
-         mutable_view(loss), mutable_view(lse),
+  launch(logits, foo_core::cross_entropy, vlogits, PerRow{view(target)},
+         options, PerRow{mutable_view(loss)}, PerRow{mutable_view(lse)},
          reduced ? scratch.mutable_data_ptr() : nullptr);
   return {std::move(loss), std::move(lse)};
 }
@@ -63,14 +64,15 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& logits,
   check_arguments(op, {{"grad", grad}});
   check_device(op, {"grad", grad}, {"logits", logits});
   check_argument(op, {"lse", lse}, DType::kFloat64, {"logits", logits});
-  Tensor grad_logits = empty(logits.sizes(), logits);
+  Tensor grad_logits = empty(op, logits.sizes(), logits);
   const auto vlogits = view(logits);
   const std::int64_t bytes = foo_core::cross_entropy_backward_scratch_size(
       vlogits, options, device_of(logits));
   std::optional<Tensor> scratch;
-  if (bytes > 0) scratch = empty_bytes(bytes, logits);
-  launch(logits, foo_core::cross_entropy_backward, view(grad), vlogits,
-         view(target), view(lse), options, mutable_view(grad_logits),
+  if (bytes > 0) scratch = empty_bytes(op, bytes, logits);
+  launch(logits, foo_core::cross_entropy_backward, PerRow{view(grad)}, vlogits,
+         PerRow{view(target)}, PerRow{view(lse)}, options,
+         mutable_view(grad_logits),
          scratch ? scratch->mutable_data_ptr() : nullptr);
   return grad_logits;
 }

@@ -10,7 +10,7 @@ template <class F, class... C>
 Tensor elementwise(const char* op, const Tensor& a, const Tensor& b, F function,
                    C... c) {
   check_arguments(op, {{"a", a}, {"b", b}});
-  Tensor out = empty(broadcast_shape(op, a, b), a);
+  Tensor out = empty(op, broadcast_shape(op, a, b), a);
   launch(a, function, view(a), view(b), c..., mutable_view(out));
   return out;
 }

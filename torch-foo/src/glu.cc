@@ -1,6 +1,4 @@
 // Adaptors of silu_mul, gelu_mul and their gradients.
-#include <algorithm>
-
 #include "adaptor.h"
 #include "generated/operators.h"
 
@@ -14,11 +12,13 @@ using foo_core::TensorView;
 // The halves of a tensor along its last dimension.
 template <class View>
 struct Halves {
-  explicit Halves(const View& packed) : first(packed), second(packed) {
-    std::copy_n(packed.sizes, packed.ndim, sizes);
-    const std::int64_t n = sizes[packed.ndim - 1] /= 2;
+  explicit Halves(const View& packed)
+      : first(packed),
+        second(packed),
+        sizes({packed.sizes, static_cast<std::size_t>(packed.ndim)}) {
+    const std::int64_t n = sizes.last() /= 2;
     const std::int64_t stride = packed.strides[packed.ndim - 1];
-    first.sizes = second.sizes = sizes;
+    first.sizes = second.sizes = sizes.data();
     second.data =
         advanced(packed.data, n * stride * foo_core::item_size(packed.dtype));
   }
@@ -32,7 +32,7 @@ struct Halves {
   }
 
   View first, second;
-  std::int64_t sizes[Shape::kMaxDims];
+  Shape sizes;
 };
 
 // Calls f(gate, up), from two tensors or a packed one.
@@ -73,8 +73,8 @@ Tensor forward(const char* op, const Tensor& gate,
                const std::optional<Tensor>& up, F function, A... a) {
   check(op, gate, up);
   Shape shape(gate.sizes());
-  if (!up) shape.sizes[shape.ndim - 1] /= 2;
-  Tensor out = empty(shape, gate);
+  if (!up) shape.last() /= 2;
+  Tensor out = empty(op, shape, gate);
   into(gate, up, out, function, a...);
   return out;
 }
@@ -96,8 +96,8 @@ std::tuple<Tensor, Tensor> backward(const char* op, const Tensor& grad,
                                     A... a) {
   check(op, gate, up);
   check_arguments(op, {{"gate", gate}, {"grad", grad}});
-  OptionalResult grad_gate(wants_gate, gate.sizes(), gate);
-  OptionalResult grad_up(wants_up && up, gate.sizes(), gate);
+  OptionalResult grad_gate(op, wants_gate, gate.sizes(), gate);
+  OptionalResult grad_up(op, wants_up && up, gate.sizes(), gate);
   std::optional<Halves<TensorView>> packed;
   if (!up && wants_gate) packed.emplace(*grad_gate.get());
   const TensorView* to_gate = packed ? &packed->first : grad_gate.get();

@@ -25,9 +25,9 @@ Tensor linear(const Tensor& x, const Tensor& weight,
   Shape shape(x.sizes());
   // Where there is no such dimension, foo_core says so before it writes.
   if (x.dim() > 0 && weight.dim() > 0) {
-    shape.sizes[shape.ndim - 1] = weight.sizes()[0];
+    shape.last() = weight.sizes()[0];
   }
-  Tensor out = empty(shape, x);
+  Tensor out = empty("linear", shape, x);
   into(x, weight, bias, out);
   return out;
 }

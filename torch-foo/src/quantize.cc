@@ -6,14 +6,15 @@ namespace torch_foo {
 
 std::tuple<Tensor, Tensor> quantize_int8_rowwise(const Tensor& x) {
   using foo_core::DType;
-  check_arguments("quantize_int8_rowwise", {{"x", x}});
+  const char* op = "quantize_int8_rowwise";
+  check_arguments(op, {{"x", x}});
   if (x.dim() == 0) {
-    fail("quantize_int8_rowwise: x has no dimensions, expected at least 1");
+    fail(std::string(op) + ": x has no dimensions, expected at least 1");
   }
   Shape rows(x.sizes());
-  rows.sizes[rows.ndim - 1] = 1;
-  Tensor q = empty(x.sizes(), DType::kInt8, x);
-  Tensor scale = empty(rows, DType::kFloat32, x);
+  rows.last() = 1;
+  Tensor q = empty(op, x.sizes(), DType::kInt8, x);
+  Tensor scale = empty(op, rows, DType::kFloat32, x);
   launch(x, foo_core::quantize_int8_rowwise, view(x), mutable_view(q),
          mutable_view(scale));
   return {std::move(q), std::move(scale)};

@@ -31,18 +31,22 @@ struct Gradients {
   OptionalResult x, weight;
   std::optional<Tensor> scratch;
 
-  Gradients(const char* op, const Tensor& like, bool wants_x, bool wants_weight)
-      : x(wants_x, like.sizes(), like),
-        weight(wants_weight, last_size(op, like), like) {
+  Gradients(const char* op, const Argument& argument, bool wants_x,
+            bool wants_weight)
+      : x(op, wants_x, argument.tensor.sizes(), argument.tensor),
+        weight(op, wants_weight, last_size(op, argument), argument.tensor) {
     if (!wants_weight) return;
+    const Tensor& like = argument.tensor;
     scratch = empty_bytes(
+        op,
         foo_core::rms_norm_backward_scratch_size(view(like), device_of(like)),
         like);
   }
 
-  static IntHeaderOnlyArrayRef last_size(const char* op, const Tensor& like) {
-    if (like.dim() > 0) return {&like.sizes().back(), 1};
-    fail(std::string(op) + ": x has no dimensions, expected at least 1");
+  static IntHeaderOnlyArrayRef last_size(const char* op, const Argument& like) {
+    if (like.tensor.dim() > 0) return {&like.tensor.sizes().back(), 1};
+    fail(std::string(op) + ": " + like.name +
+         " has no dimensions, expected at least 1");
   }
 
   void* scratch_memory() const {
@@ -57,7 +61,7 @@ struct Gradients {
 Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight,
                 double eps) {
   check("rms_norm", x, weight);
-  Tensor out = empty(x.sizes(), x);
+  Tensor out = empty("rms_norm", x.sizes(), x);
   into(x, weight, eps, out);
   return out;
 }
@@ -72,9 +76,10 @@ void rms_norm_out(const Tensor& x, const std::optional<Tensor>& weight,
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
                                         const std::optional<Tensor>& weight,
                                         double eps) {
-  check("add_rms_norm", x, weight);
-  check_arguments("add_rms_norm", {{"x", x}, {"residual", residual}});
-  Tensor y = empty(x.sizes(), x), residual_out = empty(x.sizes(), x);
+  const char* op = "add_rms_norm";
+  check(op, x, weight);
+  check_arguments(op, {{"x", x}, {"residual", residual}});
+  Tensor y = empty(op, x.sizes(), x), residual_out = empty(op, x.sizes(), x);
   add_into(x, residual, weight, eps, y, residual_out);
   return {std::move(y), std::move(residual_out)};
 }
@@ -83,8 +88,8 @@ void add_rms_norm_(const Tensor& x, const Tensor& residual,
                    const std::optional<Tensor>& weight, double eps) {
   check("add_rms_norm_", x, weight);
   check_arguments("add_rms_norm_", {{"x", x}, {"residual", residual}});
-  in_place("add_rms_norm_", {{"out", "x"}, {"residual_out", "residual"}},
-           [&] { add_into(x, residual, weight, eps, x, residual); });
+  renamed("add_rms_norm_", {{"out", "x"}, {"residual_out", "residual"}},
+          [&] { add_into(x, residual, weight, eps, x, residual); });
 }
 
 std::tuple<Tensor, Tensor> rms_norm_backward(
@@ -92,7 +97,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
     double eps, bool wants_x, bool wants_weight) {
   check("rms_norm_backward", x, weight);
   check_arguments("rms_norm_backward", {{"x", x}, {"grad", grad}});
-  Gradients gradients("rms_norm_backward", x, wants_x, wants_weight);
+  Gradients gradients("rms_norm_backward", {"x", x}, wants_x, wants_weight);
   launch(x, foo_core::rms_norm_backward, view(grad), view(x),
          OptionalView(weight).get(), eps, gradients.x.get(),
          gradients.weight.get(), gradients.scratch_memory());
@@ -110,7 +115,7 @@ std::tuple<Tensor, Tensor> add_rms_norm_backward(
   if (grad_residual) {
     check_arguments(op, {sum, {"grad_residual", *grad_residual}});
   }
-  Gradients gradients(op, residual_out, wants_x, wants_weight);
+  Gradients gradients(op, sum, wants_x, wants_weight);
   launch(residual_out, foo_core::add_rms_norm_backward, view(grad),
          OptionalView(grad_residual).get(), view(residual_out),
          OptionalView(weight).get(), eps, gradients.x.get(),

@@ -27,7 +27,7 @@ void into(const char* op, const char* name, const Tensor& x, const Tensor& cos,
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
             const std::optional<Tensor>& positions, bool interleaved) {
   check_arguments("rope", {{"x", x}});
-  Tensor out = empty(x.sizes(), x);
+  Tensor out = empty("rope", x.sizes(), x);
   into("rope", "x", x, cos, sin, positions, {interleaved, false}, out);
   return out;
 }
@@ -40,7 +40,7 @@ void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
 
 void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
            const std::optional<Tensor>& positions, bool interleaved) {
-  in_place("rope_", {{"out", "x"}}, [&] {
+  renamed("rope_", {{"out", "x"}}, [&] {
     into("rope_", "x", x, cos, sin, positions, {interleaved, false}, x);
   });
 }
@@ -48,9 +48,11 @@ void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
 Tensor rope_backward(const Tensor& grad, const Tensor& cos, const Tensor& sin,
                      const std::optional<Tensor>& positions, bool interleaved) {
   check_arguments("rope_backward", {{"grad", grad}});
-  Tensor grad_x = empty(grad.sizes(), grad);
-  into("rope_backward", "grad", grad, cos, sin, positions, {interleaved, true},
-       grad_x);
+  Tensor grad_x = empty("rope_backward", grad.sizes(), grad);
+  renamed("rope_backward", {{"x", "grad"}}, [&] {
+    into("rope_backward", "grad", grad, cos, sin, positions,
+         {interleaved, true}, grad_x);
+  });
   return grad_x;
 }
 

@@ -2,8 +2,11 @@
 // ABI that cost a few nanoseconds.
 #include "tensor.h"
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/c/shim.h>
-#include <torch/headeronly/util/shim_utils.h>
+
+#include <stdexcept>
+#include <string>
 
 namespace torch_foo {
 namespace {
@@ -12,11 +15,32 @@ template <class T>
 T query(AOTITorchError (*getter)(AtenTensorHandle, T*),
         AtenTensorHandle handle) {
   T value;
-  TORCH_ERROR_CODE_CHECK(getter(handle, &value));
+  check(getter(handle, &value), "read a tensor");
   return value;
 }
 
 }  // namespace
+
+void* find_symbol(const char* library, const char* symbol) {
+  void* handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+  if (!handle) return nullptr;
+  void* address = dlsym(handle, symbol);
+  dlclose(handle);  // PyTorch keeps it loaded
+  return address;
+}
+
+std::string last_error() {
+  using What = const char* (*)();
+  static const auto what = reinterpret_cast<What>(find_symbol(
+      "libtorch_cpu.so", "torch_exception_get_what_without_backtrace"));
+  return what == nullptr ? "" : what();
+}
+
+void fail_call(const char* purpose) {
+  const std::string reason = last_error();
+  throw std::runtime_error(std::string("torch_foo: PyTorch could not ") +
+                           purpose + (reason.empty() ? "" : ": ") + reason);
+}
 
 void Tensor::read(AtenTensorHandle handle) {
   handle_ = handle;
@@ -34,7 +58,7 @@ void Tensor::read(AtenTensorHandle handle) {
 
 Tensor Tensor::undefined() {
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_new_uninitialized_tensor(&handle));
+  check(aoti_torch_new_uninitialized_tensor(&handle), "make a tensor");
   return Tensor(handle);
 }
 

@@ -8,11 +8,28 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 
 namespace torch_foo {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;
+
+/// A function of a library that PyTorch has loaded, or null.
+void* find_symbol(const char* library, const char* symbol);
+
+/// The message of PyTorch's last error in this thread. It is empty before
+/// PyTorch 2.13, which prints the message instead.
+std::string last_error();
+
+[[noreturn]] void fail_call(const char* purpose);
+
+/// Checks what a function of PyTorch's C interface returned. The message of
+/// PyTorch's own macro for this has the path of the build. `purpose` follows
+/// "PyTorch could not".
+inline void check(AOTITorchError error, const char* purpose) {
+  if (error != AOTI_TORCH_SUCCESS) fail_call(purpose);
+}
 
 /// A handle to a tensor, owned.
 class Tensor {

@@ -44,7 +44,7 @@ def test_two_processes(tmp_path):
     ]
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=900)
             assert process.returncode == 0, output
     finally:
         for process in processes:
@@ -135,7 +135,7 @@ def all_placements(args):
                 wanted if wanted in choices(t) else Replicate() for t in tensors
             )
         )
-    for i in range(4):
+    for i in range(2):
         mixed = enumerate(map(choices, tensors))
         found.append(tuple(c[(7 * i + 3 * j) % len(c)] for j, c in mixed))
     return list(dict.fromkeys(found))

@@ -1,6 +1,7 @@
 """conda-forge's compiler packages, around this machine's own compiler."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -60,7 +61,7 @@ def packages(compiler: Compiler) -> list[Package]:
     version, major = compiler.version, compiler.version.split(".")[0]
     c_exports = [f"libgcc >={major}"]
     cxx_exports = [f"libstdcxx >={major}", *c_exports]
-    gcc = {n: f'#!/bin/sh\nexec {shutil.which(n)} "$@"\n' for n in BINUTILS}
+    gcc = {n: f'#!/bin/sh\nexec {program(n)} "$@"\n' for n in BINUTILS}
     gcc |= dict.fromkeys(("cc", "gcc"), cached(compiler.c))
     gxx = dict.fromkeys(("c++", "g++"), cached(compiler.cxx))
     gcc_exact, gxx_exact = f"gcc_linux-64 {version}", f"gxx_linux-64 {version}"
@@ -84,6 +85,17 @@ def packages(compiler: Compiler) -> list[Package]:
     ]
 
 
+def program(name: str) -> str:
+    """A tool of the machine, as a shell's word."""
+    found = shutil.which(name)
+    if not found:
+        raise StandinError(
+            f"no {name} on PATH: install it (on Debian and Ubuntu: apt-get "
+            "install binutils)"
+        )
+    return shlex.quote(found)
+
+
 def cached(compiler: str) -> str:
     """A script that stands for a compiler of the machine.
 
@@ -93,7 +105,7 @@ def cached(compiler: str) -> str:
     return (
         "#!/bin/sh\n"
         f'export CCACHE_DIR="${{CCACHE_DIR:-{folder}}}" CCACHE_BASEDIR=/\n'
-        f'exec "{PLACEHOLDER}/bin/ccache" {compiler} "$@"\n'
+        f'exec "{PLACEHOLDER}/bin/ccache" {shlex.quote(compiler)} "$@"\n'
     )
 
 

@@ -7,20 +7,22 @@ import io
 import itertools
 import json
 import os
+import posixpath
 import re
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from conda_package_streaming.create import CondaTarFile, conda_builder
 
-from standin.files import WRITING, digest
+from standin.files import WRITING, digest, inside
 from standin.manifest import PLATFORM
-from standin.progress import megabytes, say
+from standin.progress import StandinError, megabytes, say
 
 # Replaced by the environment's folder when a package is installed.
 PLACEHOLDER = "/opt/standin_placeholder_" + "p" * 120
@@ -69,17 +71,15 @@ def stored(package: Package, store: Path) -> Path:
     about = {k: v for k, v in vars(package).items() if k != "files"}
     build = package.build.format(hash=digest(code(), about)[:8])
     target = store / f"{package.name}-{package.version}-{build}.conda"
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(target)  # it is in use
-        return target
-    text = (
-        File(name, text.encode(), text.startswith("#!"))
-        for name, text in package.text.items()
-    )
+    with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile):
+        with zipfile.ZipFile(target) as archive:
+            if archive.testzip() is None:
+                os.utime(target)  # it is in use
+                return target
     with tempfile.TemporaryDirectory(prefix=WRITING, dir=store) as folder:
         with conda_builder(target.stem, folder, compression_level=1) as archive:
             paths = []
-            for file in itertools.chain(text, package.files()):
+            for file in checked(package):
                 add(archive, file)
                 paths.append(path_entry(file))
             for name, content in information(package, build, paths).items():
@@ -90,6 +90,36 @@ def stored(package: Package, store: Path) -> Path:
         size = megabytes(target.stat().st_size)
         say(f"  {package.name} {package.version}: {size}, {seconds:.0f} s")
     return target
+
+
+def checked(package: Package) -> Iterator[File]:
+    """A package's files; what would leave the environment is refused."""
+    start = f"{package.name} {package.version}: refused:"
+    taken, folders = set(), set()
+    text = (
+        File(name, text.encode(), text.startswith("#!"))
+        for name, text in package.text.items()
+    )
+    for file in itertools.chain(text, package.files()):
+        name = file.name
+        parents = {str(path) for path in PurePosixPath(name).parents}
+        target = posixpath.join(posixpath.dirname(name), file.link)
+        if posixpath.normpath(name) != name or not inside(name):
+            problem = "would be outside of the environment"
+        elif file.link and not inside(target):
+            problem = f"is a link to {file.link!r}, outside of the environment"
+        elif name in taken or name in folders:
+            problem = "is there twice"
+        elif parents & taken:
+            problem = "would be behind another file"
+        elif name.split("/")[0] in ("conda-meta", "info"):
+            problem = "would replace what conda keeps of packages"
+        else:
+            taken.add(name)
+            folders |= parents
+            yield file
+            continue
+        raise StandinError(f"{start} its file {name!r} {problem}")
 
 
 def add(archive: CondaTarFile, file: File) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from standin.files import check_size
 from standin.packages.compilers import activation
 from standin.packages.conda import PLACEHOLDER, File, Package
+from standin.progress import StandinError
 
 HOME = "lib/debian"
 # Programs and what they load; neither documentation nor translations.
@@ -68,6 +70,7 @@ def content(deb: Path, left_out: re.Pattern[str]) -> Iterator[File]:
     """What a package of Debian's installs, without its documentation."""
     command = ["dpkg-deb", "--fsys-tarfile", deb]
     packed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    check_size(deb.name, [len(packed)])
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         for member in archive:
             name = os.path.normpath(member.name)
@@ -82,3 +85,6 @@ def content(deb: Path, left_out: re.Pattern[str]) -> Iterator[File]:
             elif file := archive.extractfile(member):
                 executable = bool(member.mode & 0o111)
                 yield File(f"{HOME}/{name}", file.read(), executable)
+            elif not member.isdir():
+                text = f"{deb.name}: refused: {member.name!r} is no plain file"
+                raise StandinError(text)

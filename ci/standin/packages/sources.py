@@ -61,7 +61,7 @@ def built(tree: Path, compiler: Compiler) -> Iterator[File]:
         # The caller's own flags are left out.
         clean = ["env", "-i", f"CC={compiler.c}", f"CXX={compiler.cxx}"]
         clean += [f"PATH={TOOLS}:{os.environ['PATH']}"]
-        clean += [f"DESTDIR={folder}/staged", f"{TOOLS}/cmake"]
+        clean += [f"DESTDIR={folder}/staged", sys.executable, "-m", "cmake"]
         for words in (
             ["-S", tree, "-B", folder, *OPTIONS],
             ["--build", folder],

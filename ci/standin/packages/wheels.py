@@ -1,16 +1,19 @@
 """Turn wheels from PyPI into conda packages."""
 
+import contextlib
 import re
+import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import PathDistribution
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import Specifier
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from standin.files import file_digest
+from standin.files import check_size, file_digest
 from standin.packages.conda import PLACEHOLDER, File, Package
 from standin.packages.python import PYTHON, SITE, TAG
 from standin.progress import StandinError
@@ -38,10 +41,24 @@ class Wheel:
         self.version = version.public
         self.name = self.conda(self.project)
         self.made_from = (file_digest(path), path.name)
-        with zipfile.ZipFile(path) as archive:
+        with self.archive() as archive:
             listed = "\n".join(archive.namelist())
-        self.info = re.findall(r"^[^/\n]+\.dist-info/", listed, re.M)[0]
+        info = re.search(r"^[^/\n]+\.dist-info/", listed, re.M)
+        if not info:
+            raise StandinError(f"{path.name}: refused: it has no .dist-info")
+        self.info = info[0]
         self.about = PathDistribution(zipfile.Path(path, self.info))
+
+    @contextlib.contextmanager
+    def archive(self) -> Iterator[zipfile.ZipFile]:
+        """The open file; one that is damaged or too large is refused."""
+        name = self.path.name
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                check_size(name, (m.file_size for m in archive.infolist()))
+                yield archive
+        except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise StandinError(f"{name}: refused: {error}") from error
 
     def conda(self, project: str) -> str:
         """conda-forge's name of a PyPI project."""
@@ -60,19 +77,20 @@ class Wheel:
         return tuple(sorted(specs))
 
     def files(self, keep: Callable[[str], bool] = bool) -> Iterator[File]:
-        """As an installer would place them; `keep` chooses by a wheel's name.
-
-        Raises:
-            StandinError: A file would be outside of the environment.
-        """
+        """As an installer places them; `keep` chooses by the wheel's names."""
         folders = {"scripts": "bin/", "data": "", "headers": "include/"}
-        with zipfile.ZipFile(self.path) as archive:
+        with self.archive() as archive:
             for member in archive.infolist():
                 name = member.filename
                 if member.is_dir() or not keep(name):
                     continue
+                mode = member.external_attr >> 16
+                if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+                    raise StandinError(
+                        f"{self.path.name}: refused: {name!r} is no plain file"
+                    )
                 content = archive.read(member)
-                executable = bool(member.external_attr >> 16 & 0o111)
+                executable = bool(mode & 0o111)
                 target = f"{SITE}/{name}"
                 if moved := re.fullmatch(r"[^/]+\.data/(\w+)/(.*)", name):
                     kind, rest = moved.groups()
@@ -80,11 +98,6 @@ class Wheel:
                     executable = executable or kind == "scripts"
                     content = re.sub(
                         rb"\A#!pythonw?", SHEBANG.encode(), content
-                    )
-                if target[0] == "/" or ".." in PurePosixPath(target).parts:
-                    raise StandinError(
-                        f"{self.path.name}: refused: its file {name} would be "
-                        "outside of the environment"
                     )
                 yield File(target, content, executable)
         yield File(f"{SITE}/{self.info}INSTALLER", b"conda\n")

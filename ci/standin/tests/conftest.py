@@ -74,6 +74,6 @@ def new_workspace() -> type[Workspace]:
 
 @pytest.fixture
 def workspace(tmp_path: Path, new_workspace: type[Workspace]) -> Workspace:
-    folder = tmp_path / "a folder"
+    folder = tmp_path / "folder"
     folder.mkdir()
     return new_workspace(folder)

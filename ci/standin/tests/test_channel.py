@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import types
@@ -18,7 +19,7 @@ pytest.importorskip(
     reason="a real pixi is in use, not ci/pixi's stand-in",
 )
 import conda_tools
-from standin import downloads
+from standin import downloads, files
 from standin.packages.conda import File, Package, stored
 from standin.packages.python import check_layout
 from standin.packages.wheels import Wheel, python_package
@@ -88,10 +89,73 @@ def test_wheel_becomes_a_conda_package(tmp_path):
         assert file.content.startswith(b"#!/opt/standin_placeholder")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x"])
-def test_wheel_with_a_file_outside_is_refused(name, tmp_path):
-    with pytest.raises(StandinError, match=f"{name} would be outside"):
-        list(package_of_wheel(tmp_path, name).files())
+OUTSIDE = "would be outside of the environment"
+HOSTILE = {
+    "../x": OUTSIDE,
+    "/x": OUTSIDE,
+    "a/../../x": OUTSIDE,
+    "a//x": OUTSIDE,
+    "x -> ../y": "is a link to '../y', outside of the environment",
+    "a/x -> /y": "is a link to '/y', outside of the environment",
+    "a x -> .. x/y": "would be behind another file",
+    "a x a": "is there twice",
+    "a/b a": "is there twice",
+    "info/index.json": "would replace what conda keeps of packages",
+    "conda-meta/x": "would replace what conda keeps of packages",
+}
+
+
+@pytest.mark.parametrize("names", HOSTILE)
+def test_a_file_that_is_not_a_package_s_own_is_refused(names, tmp_path):
+    """Nothing is written, inside or outside of the store."""
+    found = re.findall(r"(\S+)(?: -> (\S+))?", names)
+    files = [File(name, link=link) for name, link in found]
+    package = Package("demo", "1.0", files=lambda: files)
+    if names == "a x -> .. x/y":
+        files[1] = File("x", link="b/../a")
+    store = tmp_path / "store"
+    store.mkdir()
+    with pytest.raises(StandinError) as caught:
+        stored(package, store)
+    message = str(caught.value)
+    assert message.startswith("demo 1.0: refused: its file '")
+    assert message.endswith(HOSTILE[names])
+    assert list(tmp_path.rglob("*")) == [store]
+
+
+def zipped(path: Path, *members: zipfile.ZipInfo | str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("some_thing-1.dist-info/METADATA", "Name: some-thing")
+        for member in members:
+            archive.writestr(member, "x" * 99)
+    return path
+
+
+def test_a_wheel_that_is_none_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "some_thing-1-py3-none-any.whl"
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    device = zipfile.ZipInfo("device")
+    device.external_attr = (stat.S_IFCHR | 0o666) << 16
+    for member in (link, device):
+        wheel = Wheel(zipped(path, member), {})
+        with pytest.raises(StandinError, match="is no plain file"):
+            list(wheel.files())
+    wheel = Wheel(zipped(path, "file"), {})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"x" * 99, b"y" * 99))
+    with pytest.raises(StandinError, match="refused: Bad CRC-32 for file"):
+        list(wheel.files())
+    monkeypatch.setattr(files, "LARGEST", 50)
+    with pytest.raises(StandinError, match="refused: it holds"):
+        Wheel(path, {})
+    path.write_bytes(content[:-30])
+    with pytest.raises(StandinError, match="refused: File is not a zip file"):
+        Wheel(path, {})
+    with zipfile.ZipFile(path, "w"):
+        pass
+    with pytest.raises(StandinError, match="refused: it has no"):
+        Wheel(path, {})
 
 
 def test_sources_with_another_hash_are_refused(tmp_path, monkeypatch):
@@ -111,7 +175,7 @@ def test_no_cpu_build_of_torch(tmp_path, monkeypatch):
     asked = []
 
     def run(command, what):
-        asked.append(downloads.TORCH_INDEX in command)
+        asked.append(downloads.TORCH_AT in command)
         raise StandinError("No matching distribution found for torch==2+cpu")
 
     monkeypatch.setattr(downloads, "run", run)

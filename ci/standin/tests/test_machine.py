@@ -1,11 +1,13 @@
 """ci/pixi on machines that lack something, or that have a pixi."""
 
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from standin import bootstrap, progress
 
 CI_PIXI = Path(__file__).parents[2] / "pixi"
 
@@ -90,11 +92,99 @@ def test_old_compiler(workspace, tmp_path):
     assert "cannot build a C++17 program (unrecognized" in message
 
 
-def test_a_path_that_a_shell_would_read_is_refused(new_workspace, tmp_path):
-    folder = tmp_path / "a$HOME"
+HOSTILE = ["$(touch x)", "`touch x`", "a b", "it's", '"', "a\\", "a\nb", "*"]
+HOSTILE += ["[a]", "a;touch x", "a|b", "a&b", "a:b", "a,b", "#", "%s", "\x07"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_path_that_a_tool_would_take_apart_is_refused(
+    name, new_workspace, tmp_path
+):
+    """Of the repository or of the cache, and nothing in it is executed."""
+    folder = tmp_path / name
     folder.mkdir()
     message = new_workspace(folder).write("").fails("run", "true")
-    assert "a shell would read the '$' in its path" in message
+    assert "is not safe in conda's scripts" in message
+    assert message.endswith(": move this repository")
+    plain = new_workspace(tmp_path).write("")
+    outside = {"CI_PIXI_TOOLS": None, "CI_PIXI_CHANNEL": None}
+    outside["CI_PIXI_CACHE"] = str(folder / "cache")
+    message = plain.fails("run", "true", **outside)
+    assert message.endswith(": set XDG_CACHE_HOME to another folder")
+    assert {*tmp_path.iterdir()} == {folder, tmp_path / "pixi.toml"}
+    assert not any(folder.glob("[!p]*"))
+
+
+def test_a_hostile_folder_on_path_is_not_executed(workspace, tmp_path):
+    """Also of a temporary folder, and with the folder of the task."""
+    folder = tmp_path / "a $(touch x) `touch y`'\""
+    folder.mkdir()
+    program(folder / "greet", "echo hello")
+    workspace.write('[dependencies]\npip = "*"\n[tasks]\nhi = "greet"')
+    path = f"{folder}:{os.environ['PATH']}"
+    options = {"PATH": path, "TMPDIR": str(folder)}
+    assert workspace.passes("run", "hi", **options) == "hello\n"
+    assert "pip" in workspace.passes("run", "pip", "--version", **options)
+    script = 'eval "$(cat)"; greet; echo "$PATH"'
+    hook = workspace.passes("shell-hook", **options)
+    command = ["bash", "-c", script]
+    shown = subprocess.check_output(command, input=hook, text=True, cwd=folder)
+    assert shown.startswith("hello\n")
+    assert str(folder) in shown
+    assert sorted(path.name for path in folder.iterdir()) == ["greet"]
+
+
+def test_paths_that_are_long_or_foreign_are_fine(new_workspace, tmp_path):
+    """A script's first line holds at most 127 or 255 bytes."""
+    folder = tmp_path / "größe" / ("x" * 120) / ("y" * 120) / "a@b+c~d=e-f"
+    folder.mkdir(parents=True)
+    workspace = new_workspace(folder).write('[dependencies]\npip = "*"')
+    assert str(folder) in workspace.passes("run", "pip", "--version")
+
+
+def test_ci_pixis_own_environment(tmp_path, monkeypatch):
+    """It is made once, and again after it was damaged or half-made."""
+    made = []
+
+    def pip(command):
+        made.append(command)
+        assert "--require-hashes" in command
+        (command[0].parent / "tool").write_text("a tool")
+
+    def run(command, what):
+        (command[-1] / "bin").mkdir(parents=True)
+
+    monkeypatch.setenv("CI_PIXI_CACHE", str(tmp_path))
+    monkeypatch.delenv("CI_PIXI_TOOLS", raising=False)
+    monkeypatch.setattr(bootstrap, "pip", pip)
+    monkeypatch.setattr(bootstrap, "run", run)
+    monkeypatch.setattr(bootstrap, "check_space", lambda needed: None)
+    tool = bootstrap.own_environment() / "bin/tool"
+    bootstrap.own_environment()
+    assert len(made) == 1
+    record = tool.parents[1] / "sha256.json"
+    for number, damage in enumerate(
+        (
+            tool.unlink,
+            lambda: tool.write_text("a fool"),
+            record.unlink,
+            lambda: record.write_text("[1]"),
+            lambda: record.write_text(record.read_text()[:-5]),
+        )
+    ):
+        damage()
+        bootstrap.own_environment()
+        assert tool.read_text() == "a tool"
+        assert len(made) == number + 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", '{"a": []}', '{"a": "1"}'])
+def test_times_that_are_damaged_are_forgotten(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI_PIXI_CACHE", str(tmp_path))
+    (tmp_path / "seconds.json").write_text(text)
+    with progress.step("a"):
+        pass
+    assert json.loads((tmp_path / "seconds.json").read_text())["a"] >= 0
 
 
 @pytest.mark.parametrize("channel", ["", os.environ.get("CI_PIXI_CHANNEL", "")])

@@ -1,5 +1,8 @@
 """The reader of pixi.toml is strict, and accepts this repository's own."""
 
+import copy
+import datetime
+import itertools
 import json
 import re
 from pathlib import Path
@@ -48,6 +51,49 @@ WRONG = {  # how the message begins, and the whole file
     ),
     "tasks.a.default-environment: no 'defalt'; did you mean 'default'?": (
         HEAD + '[tasks]\na = { cmd = "x", default-environment = "defalt" }'
+    ),
+    "workspace.platforms: linux-64 is ": (
+        HEAD.replace('platforms = ["linux-64"]', "")
+    ),
+    "workspace.requires-pixi: 'banana' is no version; versions such as": (
+        HEAD + 'requires-pixi = "banana"'
+    ),
+    "workspace.requires-pixi: '=>1' is no version (invalid operator": (
+        HEAD + 'requires-pixi = "=>1"'
+    ),
+    "workspace.requires-pixi: '>=99', but this stands in for pixi 0.77": (
+        HEAD + 'requires-pixi = ">=99"'
+    ),
+    "tasks.a.depends-on: it needs itself: a -> a": (
+        HEAD + '[tasks.a]\ndepends-on = ["a"]'
+    ),
+    "tasks.a.depends-on: it needs itself: a -> b -> c -> a": (
+        HEAD + '[tasks]\na = { depends-on = ["b"] }\n'
+        'b = { depends-on = ["c"] }\nc = { depends-on = ["a"] }'
+    ),
+    "environments: '../../evil' is no name; small letters, digits": (
+        HEAD + '[environments]\n"../../evil" = []'
+    ),
+    "dependencies: '--index-url=x' is no name; letters, digits": (
+        HEAD + '[dependencies]\n"--index-url=x" = "*"'
+    ),
+    "pypi-dependencies: '-r' is no name; letters, digits": (
+        HEAD + '[pypi-dependencies]\n-r = "*"'
+    ),
+    "feature.f.dependencies: 'a b' is no name; letters, digits": (
+        HEAD + '[feature.f.dependencies]\n"a b" = "*"'
+    ),
+    "dependencies.python: '@ x' is no version; versions such as": (
+        HEAD + '[dependencies]\npython = "@ x"'
+    ),
+    "tasks: 'a b' is no name; no white space and no '$'": (
+        HEAD + '[tasks]\n"a b" = "true"'
+    ),
+    "tasks: '\\x1b[2J' is no name; no white space": (
+        HEAD + '[tasks]\n"\\u001b[2J" = "true"'
+    ),
+    "tasks.a: a null character is not allowed": (
+        HEAD + '[tasks]\na = "\\u0000"'
     ),
     f"dependencies.python: {REFUSED}; a str is expected": (
         HEAD + "[dependencies]\npython = 3"
@@ -110,6 +156,61 @@ def test_every_other_key_of_pixis_schema_is_refused(
         reason = "(did you mean|there is)" if supported else "a str is expected"
         message = f"pixi.toml: {re.escape(at)}: {REFUSED}; {reason}"
         assert re.search(message, str(caught.value))
+
+
+SAMPLE = """
+[environments]
+a = { features = ["f"], no-default-feature = true }
+[feature.f]
+platforms = ["linux-64"]
+dependencies = { python = "*" }
+[feature.f.tasks.t]
+cmd = "x"
+depends-on = ["u"]
+default-environment = "a"
+description = "y"
+[tasks]
+u = "x"
+v = { cmd = "y", depends-on = [{ task = "u", environment = "a" }] }
+[pypi-dependencies]
+ninja = ">=1"
+"""
+STRANGE = [1, 1.5, True, "", "x", "a\0b", "$x", "-x", "../x", [], [1], ["x"]]
+STRANGE += [[[]], {}, {"a": 1}, {"": 1}, {"a": {}}, datetime.date(2020, 1, 1)]
+
+
+def places(table, above=()):
+    """The path to each value in a table, and in the tables within."""
+    keys = range(len(table)) if isinstance(table, list) else table
+    for key in keys if isinstance(table, dict | list) else ():
+        yield (*above, key)
+        yield from places(table[key], (*above, key))
+
+
+def test_a_strange_key_or_value_anywhere_is_one_line(tmp_path, monkeypatch):
+    """A thousand wrong files; some of the changes are harmless."""
+    refused = 0
+    original = manifest.tomllib.loads(HEAD + SAMPLE)
+    for place, strange in itertools.product(places(original), STRANGE):
+        value, key = copy.deepcopy(original), copy.deepcopy(original)
+        *above, last = place
+        for table in (value, key):
+            monkeypatch.setattr(manifest, "read_toml", lambda _, t=table: t)
+            for part in above:
+                table = table[part]
+            if table is key and isinstance(strange, str) and last in table:
+                table[strange] = table.pop(last)
+            else:
+                table[last] = strange
+            message = ""
+            try:
+                Manifest(tmp_path / "pixi.toml")
+            except StandinError as error:
+                message = str(error)
+                refused += 1
+            assert message.startswith(f"{tmp_path}/pixi.toml: "[: len(message)])
+            assert "\n" not in message
+    assert refused > 1000
 
 
 def test_features_and_defaults_are_merged(tmp_path):

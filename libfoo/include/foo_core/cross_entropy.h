@@ -45,7 +45,8 @@ struct CrossEntropyOptions {
   double label_smoothing = 0;              ///< 0 to 1
 };
 
-/// Bytes of scratch memory that cross_entropy needs; 0 for Reduction::kNone.
+/// Bytes of scratch memory that cross_entropy needs; 0 for Reduction::kNone and
+/// for logits that it refuses. logits.data is not used.
 FOO_CORE_EXPORT std::int64_t cross_entropy_scratch_size(
     const ConstTensorView& logits, const CrossEntropyOptions& options,
     const Executor& executor = {}) noexcept;

@@ -11,7 +11,9 @@ namespace foo_core {
 /// An argument was refused. what() is one sentence that names the operator, the
 /// argument, what was expected and what the caller passed, such as
 /// "rms_norm: weight has 4095 elements, but x's last dimension is 4096".
-/// Nothing has been written when it is thrown.
+/// Nothing has been written when it is thrown, except where an index that is
+/// held in a tensor (positions, targets) was valid when the call began and was
+/// then changed by another thread: all results are unspecified in that case.
 class FOO_CORE_EXPORT InvalidArgument : public std::invalid_argument {
  public:
   /// Copies `message`.

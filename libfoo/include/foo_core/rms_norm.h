@@ -6,10 +6,14 @@
 ///     y = x * r * weight
 ///     r = 1 / sqrt(mean(x^2) + eps), over the last dimension
 ///
-/// weight and grad_weight have shape (n), all other tensors (..., n). All have
-/// the same dtype. float32, float16 and bfloat16 are computed in float32 and
-/// rounded once; float64 is computed in float64. Strides are arbitrary. A row
-/// is one slice along the last dimension.
+/// weight and grad_weight have shape (n), all other tensors (..., n) and one
+/// dtype. float32, float16 and bfloat16 are computed in float32 and rounded
+/// once; float64 is computed in float64. Strides are arbitrary. A row is one
+/// slice along the last dimension.
+///
+/// weight may have another floating-point dtype, which grad_weight has, too; if
+/// there is no weight, grad_weight has that of x. A weight is converted where
+/// it is read, without a copy: to float64 if x is float64, else to float32.
 ///
 /// An output of shape (..., n) may be exactly an input of that shape (the same
 /// memory, sizes and strides). Any other overlap of an output throws
@@ -45,7 +49,8 @@ FOO_CORE_EXPORT void add_rms_norm(const ConstTensorView& x,
                                   const Executor& executor = {});
 
 /// Bytes of scratch memory that rms_norm_backward needs for the grad_weight of
-/// this x. Without grad_weight it needs none.
+/// this x; 0 for one that it refuses. x.data is not used. Without grad_weight
+/// it needs none.
 FOO_CORE_EXPORT std::int64_t rms_norm_backward_scratch_size(
     const ConstTensorView& x, const Executor& executor = {}) noexcept;
 

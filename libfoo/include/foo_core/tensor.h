@@ -28,12 +28,25 @@ FOO_CORE_EXPORT const char* name(DType dtype) noexcept;
 /// The most dimensions that a view may have, as in NumPy and PyTorch.
 inline constexpr std::int64_t kMaxDims = 64;
 
-/// Read-only memory of the caller's, of up to kMaxDims dimensions and with any
-/// strides. A stride of 0 repeats an element; a negative one walks backwards.
+/// The most bytes that the elements of a view may take, and that may lie
+/// between two of them: more than a process can address, and so few that no
+/// offset overflows.
+inline constexpr std::int64_t kMaxBytes = std::int64_t{1} << 56;
+
+/// Read-only memory of the caller's, of up to kMaxDims dimensions and
+/// kMaxBytes, with any strides. A stride of 0 repeats an element; a negative
+/// one walks backwards; that of a dimension with one element is not used.
+///
+/// Every operator checks its views before it reads or writes through them, and
+/// throws InvalidArgument for one that breaks these rules. The sizes and
+/// strides must not change during the call. If elements do, the results are
+/// unspecified, but no other memory is accessed.
 struct ConstTensorView {
-  const void* data;   ///< the element at index (0, ..., 0); unused if empty
-  DType dtype;        ///< of each element
-  std::int64_t ndim;  ///< 0 is one element
+  /// The element at index (0, ..., 0), at a multiple of item_size(dtype);
+  /// unused if a size is 0.
+  const void* data;
+  DType dtype;                  ///< of each element
+  std::int64_t ndim;            ///< 0 is one element
   const std::int64_t* sizes;    ///< [ndim], elements, each >= 0
   const std::int64_t* strides;  ///< [ndim], in elements, not bytes
 };

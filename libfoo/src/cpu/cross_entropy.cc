@@ -6,6 +6,7 @@
 #include "foo_core/cross_entropy.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
@@ -225,9 +226,30 @@ DType loss_dtype(const ConstTensorView& logits) {
   return logits.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
 }
 
-std::int64_t index_at(const ConstTensorView& x, std::int64_t offset) {
-  return static_cast<const std::int64_t*>(x.data)[offset];
-}
+/// The targets of a call.
+struct Targets {
+  const ConstTensorView& view;
+  std::int64_t classes;
+  std::int64_t ignore_index;
+  /// Whether another thread has made a target invalid that had been checked.
+  mutable std::atomic<bool> changed{false};
+
+  std::int64_t read(std::int64_t offset) const {
+    return read_index(static_cast<const std::int64_t*>(view.data) + offset);
+  }
+
+  bool is_valid(std::int64_t target) const {
+    return target == ignore_index || (target >= 0 && target < classes);
+  }
+
+  /// A class or ignore_index.
+  std::int64_t at(std::int64_t offset) const {
+    const std::int64_t target = read(offset);
+    if (is_valid(target)) return target;
+    changed = true;
+    return ignore_index;
+  }
+};
 
 /// The number at `offset` of a float32 or float64 tensor.
 double number_at(const ConstTensorView& x, std::int64_t offset) {
@@ -247,18 +269,17 @@ void set_number(const TensorView& x, std::int64_t offset, double value) {
 
 /// Returns the number of rows that are not ignored. Throws InvalidArgument for
 /// a target that is not a class.
-std::int64_t check_targets(const char* op, const ConstTensorView& target,
-                           std::int64_t classes, std::int64_t ignore_index) {
+std::int64_t check_targets(const char* op, const Targets& targets) {
+  const ConstTensorView& target = targets.view;
   const std::int64_t rows = numel(target);
   if (rows == 0) return 0;
   const auto nest = nest_of(target.sizes, target.ndim, target);
   std::int64_t count = 0;
   Walker<1> at(nest, nest.ndim, 0);
   for (std::int64_t row = 0; row < rows; ++row, at.next()) {
-    const std::int64_t value = index_at(target, at.offset(0));
-    if (value == ignore_index) continue;
-    ++count;
-    if (value >= 0 && value < classes) continue;
+    const std::int64_t value = targets.read(at.offset(0));
+    count += value != targets.ignore_index;
+    if (targets.is_valid(value)) continue;
     std::int64_t index[kMaxDims];
     std::int64_t rest = row;
     for (std::int64_t d = target.ndim - 1; d >= 0; --d) {
@@ -267,8 +288,8 @@ std::int64_t check_targets(const char* op, const ConstTensorView& target,
     }
     fail(op, "target is " + std::to_string(value) + " at index " +
                  shape_text(target.ndim, index) + ", expected 0 to " +
-                 std::to_string(classes - 1) + " or ignore_index (" +
-                 std::to_string(ignore_index) + ")");
+                 std::to_string(targets.classes - 1) + " or ignore_index (" +
+                 std::to_string(targets.ignore_index) + ")");
   }
   return count;
 }
@@ -333,7 +354,10 @@ double loss_of(const CrossEntropyKernels& kernels, Row row, std::int64_t n,
 std::int64_t cross_entropy_scratch_size(const ConstTensorView& logits,
                                         const CrossEntropyOptions& options,
                                         const Executor&) noexcept {
-  if (options.reduction == Reduction::kNone || logits.ndim < 1) return 0;
+  if (options.reduction == Reduction::kNone || !has_rows(logits) ||
+      last_size(logits) == 0) {
+    return 0;
+  }
   return count_rows(logits) * static_cast<std::int64_t>(sizeof(double));
 }
 
@@ -370,7 +394,8 @@ void cross_entropy(const ConstTensorView& logits, const ConstTensorView& target,
   }
   const CpuThreads threads(op, executor);
   const std::int64_t n = last_size(logits);
-  const std::int64_t count = check_targets(op, target, n, options.ignore_index);
+  const Targets targets{target, n, options.ignore_index};
+  const std::int64_t count = check_targets(op, targets);
 
   const auto kernels = FOO_CORE_DISPATCH(CrossEntropy)(logits.dtype);
   const auto nest = nest_of_rows(logits, logits, target, loss, lse);
@@ -379,7 +404,7 @@ void cross_entropy(const ConstTensorView& logits, const ConstTensorView& target,
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     Walker<4> at(nest, nest.ndim, begin);
     for (; begin < end; ++begin, at.next()) {
-      const std::int64_t label = index_at(target, at.offset(1));
+      const std::int64_t label = targets.at(at.offset(1));
       double row_loss = 0, row_lse = 0;
       if (label != options.ignore_index) {
         row_loss = loss_of(kernels, row_at(&logits, at.offset(0)), n, label,
@@ -394,6 +419,7 @@ void cross_entropy(const ConstTensorView& logits, const ConstTensorView& target,
     }
   };
   threads.for_rows(logits, run);
+  if (targets.changed) fail_changed(op, "target");
   if (!reduced) return;
   double sum = 0;
   const std::int64_t rows = count_rows(logits);
@@ -434,7 +460,8 @@ void cross_entropy_backward(const ConstTensorView& grad,
   }
   const CpuThreads threads(op, executor);
   const std::int64_t n = last_size(logits);
-  const std::int64_t count = check_targets(op, target, n, options.ignore_index);
+  const Targets targets{target, n, options.ignore_index};
+  const std::int64_t count = check_targets(op, targets);
 
   const auto kernels = FOO_CORE_DISPATCH(CrossEntropy)(logits.dtype);
   const auto nest =
@@ -446,7 +473,7 @@ void cross_entropy_backward(const ConstTensorView& grad,
     Walker<5> at(nest, nest.ndim, begin);
     for (; begin < end; ++begin, at.next()) {
       const MutableRow out = row_at(&grad_logits, at.offset(4));
-      const std::int64_t label = index_at(target, at.offset(2));
+      const std::int64_t label = targets.at(at.offset(2));
       if (label == options.ignore_index) {
         fill_zeros(out, n, item_bytes(logits.dtype));
         continue;
@@ -459,6 +486,7 @@ void cross_entropy_backward(const ConstTensorView& grad,
     if (stream) hwy::FlushStream();
   };
   threads.for_rows(logits, run);
+  if (targets.changed) fail_changed(op, "target");
 }
 
 }  // namespace foo_core

@@ -53,12 +53,12 @@ constexpr std::int64_t kColumns = 16 * kGroup;
 
 struct BackwardKernels {
   /// Computes grad_x of the rows and adds their part of grad_weight to sum.
-  void (*rows)(const BackwardRows& rows, Row weight, double eps, void* sum,
-               std::int64_t n);
+  void (*rows)(const BackwardRows& rows, const ConstTensorView* weight,
+               double eps, void* sum, std::int64_t n);
   /// Computes sum += addend.
   void (*accumulate)(void* sum, const void* addend, std::int64_t n);
-  /// Computes out = sum, rounded, for n <= kColumns.
-  void (*finish)(const void* sum, MutableRow out, std::int64_t n);
+  /// Computes out = sum, rounded to the dtype, for n <= kColumns.
+  void (*finish)(const void* sum, MutableRow out, DType dtype, std::int64_t n);
 };
 
 }  // namespace
@@ -79,26 +79,27 @@ struct RowStats {
 
 /// Adds x^2 to squares and g * x to products, g = grad * weight, for n
 /// elements.
-template <bool kWeight, bool kAll, class T>
-HWY_INLINE void AddProducts(const T* grad, const T* x, const T* weight,
+template <bool kWeight, bool kAll, class W, class T>
+HWY_INLINE void AddProducts(const T* grad, const T* x, const W* weight,
                             int64_t n, Pair<Compute<T>>& squares,
                             Pair<Compute<T>>& products) {
   const auto vx = LoadSome<kAll>(x, n);
   auto g = LoadSome<kAll>(grad, n);
-  if constexpr (kWeight) g = g * LoadSome<kAll>(weight, n);
+  if constexpr (kWeight) g = g * LoadSomeAs<T, kAll>(weight, n);
   squares = MulAdd(vx, vx, squares);
   products = MulAdd(g, vx, products);
 }
 
 // Not inlined, because every instance of Rows would compile it.
-template <bool kWeight, class T>
-HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
-                                        int64_t n) {
+template <bool kWeight, class W, class T>
+HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x,
+                                        const ConstTensorView* weight,
+                                        double eps, int64_t n) {
   using C = Compute<T>;
   const auto* tgrad = static_cast<const T*>(grad.data);
   const auto* tx = static_cast<const T*>(x.data);
-  const auto* tw = static_cast<const T*>(weight.data);
-  HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile];
+  HWY_ALIGN T g_tile[kTile], x_tile[kTile];
+  HWY_ALIGN W w_tile[kTile];
   const int64_t step = Lanes<C>();
   double squares = 0, products = 0;
   const auto zero = Pair<C>::Set(0);
@@ -107,7 +108,7 @@ HWY_NOINLINE RowStats<Compute<T>> Stats(Row grad, Row x, Row weight, double eps,
     const int64_t m = HWY_MIN(kTile, n - begin);
     const T* pg = InputTile(tgrad, grad.stride, begin, m, g_tile);
     const T* px = InputTile(tx, x.stride, begin, m, x_tile);
-    const T* pw = kWeight ? InputTile(tw, weight.stride, begin, m, w_tile) : px;
+    const W* pw = kWeight ? WeightTile(*weight, begin, m, w_tile) : nullptr;
     int64_t i = 0;
     for (; i + 2 * step <= m; i += 2 * step) {
       const int64_t j = i + step;
@@ -180,9 +181,9 @@ HWY_INLINE void GradientAt(P parts, const GradientRow<T>& row,
 /// Computes grad_x = r * grad * weight - x * slope + addend and
 /// sum += r * grad * x for each of kCount rows, for whole Pairs. Returns the
 /// number of elements without the rest.
-template <bool kWeight, bool kSum, int kCount, class P, class T>
+template <bool kWeight, bool kSum, int kCount, class P, class W, class T>
 HWY_INLINE int64_t Gradients(P parts, const GradientRow<T>* rows,
-                             const T* weight, Compute<T>* sum, int64_t n) {
+                             const W* weight, Compute<T>* sum, int64_t n) {
   using V = Pair<Compute<T>>;
   const int64_t step = Lanes<Compute<T>>();
   GradientRow<T> row[kCount];
@@ -195,7 +196,7 @@ HWY_INLINE int64_t Gradients(P parts, const GradientRow<T>* rows,
   int64_t i = 0;
   for (; i + step <= n; i += step) {
     V w, total;
-    if constexpr (kWeight) w = Load(weight + i);
+    if constexpr (kWeight) w = LoadSomeAs<T, true>(weight + i, step);
     if constexpr (kSum) total = Load(sum + i);
     HWY_UNROLL(kRows)
     for (int k = 0; k < kCount; ++k) {
@@ -209,15 +210,15 @@ HWY_INLINE int64_t Gradients(P parts, const GradientRow<T>* rows,
 
 /// Computes elements from i on of one contiguous row. It has the branches that
 /// the kernels of kRows rows do not, which would be many more otherwise.
-template <bool kWeight, bool kSum, class T>
-HWY_NOINLINE void AnyGradient(GradientRow<T> row, const T* weight,
+template <bool kWeight, bool kSum, class W, class T>
+HWY_NOINLINE void AnyGradient(GradientRow<T> row, const W* weight,
                               Compute<T>* sum, int64_t i, int64_t n) {
   using V = Pair<Compute<T>>;
   const AnyParts parts{row.grad_x != nullptr, row.addend != nullptr};
   if (i == 0) i = Gradients<kWeight, kSum, 1>(parts, &row, weight, sum, n);
   if (i == n) return;
   V w, total;
-  if constexpr (kWeight) w = LoadN(weight + i, n - i);
+  if constexpr (kWeight) w = LoadSomeAs<T, false>(weight + i, n - i);
   if constexpr (kSum) total = Load(sum + i);
   GradientAt<kWeight, kSum, false>(parts, row, V::Set(row.stats.r),
                                    V::Set(row.stats.slope), w, total, i, n - i);
@@ -225,8 +226,8 @@ HWY_NOINLINE void AnyGradient(GradientRow<T> row, const T* weight,
 }
 
 /// Computes kRows contiguous rows.
-template <bool kWeight, bool kSum, class T>
-HWY_INLINE void ContiguousRows(const GradientRow<T>* rows, const T* weight,
+template <bool kWeight, bool kSum, class W, class T>
+HWY_INLINE void ContiguousRows(const GradientRow<T>* rows, const W* weight,
                                Compute<T>* sum, bool stream, int64_t n) {
   const auto gradients = [&](auto parts) HWY_ATTR {
     return Gradients<kWeight, kSum, kRows>(parts, rows, weight, sum, n);
@@ -248,22 +249,21 @@ HWY_INLINE void ContiguousRows(const GradientRow<T>* rows, const T* weight,
 }
 
 /// Calls AnyGradient for one row with any strides, tile by tile.
-template <class T>
-HWY_NOINLINE void StridedRow(decltype(&AnyGradient<true, true, T>) gradient,
-                             Row grad, Row x, Row weight, Row addend,
-                             const RowStats<Compute<T>>& stats,
+template <class W, class T>
+HWY_NOINLINE void StridedRow(decltype(&AnyGradient<true, true, W, T>) gradient,
+                             Row grad, Row x, const ConstTensorView* weight,
+                             Row addend, const RowStats<Compute<T>>& stats,
                              MutableRow grad_x, Compute<T>* sum, int64_t n) {
-  HWY_ALIGN T g_tile[kTile], x_tile[kTile], w_tile[kTile], a_tile[kTile],
-      out_tile[kTile];
+  HWY_ALIGN T g_tile[kTile], x_tile[kTile], a_tile[kTile], out_tile[kTile];
+  HWY_ALIGN W w_tile[kTile];
   const auto* tgrad = static_cast<const T*>(grad.data);
   const auto* tx = static_cast<const T*>(x.data);
-  const auto* tw = static_cast<const T*>(weight.data);
   const auto* ta = static_cast<const T*>(addend.data);
   auto* out = static_cast<T*>(grad_x.data);
   for (int64_t i = 0; i < n; i += kTile) {
     const int64_t m = HWY_MIN(kTile, n - i);
-    const T* pw =
-        tw == nullptr ? nullptr : InputTile(tw, weight.stride, i, m, w_tile);
+    const W* pw =
+        weight == nullptr ? nullptr : WeightTile(*weight, i, m, w_tile);
     const GradientRow<T> row{
         InputTile(tgrad, grad.stride, i, m, g_tile),
         InputTile(tx, x.stride, i, m, x_tile),
@@ -275,9 +275,9 @@ HWY_NOINLINE void StridedRow(decltype(&AnyGradient<true, true, T>) gradient,
   }
 }
 
-template <bool kWeight, bool kSum, class T>
-void Rows(const BackwardRows& rows, Row weight, double eps, void* sum,
-          int64_t n) {
+template <bool kWeight, bool kSum, class W, class T>
+void Rows(const BackwardRows& rows, const ConstTensorView* weight, double eps,
+          void* sum, int64_t n) {
   GradientRow<T> row[kRows];
   bool stream = rows.stream;
   for (int k = 0; k < rows.count; ++k) {
@@ -285,33 +285,47 @@ void Rows(const BackwardRows& rows, Row weight, double eps, void* sum,
     row[k] = {
         static_cast<const T*>(rows.grad[k]), static_cast<const T*>(rows.x[k]),
         static_cast<const T*>(rows.addend[k]), static_cast<T*>(rows.grad_x[k]),
-        Stats<kWeight, T>({rows.grad[k], rows.grad_stride},
-                          {rows.x[k], rows.x_stride}, weight, eps, n)};
+        Stats<kWeight, W, T>({rows.grad[k], rows.grad_stride},
+                             {rows.x[k], rows.x_stride}, weight, eps, n)};
   }
   auto* tsum = static_cast<Compute<T>*>(sum);
-  if (rows.count == kRows && rows.grad_stride == 1 && rows.x_stride == 1 &&
-      rows.addend_stride == 1 && weight.stride == 1 &&
-      rows.grad_x_stride == 1) {
-    const auto* tw = static_cast<const T*>(weight.data);
-    return ContiguousRows<kWeight, kSum>(row, tw, tsum, stream, n);
+  bool contiguous = rows.count == kRows && rows.grad_stride == 1 &&
+                    rows.x_stride == 1 && rows.addend_stride == 1 &&
+                    rows.grad_x_stride == 1;
+  const W* tw = nullptr;
+  if constexpr (kWeight) {
+    tw = static_cast<const W*>(weight->data);
+    contiguous =
+        contiguous && weight->dtype == kDType<W> && last_stride(*weight) == 1;
+  }
+  // With a weight of another dtype, only training is worth the code.
+  if constexpr (kSum || hwy::IsSame<W, T>()) {
+    if (contiguous) {
+      return ContiguousRows<kWeight, kSum>(row, tw, tsum, stream, n);
+    }
   }
   for (int k = 0; k < rows.count; ++k) {
-    StridedRow<T>(AnyGradient<kWeight, kSum, T>,
-                  {rows.grad[k], rows.grad_stride}, {rows.x[k], rows.x_stride},
-                  weight, {rows.addend[k], rows.addend_stride}, row[k].stats,
-                  {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
+    StridedRow<W, T>(AnyGradient<kWeight, kSum, W, T>,
+                     {rows.grad[k], rows.grad_stride},
+                     {rows.x[k], rows.x_stride}, weight,
+                     {rows.addend[k], rows.addend_stride}, row[k].stats,
+                     {rows.grad_x[k], rows.grad_x_stride}, tsum, n);
   }
 }
 
 template <class T>
-void AnyRows(const BackwardRows& rows, Row weight, double eps, void* sum,
-             int64_t n) {
-  const auto choose = [&](auto has_weight) HWY_ATTR {
+void AnyRows(const BackwardRows& rows, const ConstTensorView* weight,
+             double eps, void* sum, int64_t n) {
+  const auto choose = [&](auto has_weight, auto w) HWY_ATTR {
+    using W = decltype(w);
     constexpr bool kWeight = decltype(has_weight)::value;
-    return sum == nullptr ? Rows<kWeight, false, T> : Rows<kWeight, true, T>;
+    return sum == nullptr ? Rows<kWeight, false, W, T>
+                          : Rows<kWeight, true, W, T>;
   };
-  const auto function = weight.data == nullptr ? choose(std::false_type())
-                                               : choose(std::true_type());
+  const auto function = weight == nullptr ? choose(std::false_type(), T())
+                        : weight->dtype == kDType<T>
+                            ? choose(std::true_type(), T())
+                            : choose(std::true_type(), Compute<T>());
   function(rows, weight, eps, sum, n);
 }
 
@@ -325,16 +339,28 @@ void Accumulate(void* sum, const void* addend, int64_t n) {
 }
 
 template <class T>
-void Finish(const void* sum, MutableRow out, int64_t n) {
-  const auto* s = static_cast<const Compute<T>*>(sum);
-  auto* tout = static_cast<T*>(out.data);
-  const int64_t step = Lanes<Compute<T>>();
-  HWY_ALIGN T tile[kColumns];
-  T* p = OutputTile(tout, out.stride, 0, tile);
-  int64_t i = 0;
-  for (; i + step <= n; i += step) Store(Load(s + i), p + i);
-  if (i < n) StoreN(Load(s + i), p + i, n - i);
-  FinishTile(tile, tout, out.stride, 0, n);
+void Finish(const void* sum, MutableRow out, DType dtype, int64_t n) {
+  using C = Compute<T>;
+  const auto* s = static_cast<const C*>(sum);
+  const int64_t step = Lanes<C>();
+  ForDType(dtype, [&](auto w) HWY_ATTR {
+    using W = decltype(w);
+    auto* tout = static_cast<W*>(out.data);
+    HWY_ALIGN W tile[kColumns];
+    W* p = OutputTile(tout, out.stride, 0, tile);
+    if constexpr (hwy::IsSame<T, W>()) {
+      int64_t i = 0;
+      for (; i + step <= n; i += step) Store(Load(s + i), p + i);
+      if (i < n) StoreN(Load(s + i), p + i, n - i);
+    } else {
+      HWY_ALIGN C in_order[kColumns];
+      for (int64_t i = 0; i < n; i += step) {
+        StoreInOrder<T>(Load(s + i), in_order + i);
+      }
+      Convert(in_order, n, p);
+    }
+    FinishTile(tile, tout, out.stride, 0, n);
+  });
 }
 
 struct KernelsOf {
@@ -427,7 +453,7 @@ struct Backward {
         group.addend[k] = row_at(addend, at.offset(2)).data;
         group.grad_x[k] = row_at(grad_x, at.offset(3)).data;
       }
-      kernels.rows(group, row_at(weight, 0), eps, sum, n);
+      kernels.rows(group, weight, eps, sum, n);
     }
     if (group.stream) hwy::FlushStream();
   }
@@ -450,6 +476,7 @@ struct Backward {
   /// Computes groups [begin, end) of grad_weight from the blocks' sums.
   void combine(std::int64_t begin, std::int64_t end) const {
     const std::int64_t stride = last_stride(*grad_weight);
+    const DType dtype = grad_weight->dtype;
     auto* out = static_cast<char*>(grad_weight->data);
     for (std::int64_t column = begin * kGroup; column < end * kGroup;
          column += kColumns) {
@@ -462,7 +489,7 @@ struct Backward {
         }
       }
       kernels.finish(block_sum(0) + at,
-                     {out + column * stride * item_bytes(x.dtype), stride},
+                     {out + column * stride * item_bytes(dtype), stride}, dtype,
                      std::min(n - column, width));
     }
   }
@@ -485,6 +512,7 @@ void backward(const char* op, const ConstTensorView& grad,
   check_last_size(op, arg_weight, arg_x);
   check_like(op, arg_grad_x, arg_x);
   check_last_size(op, arg_grad_weight, arg_x);
+  check_same_dtype(op, weight == nullptr ? arg_x : arg_weight, arg_grad_weight);
   const Scratch sums(
       op, scratch,
       grad_weight == nullptr ? 0 : rms_norm_backward_scratch_size(x, executor));
@@ -526,7 +554,7 @@ void backward(const char* op, const ConstTensorView& grad,
     return;
   }
   if (rows == 0) {
-    fill_zeros(row_at(grad_weight, 0), n, item_bytes(x.dtype));
+    fill_zeros(row_at(grad_weight, 0), n, item_bytes(grad_weight->dtype));
     return;
   }
   threads.for_ranges(work.blocks.count, n * std::min(rows, work.blocks.size),
@@ -542,7 +570,7 @@ void backward(const char* op, const ConstTensorView& grad,
 
 std::int64_t rms_norm_backward_scratch_size(const ConstTensorView& x,
                                             const Executor& executor) noexcept {
-  if (x.ndim < 1) return 0;
+  if (!has_rows(x)) return 0;
   if constexpr (cuda::kBuilt) {
     if (on_cuda(executor)) return cuda::rms_norm_backward_scratch_size(x);
   }

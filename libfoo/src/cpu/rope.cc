@@ -5,8 +5,8 @@
 #include "foo_core/rope.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <string>
 #include <utility>
@@ -39,13 +39,20 @@ struct RopeCall {
   const ConstTensorView* positions;  // (batch, seq)
   const RopeOptions& options;
   const TensorView& out;
+  std::atomic<bool>& changed;  // whether a position is out of range now
   bool stream = worth_streaming(out, {x.data});
 
+  /// A row of the tables; the first one if another thread has made the position
+  /// invalid since it was checked.
   std::int64_t position(std::int64_t batch, std::int64_t at) const {
     if (positions == nullptr) return at;
     const std::int64_t* strides = positions->strides;
-    return static_cast<const std::int64_t*>(
-        positions->data)[batch * strides[0] + at * strides[1]];
+    const std::int64_t position =
+        read_index(static_cast<const std::int64_t*>(positions->data) +
+                   batch * strides[0] + at * strides[1]);
+    if (position >= 0 && position < cos.sizes[0]) return position;
+    changed = true;
+    return 0;
   }
 };
 
@@ -69,38 +76,6 @@ namespace {
 /// faster than a quarter of the size.
 template <class C>
 constexpr int64_t kTable = 16384 / sizeof(C);
-
-/// Loads Lanes() elements of a table, in the order of Load for elements of T.
-template <class T, class S>
-HWY_INLINE Pair<Compute<T>> LoadTable(const S* p) {
-  if constexpr (hwy::IsSame<T, S>()) {
-    return Load(p);
-  } else if constexpr (hwy::IsSame<T, double>()) {
-    const hn::ScalableTag<double> d;
-    const hn::Rebind<S, decltype(d)> ds;
-    return {hn::PromoteTo(d, hn::LoadU(ds, p)),
-            hn::PromoteTo(d, hn::LoadU(ds, p + hn::Lanes(d)))};
-  } else {
-    const hn::ScalableTag<float> d;
-    auto x = Load(p);
-    // StoreSome relies on the lower half of a NaN.
-    const auto nan = Pair<float>::Set(std::numeric_limits<float>::quiet_NaN());
-    x.a = hn::IfThenElse(hn::IsNaN(x.a), nan.a, x.a);
-    x.b = hn::IfThenElse(hn::IsNaN(x.b), nan.b, x.b);
-    if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
-      return {hn::ConcatEven(d, x.b, x.a), hn::ConcatOdd(d, x.b, x.a)};
-    }
-    return x;
-  }
-}
-
-/// Loads the first n <= Lanes() elements; the other lanes are 0.
-template <class T, class S>
-HWY_INLINE Pair<Compute<T>> LoadTableN(const S* p, int64_t n) {
-  HWY_ALIGN S buffer[2 * hn::MaxLanes(hn::ScalableTag<Compute<T>>())] = {};
-  hwy::CopyBytes(p, buffer, static_cast<size_t>(n) * sizeof(S));
-  return LoadTable<T>(buffer);
-}
 
 /// Writes each of n elements twice.
 template <class S>
@@ -151,8 +126,8 @@ HWY_INLINE void FillTable(const S* row, int64_t stride, int64_t n, Sign sign,
     p = InputTile(row, stride, 0, n, tile);
   }
   for (int64_t i = 0; i < n; i += step) {
-    auto y =
-        n < step ? LoadTableN<T>(p, n) : LoadTable<T>(p + HWY_MIN(i, n - step));
+    auto y = n < step ? LoadSomeAs<T, false>(p, n)
+                      : LoadSomeAs<T, true>(p + HWY_MIN(i, n - step), step);
     if (sign == Sign::kInverseSin) y = {hn::Neg(y.a), hn::Neg(y.b)};
     if (kInterleaved && sign != Sign::kCos) y = NegateEven<T>(y);
     Store(y, out + i);
@@ -294,7 +269,7 @@ void Block(const RopeCall& call, int64_t batch, int64_t at, int64_t tokens,
   // The loops follow out's memory, which may be (batch, heads, seq, head_dim).
   Dimension outer{tokens, xs[1], os[1], width};
   Dimension inner{call.x.sizes[2], xs[2], os[2], 0};
-  if (std::abs(inner.out_stride) > std::abs(outer.out_stride)) {
+  if (magnitude(inner.out_stride) > magnitude(outer.out_stride)) {
     std::swap(outer, inner);
   }
   for (int64_t i = 0; i < outer.size; ++i) {
@@ -410,7 +385,8 @@ void check_range(const ConstTensorView& positions, std::int64_t max_position) {
     const std::int64_t offset =
         positions.ndim == 1 ? 0 : i * positions.strides[0];
     for (std::int64_t j = 0; j < columns; ++j) {
-      const std::int64_t position = data[offset + j * last_stride(positions)];
+      const std::int64_t position =
+          read_index(data + offset + j * last_stride(positions));
       if (position >= 0 && position < max_position) continue;
       const std::int64_t index[] = {i, j};
       fail(kOp, "positions holds " + std::to_string(position) + " at " +
@@ -446,7 +422,10 @@ void rope(const ConstTensorView& x, const ConstTensorView& cos,
     }
   }
   const CpuThreads threads(kOp, executor);
-  if (positions != nullptr) check_range(*positions, cos.sizes[0]);
+  // Without tokens, positions may have more rows than can be counted.
+  if (positions != nullptr && batch * seq > 0) {
+    check_range(*positions, cos.sizes[0]);
+  }
   if (numel(x) == 0) return;
 
   // positions, broadcast to (batch, seq)
@@ -460,10 +439,12 @@ void rope(const ConstTensorView& x, const ConstTensorView& cos,
   }
   const auto forward =
       FOO_CORE_DISPATCH(RopeForward)(x.dtype, options.interleaved);
-  const RopeCall call{x, cos, sin, positions, options, out};
+  std::atomic<bool> changed{false};
+  const RopeCall call{x, cos, sin, positions, options, out, changed};
   threads.for_ranges(
       batch * seq, x.sizes[2] * x.sizes[3],
       [&](std::int64_t begin, std::int64_t end) { forward(call, begin, end); });
+  if (changed) fail_changed(kOp, "positions");
 }
 
 }  // namespace foo_core

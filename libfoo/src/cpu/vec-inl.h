@@ -24,6 +24,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 using Compute = hwy::If<hwy::IsSame<T, double>(), double, float>;
 
+template <class T>
+constexpr DType kDType = hwy::IsSame<T, double>()            ? DType::kFloat64
+                         : hwy::IsSame<T, hwy::float16_t>()  ? DType::kFloat16
+                         : hwy::IsSame<T, hwy::bfloat16_t>() ? DType::kBFloat16
+                                                             : DType::kFloat32;
+
 /// Two vectors of C, which are loaded, computed and stored in one step. Load
 /// and Store agree on the order of elements, which may differ from that in
 /// memory.
@@ -220,6 +226,32 @@ HWY_INLINE Pair<Compute<T>> LoadN(const T* p, int64_t n) {
 template <class T>
 HWY_INLINE void StoreN(Pair<Compute<T>> x, T* p, int64_t n) {
   StoreSome<false>(x, p, n);
+}
+
+/// Loads n <= Lanes() elements, or Lanes() if kAll, of a type that may be wider
+/// than T, in the order of LoadSome for elements of T; the other lanes are 0.
+template <class T, bool kAll, class S>
+HWY_INLINE Pair<Compute<T>> LoadSomeAs(const S* p, int64_t n) {
+  if constexpr (hwy::IsSame<T, S>()) {
+    return LoadSome<kAll>(p, n);
+  } else if constexpr (hwy::IsSame<T, double>()) {
+    const hn::ScalableTag<double> d;
+    const hn::Rebind<S, decltype(d)> ds;
+    return {hn::PromoteTo(d, LoadVector<kAll>(ds, p, 0, n)),
+            hn::PromoteTo(d, LoadVector<kAll>(ds, p, hn::Lanes(d), n))};
+  } else {
+    static_assert(hwy::IsSame<S, float>());
+    const hn::ScalableTag<float> d;
+    auto x = LoadSome<kAll>(p, n);
+    // StoreSome relies on the lower half of a NaN.
+    const auto nan = Pair<float>::Set(std::numeric_limits<float>::quiet_NaN());
+    x.a = hn::IfThenElse(hn::IsNaN(x.a), nan.a, x.a);
+    x.b = hn::IfThenElse(hn::IsNaN(x.b), nan.b, x.b);
+    if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
+      return {hn::ConcatEven(d, x.b, x.a), hn::ConcatOdd(d, x.b, x.a)};
+    }
+    return x;
+  }
 }
 
 /// Returns f(T()) for the T of `dtype`.

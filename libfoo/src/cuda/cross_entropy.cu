@@ -72,69 +72,68 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t step = int64_t{blockDim.x} * kN;
   for (int64_t row = blockIdx.x; row < a.count; row += gridDim.x) {
     const Offsets<4> at(a.rows, row);
-    const int64_t label = a.target[at.of[1]];
-    const bool ignored = label == a.ignore_index;
+    const int64_t label = read_index(a.target + at.of[1]);
+    // Threads may see different targets while another stream writes them, but
+    // all must reach the barriers.
+    const int64_t n = label == a.ignore_index ? 0 : a.n;
     const auto logits = moved(a.logits, at.of[0]);
+    Sums<C> sums;
+    const auto add = [&](const V(&v)[kVectors], int count) {
+      C max = sums.max;
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+        if (k >= count) break;
+        for (int j = 0; j < kN; ++j) max = v[k][j] > max ? v[k][j] : max;
+      }
+      if (max > sums.max) sums.move_to(max);
+      const C shift = shift_of(sums.max);
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+        if (k >= count) break;
+        for (int j = 0; j < kN; ++j) {
+          const C difference = v[k][j] - shift;
+          sums.exps += exp_for<T>(difference);
+          if constexpr (kSmooth) sums.differences += difference;
+        }
+        sums.count += kN;
+      }
+    };
+    V v[kVectors];
+    int64_t i = int64_t{threadIdx.x} * kN;
+    for (; i + (kVectors - 1) * step < n; i += kVectors * step) {
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+        v[k] = logits.template load<kN>(i + k * step);
+      }
+      add(v, kVectors);
+    }
+    for (; i < n; i += step) {
+      v[0] = logits.template load<kN>(i);
+      add(v, 1);
+    }
+    C maxima[] = {sums.max};
+    const C max = static_cast<C>(reduce_row(maxima, Largest()).of[0]);
+    sums.move_to(max);
+    // The gradient needs all bits of lse.
+    double parts[] = {static_cast<double>(sums.exps),
+                      static_cast<double>(sums.differences)};
+    const auto totals = reduce_row(parts, Sum());
+    if (threadIdx.x != 0) continue;
     double loss = 0, lse = 0;
-    if (!ignored) {
-      Sums<C> sums;
-      const auto add = [&](const V(&v)[kVectors], int count) {
-        C max = sums.max;
-#pragma unroll
-        for (int k = 0; k < kVectors; ++k) {
-          if (k >= count) break;
-          for (int j = 0; j < kN; ++j) max = v[k][j] > max ? v[k][j] : max;
-        }
-        if (max > sums.max) sums.move_to(max);
-        const C shift = shift_of(sums.max);
-#pragma unroll
-        for (int k = 0; k < kVectors; ++k) {
-          if (k >= count) break;
-          for (int j = 0; j < kN; ++j) {
-            const C difference = v[k][j] - shift;
-            sums.exps += exp_for<T>(difference);
-            if constexpr (kSmooth) sums.differences += difference;
-          }
-          sums.count += kN;
-        }
-      };
-      V v[kVectors];
-      int64_t i = int64_t{threadIdx.x} * kN;
-      for (; i + (kVectors - 1) * step < a.n; i += kVectors * step) {
-#pragma unroll
-        for (int k = 0; k < kVectors; ++k) {
-          v[k] = logits.template load<kN>(i + k * step);
-        }
-        add(v, kVectors);
-      }
-      for (; i < a.n; i += step) {
-        v[0] = logits.template load<kN>(i);
-        add(v, 1);
-      }
-      C maxima[] = {sums.max};
-      const C max = static_cast<C>(reduce_row(maxima, Largest()).of[0]);
-      sums.move_to(max);
-      // The gradient needs all bits of lse.
-      double parts[] = {static_cast<double>(sums.exps),
-                        static_cast<double>(sums.differences)};
-      const auto totals = reduce_row(parts, Sum());
-      if (threadIdx.x != 0) continue;
+    if (label >= 0 && label < n) {
       const double log_sum = std::log(totals.of[0]);
       const double shift = static_cast<double>(shift_of(max));
-      if (label >= 0 && label < a.n) {
-        const auto x = widen(logits.data[label * logits.stride]);
-        lse = shift + log_sum;
-        // Not from lse, next to which the difference may be small.
-        loss = log_sum + (shift - static_cast<double>(x));
-        if constexpr (kSmooth) {
-          const double mean = totals.of[1] / static_cast<double>(a.n);
-          loss = (1 - a.smoothing) * loss + a.smoothing * (log_sum - mean);
-        }
-      } else {
-        loss = lse = NAN;
+      const auto x = widen(logits.data[label * logits.stride]);
+      lse = shift + log_sum;
+      // Not from lse, next to which the difference may be small.
+      loss = log_sum + (shift - static_cast<double>(x));
+      if constexpr (kSmooth) {
+        const double mean = totals.of[1] / static_cast<double>(n);
+        loss = (1 - a.smoothing) * loss + a.smoothing * (log_sum - mean);
       }
+    } else if (label != a.ignore_index) {
+      loss = lse = NAN;
     }
-    if (threadIdx.x != 0) continue;
     a.lse[at.of[3]] = lse;
     if (a.row_losses != nullptr) {
       a.row_losses[row] = loss;
@@ -156,7 +155,7 @@ __device__ double count_kept(const ReduceArguments& a) {
   double kept = 0;
   for (int64_t row = threadIdx.x; row < a.count; row += blockDim.x) {
     const Offsets<1> at(a.targets, row);
-    if (a.target[at.of[0]] != a.ignore_index) kept += 1;
+    if (read_index(a.target + at.of[0]) != a.ignore_index) kept += 1;
   }
   return kept;
 }
@@ -216,7 +215,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t i = begin + k * step;
       if (i < a.n) v[k] = logits.template load<kN>(i);
     }
-    const int64_t label = a.target[at.of[2]];
+    const int64_t label = read_index(a.target + at.of[2]);
     const bool ignored = label == a.ignore_index;
     const bool known = label >= 0 && label < a.n;
     double scale = static_cast<double>(a.grad[at.of[0]]);

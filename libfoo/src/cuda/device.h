@@ -44,6 +44,12 @@ __device__ T narrow(Compute<T> x) {
   }
 }
 
+template <class T>
+constexpr DType kDType = std::is_same_v<T, double>          ? DType::kFloat64
+                         : std::is_same_v<T, __half>        ? DType::kFloat16
+                         : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
+                                                            : DType::kFloat32;
+
 /// Calls f(T()) with the type of a floating-point dtype.
 template <class F>
 void for_dtype(DType dtype, const F& f) {
@@ -143,6 +149,69 @@ struct Line {
   }
 };
 
+/// Single elements of any floating-point dtype, which are converted where they
+/// are read or written.
+template <class Pointer>
+struct AnyLine {
+  Pointer data;
+  int64_t stride;
+  DType dtype;
+
+  /// The same elements, if they are T's.
+  template <class T>
+  __device__ Line<const T> as() const {
+    return {static_cast<const T*>(data), stride};
+  }
+
+  /// Element i, which likely is a T.
+  template <class T>
+  __device__ Compute<T> get(int64_t i) const {
+    if (dtype == kDType<T>) return get_as<T, T>(i);
+    switch (dtype) {
+      case DType::kFloat64:
+        return get_as<double, T>(i);
+      case DType::kFloat16:
+        return get_as<__half, T>(i);
+      case DType::kBFloat16:
+        return get_as<__nv_bfloat16, T>(i);
+      default:
+        return get_as<float, T>(i);
+    }
+  }
+
+  __device__ void set(int64_t i, double x) const {
+    switch (dtype) {
+      case DType::kFloat64:
+        return set_as<double>(i, x);
+      case DType::kFloat16:
+        return set_as<__half>(i, x);
+      case DType::kBFloat16:
+        return set_as<__nv_bfloat16>(i, x);
+      default:
+        return set_as<float>(i, x);
+    }
+  }
+
+ private:
+  template <class Own, class T>
+  __device__ Compute<T> get_as(int64_t i) const {
+    return static_cast<Compute<T>>(
+        widen(static_cast<const Own*>(data)[i * stride]));
+  }
+
+  template <class Own>
+  __device__ void set_as(int64_t i, double x) const {
+    static_cast<Own*>(data)[i * stride] =
+        narrow<Own>(static_cast<Compute<Own>>(x));
+  }
+};
+
+/// x's rows; null for null.
+inline AnyLine<const void*> any_line_of(const ConstTensorView* x) {
+  if (x == nullptr) return {nullptr, 0, DType::kFloat32};
+  return {x->data, last_stride(*x), x->dtype};
+}
+
 /// Whether kN elements at a time can be accessed in `x`, whose rows have `n`
 /// elements: it is null, or contiguous with aligned rows.
 template <int kN, class View>
@@ -212,6 +281,11 @@ struct Offsets {
 template <class T>
 __device__ Line<T> moved(Line<T> line, int64_t offset) {
   return {line.data + offset, line.stride};
+}
+
+/// As read_index of view.h.
+__device__ inline int64_t read_index(const int64_t* p) {
+  return *static_cast<const volatile int64_t*>(p);
 }
 
 constexpr int kWarp = 32;

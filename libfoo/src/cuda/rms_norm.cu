@@ -38,7 +38,8 @@ __device__ double inverse_rms(double squares, const Mean& mean) {
 template <class T>
 struct ForwardArguments {
   Nest<4> rows;  // of x, residual, out and sum
-  Line<const T> x, residual, weight;
+  Line<const T> x, residual;
+  AnyLine<const void*> weight;
   Line<T> out, sum;
   int64_t count;  // of rows
   int64_t n;
@@ -49,7 +50,8 @@ struct ForwardArguments {
 template <bool kAdd>
 constexpr int kForwardVectors = kAdd ? 2 : 4;
 
-template <class T, int kN, bool kAdd>
+/// W is the type of weights if kN > 1: T or that of computation.
+template <class T, int kN, bool kAdd, class W>
 __global__ void __launch_bounds__(kMaxThreads)
     forward_kernel(const ForwardArguments<T> arguments) {
   using C = Compute<T>;
@@ -119,8 +121,12 @@ __global__ void __launch_bounds__(kMaxThreads)
       C y[kN];
       for (int j = 0; j < kN; ++j) y[j] = v[j] * r;
       if (arguments.weight.data != nullptr) {
-        const V w = arguments.weight.template load<kN>(i);
-        for (int j = 0; j < kN; ++j) y[j] *= w[j];
+        if constexpr (kN == 1) {
+          y[0] *= arguments.weight.template get<T>(i);
+        } else {
+          const auto w = arguments.weight.template as<W>().template load<kN>(i);
+          for (int j = 0; j < kN; ++j) y[j] *= w[j];
+        }
       }
       out.store(i, V::of(y));
     };
@@ -197,7 +203,8 @@ __device__ Stats<C> stats_of(double squares, double products,
 template <class T>
 struct BackwardArguments {
   Nest<4> rows;  // of grad, x, addend and grad_x
-  Line<const T> grad, x, addend, weight;
+  Line<const T> grad, x, addend;
+  AnyLine<const void*> weight;
   Line<T> grad_x;
   int64_t count;  // of rows
   int64_t n;
@@ -207,7 +214,8 @@ struct BackwardArguments {
 };
 
 /// grad_x and the slices of grad_weight, for rows of up to kV vectors a thread.
-template <class T, int kN, int kV>
+/// W is the type of weights: T or that of computation.
+template <class T, int kN, int kV, class W>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const BackwardArguments<T> arguments) {
   using C = Compute<T>;
@@ -215,13 +223,13 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = int64_t{blockDim.x} * kN;
   const int64_t begin = int64_t{threadIdx.x} * kN;
   const bool weighted = arguments.weight.data != nullptr;
-  V weight[kV];
+  Vec<W, kN> weight[kV];
   C slice[kV][kN] = {};
 #pragma unroll
   for (int k = 0; k < kV; ++k) {
     const int64_t i = begin + k * step;
     if (weighted && i < arguments.n) {
-      weight[k] = arguments.weight.template load<kN>(i);
+      weight[k] = arguments.weight.template as<W>().template load<kN>(i);
     }
   }
 
@@ -320,7 +328,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
       const C v = one(x, i);
       C g = one(grad, i);
-      if (weighted) g *= one(arguments.weight, i);
+      if (weighted) g *= arguments.weight.template get<T>(i);
       squares += static_cast<double>(v * v);
       products += static_cast<double>(g * v);
     }
@@ -335,7 +343,7 @@ __global__ void __launch_bounds__(kThreads)
     const auto grad_x = moved(arguments.grad_x, at.of[3]);
     for (int64_t i = threadIdx.x; i < arguments.n; i += blockDim.x) {
       C g = one(grad, i);
-      if (weighted) g *= one(arguments.weight, i);
+      if (weighted) g *= arguments.weight.template get<T>(i);
       C y = fma(-one(x, i), stats.slope, g * stats.r);
       if (arguments.addend.data != nullptr) y += one(addend, i);
       grad_x.data[i * grad_x.stride] = narrow<T>(y);
@@ -368,9 +376,9 @@ __global__ void any_slices_kernel(const BackwardArguments<T> arguments,
 
 /// grad_weight from `count` slices: a column for each threadIdx.x, and the
 /// slices divided among the threadIdx.y, of which there are 2^i.
-template <class T>
-__global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
-                                  Line<T> grad_weight, int64_t n) {
+template <class C>
+__global__ void add_slices_kernel(const C* slices, int64_t count,
+                                  AnyLine<void*> grad_weight, int64_t n) {
   __shared__ double parts[kWarp][kWarp];
   for (int64_t first = int64_t{blockIdx.x} * kWarp; first < n;
        first += int64_t{gridDim.x} * kWarp) {
@@ -390,11 +398,16 @@ __global__ void add_slices_kernel(const Compute<T>* slices, int64_t count,
       }
     }
     if (threadIdx.y == 0 && i < n) {
-      grad_weight.data[i * grad_weight.stride] =
-          narrow<T>(static_cast<Compute<T>>(parts[0][threadIdx.x]));
+      grad_weight.set(i, parts[0][threadIdx.x]);
     }
     __syncthreads();  // before the next columns' parts
   }
+}
+
+/// Whether T is the type of the weights, if there are any.
+template <class T>
+bool has_dtype(const ConstTensorView* weight) {
+  return weight == nullptr || weight->dtype == kDType<T>;
 }
 
 }  // namespace
@@ -410,32 +423,37 @@ void rms_norm(const ConstTensorView& x, const ConstTensorView* residual,
         nest_of_rows(x, x, residual, out, residual_out),
         line_of<T>(x),
         line_of<T>(residual),
-        line_of<T>(weight),
+        any_line_of(weight),
         line_of<T>(out),
         line_of<T>(residual_out),
         rows,
         n,
         Mean::of(n, eps, Compute<T>())};
-    const auto run = [&](auto width, auto adds) {
+    const auto run = [&](auto width, auto w) {
       constexpr int kN = decltype(width)::value;
-      constexpr bool kAdd = decltype(adds)::value;
-      const dim3 block =
-          row_block(ceil_div(n, kN), kForwardVectors<kAdd>, kMaxThreads);
-      launch(kAdd ? "add_rms_norm" : "rms_norm", forward_kernel<T, kN, kAdd>,
-             dim3(grid_size(ceil_div(rows, block.y))), block, stream,
-             arguments);
-    };
-    const auto choose = [&](auto width) {
-      if (residual == nullptr) return run(width, std::false_type());
-      run(width, std::true_type());
+      const auto launch_it = [&](auto adds) {
+        constexpr bool kAdd = decltype(adds)::value;
+        const dim3 block =
+            row_block(ceil_div(n, kN), kForwardVectors<kAdd>, kMaxThreads);
+        launch(kAdd ? "add_rms_norm" : "rms_norm",
+               forward_kernel<T, kN, kAdd, decltype(w)>,
+               dim3(grid_size(ceil_div(rows, block.y))), block, stream,
+               arguments);
+      };
+      if (residual == nullptr) return launch_it(std::false_type());
+      launch_it(std::true_type());
     };
     constexpr int kN = kWidth<T>;
-    if (is_aligned<kN>(&x, n) && is_aligned<kN>(residual, n) &&
-        is_aligned<kN>(weight, n) && is_aligned<kN>(&out, n) &&
-        is_aligned<kN>(residual_out, n)) {
-      choose(std::integral_constant<int, kN>());
+    const std::integral_constant<int, kN> wide;
+    const bool aligned = is_aligned<kN>(&x, n) && is_aligned<kN>(residual, n) &&
+                         is_aligned<kN>(weight, n) && is_aligned<kN>(&out, n) &&
+                         is_aligned<kN>(residual_out, n);
+    if (aligned && has_dtype<T>(weight)) {
+      run(wide, T());
+    } else if (aligned && has_dtype<Compute<T>>(weight)) {
+      run(wide, Compute<T>());
     } else {
-      choose(std::integral_constant<int, 1>());
+      run(std::integral_constant<int, 1>(), T());
     }
   });
 }
@@ -467,11 +485,12 @@ void rms_norm_backward(const ConstTensorView& grad,
     const int64_t slices = slices_of<T>(rows, n);
     auto* const memory =
         grad_weight == nullptr ? nullptr : static_cast<C*>(scratch);
+    const bool own = has_dtype<T>(weight);
     BackwardArguments<T> arguments{nest_of_rows(x, grad, x, addend, grad_x),
                                    line_of<T>(grad),
                                    line_of<T>(x),
                                    line_of<T>(addend),
-                                   line_of<T>(weight),
+                                   any_line_of(weight),
                                    line_of<T>(grad_x),
                                    rows,
                                    n,
@@ -482,15 +501,19 @@ void rms_norm_backward(const ConstTensorView& grad,
     constexpr int kN = kWidth<T>;
     if (rows == 0) {
       // grad_weight is a sum of no slices
-    } else if (shape.fits && is_aligned<kN>(&grad, n) &&
-               is_aligned<kN>(&x, n) && is_aligned<kN>(addend, n) &&
-               is_aligned<kN>(weight, n) && is_aligned<kN>(grad_x, n)) {
+    } else if (shape.fits && (own || has_dtype<C>(weight)) &&
+               is_aligned<kN>(&grad, n) && is_aligned<kN>(&x, n) &&
+               is_aligned<kN>(addend, n) && is_aligned<kN>(weight, n) &&
+               is_aligned<kN>(grad_x, n)) {
       const int64_t blocks = ceil_div(rows, shape.block.y);
       const auto grid = dim3(grid_size(
           grad_weight == nullptr ? blocks : blocks_for(rows, shape.block)));
-      const auto kernel = shape.vectors == 1   ? backward_kernel<T, kN, 1>
-                          : shape.vectors == 2 ? backward_kernel<T, kN, 2>
-                                               : backward_kernel<T, kN, 4>;
+      const auto kernel = !own ? shape.vectors <= 2
+                                     ? backward_kernel<T, kN, 2, C>
+                                     : backward_kernel<T, kN, 4, C>
+                          : shape.vectors == 1 ? backward_kernel<T, kN, 1, T>
+                          : shape.vectors == 2 ? backward_kernel<T, kN, 2, T>
+                                               : backward_kernel<T, kN, 4, T>;
       launch(op, kernel, grid, shape.block, stream, arguments);
     } else {
       const auto threads = static_cast<unsigned>(
@@ -517,9 +540,10 @@ void rms_norm_backward(const ConstTensorView& grad,
     if (grad_weight == nullptr) return;
     unsigned parts = 1;
     while (parts < kWarp && parts < slices) parts *= 2;
-    launch(op, add_slices_kernel<T>, dim3(grid_size(ceil_div(n, kWarp))),
-           dim3(kWarp, parts), stream, arguments.slices, slices,
-           line_of<T>(grad_weight), n);
+    const AnyLine<void*> sums{grad_weight->data, last_stride(*grad_weight),
+                              grad_weight->dtype};
+    launch(op, add_slices_kernel<C>, dim3(grid_size(ceil_div(n, kWarp))),
+           dim3(kWarp, parts), stream, arguments.slices, slices, sums, n);
   });
 }
 

@@ -37,8 +37,8 @@ __global__ void rope_kernel(const Arguments<T, S> a) {
     const auto [batch, at] = divide(token, a.seq);
     int64_t position = at;
     if (a.positions != nullptr) {
-      position = a.positions[batch * a.position_strides[0] +
-                             at * a.position_strides[1]];
+      position = read_index(a.positions + batch * a.position_strides[0] +
+                            at * a.position_strides[1]);
     }
     const bool known = position >= 0 && position < a.max_position;
     if (!known) position = 0;

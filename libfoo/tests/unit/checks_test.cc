@@ -1,7 +1,9 @@
 // Checks that all operators share, shown by the simplest ones: what they
 // refuse, and the words of each error.
+#include <limits>
 #include <string>
 
+#include "operators.h"
 #include "testing.h"
 
 namespace foo_core::testing {
@@ -74,6 +76,272 @@ TEST_F(ChecksTest, BrokenViews) {
   view.sizes = &negative;
   EXPECT_INVALID(add(view, ok, ok),
                  "add: a has size -2 in dimension 0, expected at least 0");
+}
+
+constexpr std::int64_t kMin = std::numeric_limits<std::int64_t>::min();
+constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+
+/// A call of an operator with valid tensors of float32, sizes of which may
+/// be 1.
+class ValidCall {
+ public:
+  explicit ValidCall(const Operator& op) : op_(op) {
+    constexpr std::int64_t kSizesOf[kSizes] = {1, 3, 2, 6, 2, 4, 1};
+    for (const Parameter& parameter : op.parameters) {
+      Shape sizes;
+      for (const Size size : parameter.shape) sizes.push_back(kSizesOf[size]);
+      tensors_.emplace_back(parameter.dtype_in(kF32), sizes);
+      for (std::int64_t i = 0; i < tensors_.back().numel(); ++i) {
+        tensors_.back().set(i, 1);
+      }
+      views.push_back(tensors_.back().view());
+    }
+  }
+
+  /// Calls the operator with the views.
+  void run() {
+    Call call;
+    for (const TensorView& view : views) call.tensors.push_back(&view);
+    call.executor = device_executor();
+    call.inputs.resize(views.size());
+    constexpr std::int64_t kBytes = 1 << 16;
+    const Memory scratch = aligned_memory(kBytes);
+    if (op_.scratch_size != nullptr) {
+      EXPECT_LE(op_.scratch_size(call), kBytes);
+      call.scratch = scratch.get();
+    }
+    op_.run(call);
+    synchronize();
+  }
+
+  /// Expects the refusal of parameter i, with `problem`, and nothing written.
+  void expect_refused(std::size_t i, const std::string& problem) {
+    const auto memory = [this] {
+      std::vector<Bytes> all;
+      for (const Tensor& tensor : tensors_) all.push_back(tensor.memory());
+      return all;
+    };
+    const auto before = memory();
+    const std::string start =
+        std::string(op_.name) + ": " + op_.parameters[i].name + problem;
+    try {
+      run();
+      ADD_FAILURE() << "nothing thrown, expected " << start;
+    } catch (const InvalidArgument& error) {
+      EXPECT_EQ(std::string(error.what()).substr(0, start.size()), start);
+    }
+    EXPECT_EQ(memory(), before);
+  }
+
+  std::vector<TensorView> views;
+
+ private:
+  const Operator& op_;
+  std::vector<Tensor> tensors_;
+};
+
+/// Calls f(op, i, view) for each parameter of each operator, where `view` is
+/// the view of parameter i in `call`.
+template <class F>
+void for_each_parameter(const F& f) {
+  for (const Operator& op : all_operators()) {
+    for (std::size_t i = 0; i < op.parameters.size(); ++i) {
+      ValidCall call(op);
+      f(call, i, call.views[i]);
+    }
+  }
+}
+
+TEST(EveryOperator, AcceptsItsValidCall) {
+  for (const Operator& op : all_operators()) ValidCall(op).run();
+}
+
+TEST(EveryOperator, RefusesNull) {
+  for_each_parameter([](ValidCall& call, std::size_t i, TensorView& view) {
+    const TensorView valid = view;
+    view.data = nullptr;
+    call.expect_refused(i, " has shape ");
+    if (valid.ndim == 0) return;
+    view = valid;
+    view.sizes = nullptr;
+    const std::string null = " has ndim " + std::to_string(valid.ndim) +
+                             ", but its sizes or strides are null";
+    call.expect_refused(i, null);
+    view = valid;
+    view.strides = nullptr;
+    call.expect_refused(i, null);
+  });
+}
+
+TEST(EveryOperator, RefusesMisalignedData) {
+  for_each_parameter([](ValidCall& call, std::size_t i, TensorView& view) {
+    const std::int64_t item = item_size(view.dtype);
+    if (item == 1) return;
+    view.data = static_cast<char*>(view.data) + item / 2;
+    call.expect_refused(i, std::string(" is ") + name(view.dtype) +
+                               ", but the address of its data is no multiple "
+                               "of " +
+                               std::to_string(item));
+  });
+}
+
+TEST(EveryOperator, RefusesDimensions) {
+  for_each_parameter([](ValidCall& call, std::size_t i, TensorView& view) {
+    for (const std::int64_t ndim :
+         {kMin, std::int64_t{-1}, std::int64_t{65}, std::int64_t{200}, kMax}) {
+      view.ndim = ndim;
+      call.expect_refused(
+          i, " has " + std::to_string(ndim) + " dimensions, expected 0 to 64");
+    }
+  });
+}
+
+TEST(EveryOperator, RefusesDTypes) {
+  for_each_parameter([](ValidCall& call, std::size_t i, TensorView& view) {
+    for (const int number : {-1, 6, 1 << 30}) {
+      view.dtype = static_cast<DType>(number);
+      call.expect_refused(i, " has dtype number " + std::to_string(number));
+    }
+  });
+}
+
+TEST(EveryOperator, RefusesSizes) {
+  for_each_parameter([](ValidCall& call, std::size_t i, TensorView& view) {
+    Shape sizes(view.sizes, view.sizes + view.ndim);
+    view.sizes = sizes.data();
+    for (std::int64_t& size : sizes) {
+      const std::int64_t valid = size;
+      for (const std::int64_t negative : {std::int64_t{-1}, kMin}) {
+        size = negative;
+        call.expect_refused(i, " has size " + std::to_string(negative));
+      }
+      for (const std::int64_t large : {kMax, kMax / 2, kMaxBytes + 1}) {
+        size = large;
+        call.expect_refused(i, " has shape ");
+      }
+      size = valid;
+    }
+    // Products that are 0 or small if they overflow.
+    if (view.ndim < 2) return;
+    for (const std::int64_t first : {std::int64_t{1} << 32, kMax}) {
+      sizes[0] = first;
+      sizes[1] = std::int64_t{1} << 32;
+      call.expect_refused(i, " has shape (" + std::to_string(first));
+    }
+  });
+}
+
+TEST(EveryOperator, RefusesStrides) {
+  for_each_parameter([](ValidCall& call, std::size_t i, TensorView& view) {
+    Shape strides(view.strides, view.strides + view.ndim);
+    view.strides = strides.data();
+    for (std::size_t d = 0; d < strides.size(); ++d) {
+      if (view.sizes[d] == 1) continue;
+      const std::int64_t valid = strides[d];
+      for (const std::int64_t stride :
+           {kMin, kMin / 2, -kMaxBytes - 1, kMaxBytes + 1, kMax / 2, kMax}) {
+        strides[d] = stride;
+        call.expect_refused(i, " has shape ");
+      }
+      strides[d] = valid;
+    }
+  });
+}
+
+TEST(EveryOperator, IgnoresTheStridesOfSingleElements) {
+  for_each_parameter([](ValidCall& call, std::size_t, TensorView& view) {
+    Shape strides(view.strides, view.strides + view.ndim);
+    view.strides = strides.data();
+    for (const std::int64_t stride : {kMin, std::int64_t{-1}, kMax}) {
+      for (std::size_t d = 0; d < strides.size(); ++d) {
+        if (view.sizes[d] == 1) strides[d] = stride;
+      }
+      EXPECT_NO_THROW(call.run());
+    }
+  });
+}
+
+TEST_F(ChecksTest, SizesThatOverflow) {
+  const Tensor ok(kF32, {2, 3});
+  TensorView view = ok;
+  std::int64_t sizes[] = {std::int64_t{1} << 32, std::int64_t{1} << 32};
+  std::int64_t strides[] = {0, 0};
+  view.sizes = sizes;
+  EXPECT_INVALID(add(view, ok, ok),
+                 "add: a has shape (4294967296, 4294967296) and is float32, "
+                 "expected at most 2^56 bytes");
+  sizes[0] = 2;
+  sizes[1] = 3;
+  strides[0] = kMax;
+  view.strides = strides;
+  EXPECT_INVALID(add(view, ok, ok),
+                 "add: a has shape (2, 3) and strides (9223372036854775807, 0) "
+                 "and is float32, expected elements at most 2^56 bytes apart");
+  sizes[0] = std::int64_t{1} << 40;
+  strides[0] = 0;
+  std::int64_t more[] = {sizes[0], sizes[0], 0};
+  std::int64_t steps[] = {0, 0, 0};
+  EXPECT_INVALID(
+      add(TensorView{nullptr, kF32, 3, more, steps}, ok, ok),
+      "add: a has shape (1099511627776, 1099511627776, 0), expected a "
+      "product of at most 2^61 for the sizes that are not 0");
+  // As far apart as they may be.
+  sizes[0] = 2;
+  sizes[1] = 1;
+  for (const std::int64_t stride : {kMaxBytes / 4, -kMaxBytes / 4}) {
+    strides[0] = stride;
+    EXPECT_INVALID(add(view, ok, view),
+                   "add: out has shape (2, 1), expected (2, 3)");
+  }
+}
+
+TEST_F(ChecksTest, ScratchSizesOfRefusedShapes) {
+  const Tensor x(kF32, {2, 3});
+  const auto expect_none = [](const TensorView& view) {
+    EXPECT_EQ(rms_norm_backward_scratch_size(view), 0);
+    EXPECT_EQ(cross_entropy_scratch_size(view, {}), 0);
+  };
+  TensorView view = x;
+  view.data = nullptr;  // which they do not use
+  EXPECT_EQ(cross_entropy_scratch_size(view, {}), 16);
+  EXPECT_GT(rms_norm_backward_scratch_size(view), 0);
+  const std::int64_t large[] = {std::int64_t{1} << 61, 8};
+  const std::int64_t no_classes[] = {std::int64_t{1} << 61, 0};
+  const std::int64_t zeros[] = {0, 0}, negative[] = {-1, 3};
+  view.strides = zeros;
+  for (const auto* sizes : {large, no_classes, negative}) {
+    view.sizes = sizes;
+    expect_none(view);
+  }
+  for (const std::int64_t ndim : {-1, 0, 65}) {
+    view = x;
+    view.ndim = ndim;
+    expect_none(view);
+  }
+  view = x;
+  view.sizes = nullptr;
+  expect_none(view);
+  view = x;
+  view.dtype = static_cast<DType>(9);
+  expect_none(view);
+}
+
+TEST_F(ChecksTest, ShapesWithoutElementsMayBeLarge) {
+  const std::int64_t sizes[] = {std::int64_t{1} << 58, 0, 2, 4};
+  const std::int64_t strides[] = {1, 1, 4, 1};
+  const TensorView x{nullptr, kF32, 4, sizes, strides};
+  EXPECT_NO_THROW(add(x, x, x));
+  EXPECT_NO_THROW(rms_norm(x, nullptr, 0, x));
+  Tensor table(kF32, {2, 2});
+  const TensorView positions{nullptr, DType::kInt64, 2, sizes, strides};
+  const ConstTensorView of_rope = positions;
+  EXPECT_NO_THROW(rope(x, table, table, &of_rope, {}, x));
+}
+
+TEST_F(ChecksTest, ExecutorWithoutALoopRunsOnTheCallingThread) {
+  FOO_CORE_SKIP_ON_CUDA("there is no loop");
+  const Tensor x(kF32, {kMostSerial + 1});
+  EXPECT_NO_THROW(foo_core::add(x, x, x, Executor::threads(nullptr)));
 }
 
 TEST_F(ChecksTest, NullDataOfNoElementsIsFine) {

@@ -741,5 +741,44 @@ TEST_F(CrossEntropyChecksTest, Backward) {
                   "grad_logits may overlap lse, expected memory of its own");
 }
 
+TEST_P(CrossEntropyTest, TargetsChangedDuringTheCall) {
+  FOO_CORE_SKIP_ON_CUDA("a kernel cannot be met while it runs");
+  constexpr std::int64_t kRows = 4, kClasses = kMostSerial / kRows + 1;
+  const Tensor logits = make({kRows, kClasses}).randomize(1);
+  const Tensor gradient = make({kRows, kClasses});
+  const DType dtype_of_loss =
+      dtype() == DType::kFloat64 ? dtype() : DType::kFloat32;
+  const Tensor loss(dtype_of_loss, {}), losses(dtype_of_loss, {kRows});
+  const Tensor lse = Tensor(DType::kFloat64, {kRows}).randomize(2);
+  const std::string message =
+      ": target was changed during the call: an index that had been checked is "
+      "out of range now";
+  for (const std::int64_t value :
+       {kClasses, std::int64_t{-1}, std::int64_t{1} << 40,
+        std::numeric_limits<std::int64_t>::min()}) {
+    for (const Reduction reduction : {kNone, kMean, kSum}) {
+      Tensor target(DType::kInt64, {kRows});
+      const auto reset = [&] {
+        for (std::int64_t i = 0; i < kRows; ++i) target.set(i, 0);
+      };
+      const auto change = [&] { target.set(2, static_cast<double>(value)); };
+      const Options options = options_of(reduction);
+      const Memory scratch =
+          aligned_memory(foo_core::cross_entropy_scratch_size(logits, options));
+      reset();
+      EXPECT_INVALID(cross_entropy(logits, target, options,
+                                   reduction == kNone ? losses : loss, lse,
+                                   scratch.get(), meanwhile(change)),
+                     "cross_entropy" + message);
+      reset();
+      EXPECT_INVALID(cross_entropy_backward(
+                         reduction == kNone ? losses : loss, logits, target,
+                         lse, options, gradient, nullptr, meanwhile(change)),
+                     "cross_entropy_backward" + message);
+      EXPECT_TRUE(gradient.guards_intact());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace foo_core::testing

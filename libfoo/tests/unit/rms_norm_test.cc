@@ -112,12 +112,14 @@ class RmsNormTest : public KernelTest {
     return aligned_memory(rms_norm_backward_scratch_size(x));
   }
 
-  // The relative L2 error of one rounding and of a sum over `rows`.
-  double tolerance(std::int64_t rows) const {
-    const double unit = std::ldexp(1, -precision(dtype()));
-    const double compute = dtype() == DType::kFloat64 ? unit : 0x1p-24;
+  // The relative L2 error of one rounding to `result` and of a sum over `rows`.
+  double tolerance(std::int64_t rows, DType result) const {
+    const double unit = std::ldexp(1, -precision(result));
+    const double compute = dtype() == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
     return unit + compute * (3 + std::log2(1 + static_cast<double>(rows)));
   }
+
+  double tolerance(std::int64_t rows) const { return tolerance(rows, dtype()); }
 
   // Checks rms_norm's gradient, or add_rms_norm's if there is a grad_residual.
   void check_backward(Tensor grad, Tensor x, Tensor weight, Tensor grad_x,
@@ -141,6 +143,7 @@ class RmsNormTest : public KernelTest {
       }
     };
     for (const ConstTensorView* pw : {&w, (const ConstTensorView*)nullptr}) {
+      if (pw == nullptr && weight.dtype != dtype()) continue;
       auto expected = reference_backward(
           grad.values(), x.values(), pw != nullptr ? weight.values() : Values(),
           n, kEps);
@@ -159,7 +162,7 @@ class RmsNormTest : public KernelTest {
                 tolerance(1));
       EXPECT_LE(
           relative_l2(grad_weight.values(), expected.weight, expected.weight),
-          tolerance(rows));
+          tolerance(rows, grad_weight.dtype));
       EXPECT_TRUE(grad_x.guards_intact());
       EXPECT_TRUE(grad_weight.guards_intact());
       grad_x.randomize(4);
@@ -200,6 +203,58 @@ TEST_P(RmsNormTest, AnyStrides) {
 
 TEST_P(RmsNormTest, LongRowsAreSummedInBlocks) {
   check(make({1, 300001}), make({300001}), make({1, 300001}));
+}
+
+TEST_P(RmsNormTest, WeightOfAnotherDtype) {
+  for (const DType other : kAllDTypes) {
+    if (other == dtype()) continue;
+    SCOPED_TRACE(name(other));
+    const auto check_all = [&](const Shape& rows, const Shape& strides,
+                               const Shape& weight_strides) {
+      const auto x = [&] { return make(rows, strides); };
+      const auto weight = [&](std::int64_t shift) {
+        return Tensor(other, {rows.back()}, weight_strides, shift);
+      };
+      Tensor addend = x(), grad_weight(other, {rows.back()}, {-2});
+      check(x(), weight(0), x());
+      check_add(x(), x(), weight(1), x(), x());
+      check_backward(x(), x(), weight(1), x(), grad_weight);
+      check_backward(x(), x(), weight(0), x(), grad_weight, &addend);
+    };
+    for (const std::int64_t n : {1, 7, 33, 64, 100, 1025, 2056, 4104}) {
+      check_all({3, n}, {}, {});
+    }
+    for (const std::int64_t stride : {0, -1, 3}) {
+      check_all({4, 70}, {1, 4}, {stride});
+      check_all({2, 1500}, {}, {stride});
+    }
+    check_backward(make({19, 2100}), make({19, 2100}), Tensor(other, {2100}),
+                   make({19, 2100}), Tensor(other, {2100}));
+    Tensor none(other, {7});
+    const TensorView gw = none.randomize(1);
+    const Tensor weight(other, {7});
+    const ConstTensorView w = weight;
+    rms_norm_backward(make({0, 7}), make({0, 7}), &w, kEps, nullptr, &gw,
+                      nullptr);
+    EXPECT_EQ(none.values(), Values(7, 0.0));
+    EXPECT_TRUE(none.guards_intact());
+  }
+}
+
+// A sum of the bits of such a NaN and a rounding would be a zero.
+TEST_P(RmsNormTest, WeightThatIsNaN) {
+  for (const std::uint32_t bits : {0x7FFFFFFFu, 0xFFFFFFFFu, 0x7F800001u}) {
+    const std::vector<std::uint32_t> nans(40, bits);
+    Tensor weight(DType::kFloat32, {40});
+    std::memcpy(weight.view().data, nans.data(), 160);
+    Tensor x = make({2, 40}).randomize(1), out = make({2, 40});
+    const ConstTensorView w = weight;
+    const TensorView grad_x = out;
+    rms_norm(x, &w, kEps, out);
+    for (const double y : out.values()) EXPECT_TRUE(std::isnan(y));
+    rms_norm_backward(x, x, &w, kEps, &grad_x, nullptr, nullptr);
+    for (const double y : out.values()) EXPECT_TRUE(std::isnan(y));
+  }
 }
 
 // On CUDA, a block cannot keep these rows in its registers. The larger stride
@@ -585,8 +640,8 @@ class RmsNormChecksTest : public BufferTest {
 TEST_F(RmsNormChecksTest, Forward) {
   Tensor x(kF32, {2, 4}), weight(kF32, {4}), out(kF32, {2, 4});
   Tensor small(kF32, {3}), square(kF32, {4, 4}), scalar(kF32, {});
-  Tensor half(DType::kFloat16, {4});
-  const ConstTensorView w = weight, w3 = small, w2 = square, wh = half;
+  Tensor integers(DType::kInt64, {4});
+  const ConstTensorView w = weight, w3 = small, w2 = square, wi = integers;
   EXPECT_INVALID(rms_norm(scalar, nullptr, 0, scalar),
                  "rms_norm: x has no dimensions, expected at least 1");
   EXPECT_INVALID(
@@ -594,8 +649,9 @@ TEST_F(RmsNormChecksTest, Forward) {
       "rms_norm: weight has 3 elements, but x's last dimension is 4");
   EXPECT_INVALID(rms_norm(x, &w2, 0, out),
                  "rms_norm: weight has 2 dimensions, expected 1");
-  EXPECT_INVALID(rms_norm(x, &wh, 0, out),
-                 "rms_norm: weight is float16, but x is float32");
+  EXPECT_INVALID(rms_norm(x, &wi, 0, out),
+                 "rms_norm: weight is int64, expected float32, float64, "
+                 "float16 or bfloat16");
   EXPECT_INVALID(rms_norm(x, &w, 0, weight),
                  "rms_norm: out has shape (4,), expected (2, 4)");
   const View in = at(0, {2, 4}, {4, 1});
@@ -708,6 +764,17 @@ TEST_F(RmsNormChecksTest, Backward) {
                  op + "grad_x has shape (4, 2), expected (2, 4)");
   EXPECT_INVALID(rms_norm_backward(weight, x, &w, 0, &grad_x, nullptr, nullptr),
                  op + "grad has shape (4,), expected (2, 4)");
+  Tensor half(DType::kFloat16, {4});
+  const TensorView half_gradient = half;
+  const ConstTensorView half_weight = half;
+  EXPECT_INVALID(run(&grad_x, &half_gradient, scratch),
+                 op + "grad_weight is float16, but weight is float32");
+  EXPECT_INVALID(rms_norm_backward(grad, x, &half_weight, 0, &grad_x,
+                                   &grad_weight, scratch),
+                 op + "grad_weight is float32, but weight is float16");
+  EXPECT_INVALID(
+      rms_norm_backward(grad, x, nullptr, 0, &grad_x, &half_gradient, scratch),
+      op + "grad_weight is float16, but x is float32");
 }
 
 }  // namespace

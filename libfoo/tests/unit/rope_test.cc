@@ -373,5 +373,26 @@ TEST_F(RopeChecksTest, Overlap) {
                  "rope: out may overlap positions" + own);
 }
 
+TEST_P(RopeTest, PositionsChangedDuringTheCall) {
+  FOO_CORE_SKIP_ON_CUDA("a kernel cannot be met while it runs");
+  constexpr std::int64_t kRows = 16, kSeq = 64, kHead = kMostSerial / kSeq + 1;
+  const Tensor x = make({1, kSeq, 1, kHead}).randomize(1);
+  const Tensor out = make({1, kSeq, 1, kHead});
+  const Tensor table = make({kRows, kHead / 2}).randomize(2);
+  for (const double value : {16.0, -1.0, 0x1p40, -0x1p63}) {
+    for (const RopeOptions& options : kOptions) {
+      Tensor positions(DType::kInt64, {kSeq});
+      for (std::int64_t i = 0; i < kSeq; ++i) positions.set(i, 15);
+      const ConstTensorView view = positions;
+      EXPECT_INVALID(
+          rope(x, table, table, &view, options, out,
+               meanwhile([&] { positions.set(kSeq - 1, value); })),
+          "rope: positions was changed during the call: an index that had been "
+          "checked is out of range now");
+      EXPECT_TRUE(out.guards_intact());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace foo_core::testing

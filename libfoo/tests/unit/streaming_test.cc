@@ -122,6 +122,12 @@ const Operator kOperators[] = {
      [](const Inputs& in, const Outputs& out) {
        rms_norm(in[0], nullptr, 1e-6, out[0], threads());
      }},
+    {"rms_norm with float32 weight", 1, 1,
+     [](const Inputs& in, const Outputs& out) {
+       Tensor weight(DType::kFloat32, {in[0].sizes[1]});
+       const ConstTensorView w = weight.randomize(9);
+       rms_norm(in[0], &w, 1e-6, out[0], threads());
+     }},
     {"add_rms_norm", 2, 2,
      [](const Inputs& in, const Outputs& out) {
        add_rms_norm(in[0], in[1], nullptr, 1e-6, out[0], out[1], threads());
@@ -130,6 +136,16 @@ const Operator kOperators[] = {
      [](const Inputs& in, const Outputs& out) {
        rms_norm_backward(in[0], in[1], nullptr, 1e-6, &out[0], nullptr, nullptr,
                          threads());
+     }},
+    {"rms_norm_backward with float32 weight", 2, 1,
+     [](const Inputs& in, const Outputs& out) {
+       Tensor weight(DType::kFloat32, {in[0].sizes[1]}), sums = weight;
+       const ConstTensorView w = weight.randomize(9);
+       const TensorView grad_weight = sums;
+       const Memory scratch =
+           aligned_memory(rms_norm_backward_scratch_size(in[1]));
+       rms_norm_backward(in[0], in[1], &w, 1e-6, &out[0], &grad_weight,
+                         scratch.get(), threads());
      }},
     {"rope", 1, 1,
      [](const Inputs& in, const Outputs& out) { rotate(in[0], out[0]); }},

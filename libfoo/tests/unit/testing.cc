@@ -274,6 +274,16 @@ Executor threads() {
   });
 }
 
+Executor meanwhile(const std::function<void()>& change) {
+  return Executor::threads(
+      [](void* pool, std::int64_t begin, std::int64_t end, std::int64_t,
+         RangeBody body, void* context) {
+        (*static_cast<const std::function<void()>*>(pool))();
+        body(context, begin, end);
+      },
+      const_cast<std::function<void()>*>(&change));
+}
+
 std::vector<std::string> all_targets() {
   if (on_cuda()) return {"CUDA"};
 #if defined(__x86_64__) || defined(_M_X64)

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -89,6 +90,12 @@ Memory aligned_memory(std::int64_t bytes);
 
 /// An Executor with 3 threads and ranges of uneven size; on CUDA, a stream.
 Executor threads();
+
+/// An Executor on the calling thread that calls `change` when all arguments
+/// have been checked, as another thread may do. It needs more than kMostSerial
+/// elements.
+Executor meanwhile(const std::function<void()>& change);
+constexpr std::int64_t kMostSerial = 32768;
 
 /// The names of all targets that this machine's architecture may have, or CUDA.
 std::vector<std::string> all_targets();

@@ -55,14 +55,22 @@ def _load_native() -> Path:
         importlib.import_module("torch_foo._C")
     except ImportError as error:
         missing = re.match(
-            r"libfoo_core\.so\.([\d.]+): cannot open shared object", str(error)
+            r"(\S+?)\.so(?:\.([\d.]+))?: cannot open shared object", str(error)
         )
-        if not missing:
+        if not missing or missing[1] == "libtorch_foo":
             raise ImportError(
                 f"torch_foo's native library does not load: {error}. "
                 f"{_REINSTALL}"
             ) from error
-        version = missing[1]
+        name, version = missing.groups()
+        if name != "libfoo_core":
+            library = str(error).partition(":")[0]
+            package = name if name.startswith("lib") else f"lib{name}"
+            raise ImportError(
+                f"torch_foo's native library needs {library}, which is not "
+                f"found. Install it, such as by `conda install {package}`. "
+                f"{_REINSTALL}"
+            ) from error
         found = ", ".join(_foo_core_libraries(folder))
         raise ImportError(
             f"torch_foo needs libfoo_core.so.{version}, but found "
@@ -70,7 +78,22 @@ def _load_native() -> Path:
             f"matching version: `pip install 'libfoo-core=={version}.*'` or "
             f"`conda install libfoo-core={version}`."
         ) from error
+    _check_only_copy(folder / "lib" / "libtorch_foo.so")
     return folder
+
+
+def _check_only_copy(library: Path) -> None:
+    """Notice operators that another copy of the library has registered."""
+    import torch
+
+    path = getattr(torch.ops.torch_foo, "_path", None)
+    loaded = Path(path() if path else "unknown")
+    if not loaded.exists() or not loaded.samefile(library):
+        raise ImportError(
+            "torch_foo's operators are registered already, from "
+            f"{loaded}, so {library} cannot register them. A process can use "
+            "one copy of torch_foo: load that one, or remove the other."
+        )
 
 
 _check_torch()

@@ -19,7 +19,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.autograd import forward_ad
 from torch_foo import _torch_internals as internals
 from torch_foo._torch_internals import OpOverload, arguments
 from torch_foo.operators import OPERATORS, Operator
+from torch_foo.operators.base import DTYPES, RefusalError
 
 _ops = torch.ops.torch_foo
 # Kept alive here: registrations end with their Library.
@@ -53,9 +54,11 @@ def register(operator: type[Operator]) -> None:
     operator.raw = raw
     overloads = [full, raw] if is_differentiable else [full]
     for overload in overloads:
-        torch.library.register_fake(overload.name(), _fake_of(operator, full))
+        torch.library.register_fake(
+            overload.name(), _fake_of(operator, full, name.removeprefix("_"))
+        )
         torch.library.register_vmap(
-            overload.name(), _vmap_of(operator, overload)
+            overload.name(), _vmap_of(operator, full, overload)
         )
         if operator.autocast:
             for device in ("CPU", "CUDA"):
@@ -79,8 +82,22 @@ def register(operator: type[Operator]) -> None:
             operator, overload, f"_{name}_", written
         )
     for overload in overloads:
-        for tag in (*operator.tags, "flexible_layout"):
-            overload.tags.append(getattr(torch.Tag, tag))
+        tags = [*operator.tags]
+        if not _has_keyword_integer(overload):
+            tags.append("flexible_layout")
+        overload.tags.extend(getattr(torch.Tag, tag) for tag in tags)
+
+
+def _has_keyword_integer(overload: OpOverload) -> bool:
+    """Return whether AOTInductor cannot run it with the tag flexible_layout.
+
+    At least in torch 2.10 to 2.14, it only packs the defaults of keywords where
+    a layout is demanded, but counts integers among them when it runs.
+    """
+    return any(
+        a.kwarg_only and isinstance(a.type, torch.IntType)
+        for a in arguments(overload)
+    )
 
 
 # --- calls with all arguments by position -----------------------------------
@@ -113,6 +130,16 @@ def call_by_position(overload: OpOverload) -> Callable[..., Any]:
     return call
 
 
+def refuse_none(overload: OpOverload, *args: Any) -> None:
+    """Name a tensor that is missing: for a call without any, torch has none."""
+    for argument, value in zip(arguments(overload), args, strict=True):
+        if isinstance(argument.type, torch.TensorType) and value is None:
+            name = overload.name().removeprefix("torch_foo::").lstrip("_")
+            raise RuntimeError(
+                f"torch_foo.{name}: {argument.name} is None, expected a tensor"
+            )
+
+
 def _call_or_write(
     call: Callable[..., Any], overload: OpOverload
 ) -> Callable[..., Any]:
@@ -142,34 +169,47 @@ def _show_instead(raw: OpOverload, documented: OpOverload) -> None:
 # --- fake kernels -----------------------------------------------------------
 
 
-def _fake_of(operator: type[Operator], full: OpOverload) -> Callable[..., Any]:
+def _fake_of(
+    operator: type[Operator], full: OpOverload, name: str
+) -> Callable[..., Any]:
     """Return the operator's fake kernel, with one message for all refusals."""
-    name = operator.__name__.removeprefix("_")
 
-    def refuse(given: Sequence[Any], error: Exception | None) -> None:
-        described = [
-            f"{a.name} {_describe(value)}"
-            for a, value in zip(arguments(full), given, strict=True)
+    def check(given: Sequence[Any]) -> None:
+        tensors = [a for a in given if isinstance(a, Tensor)]
+        for argument, value in zip(arguments(full), given, strict=True):
+            if isinstance(argument.type, torch.TensorType) and value is None:
+                raise RefusalError(f"a tensor as {argument.name}")
+        for tensor in tensors:
+            if tensor.layout != torch.strided:
+                raise RefusalError("{} dense", tensor)
+            if tensor.device != tensors[0].device:
+                raise RefusalError(
+                    "{} and {} on one device", tensors[0], tensor
+                )
+
+    def refusal(given: Sequence[Any], error: RefusalError) -> RuntimeError:
+        named = [
+            (argument.name, value)
+            for argument, value in zip(arguments(full), given, strict=True)
             if value is not None
         ]
-        raise RuntimeError(
-            f"torch_foo.{name} cannot take {', '.join(described)}"
-        ) from error
+
+        def text(value: Any) -> str:
+            return next((n for n, v in named if v is value), str(value))
+
+        described = [f"{name} {_describe(value)}" for name, value in named]
+        return RuntimeError(
+            f"torch_foo.{name} cannot take {', '.join(described)}: expected "
+            f"{error.expected.format(*map(text, error.values))}"
+        )
 
     def fake(*args: Any, **kwargs: Any) -> Any:
         given = all_arguments(full, args, kwargs)
-        tensors = [a for a in given if isinstance(a, Tensor)]
-        if any(t.layout != torch.strided for t in tensors) or any(
-            t.device != tensors[0].device for t in tensors
-        ):
-            refuse(given, None)
         try:
+            check(given)
             return operator.fake(*given)
-        except (RuntimeError, IndexError, AttributeError) as error:
-            # Its subclasses belong to symbolic shapes and the compiler.
-            if type(error) in (RuntimeError, IndexError, AttributeError):
-                refuse(given, error)
-            raise
+        except RefusalError as error:
+            raise refusal(given, error) from None
 
     return fake
 
@@ -185,13 +225,26 @@ def _describe(value: Any) -> str:
 
 
 def _vmap_of(
-    operator: type[Operator], overload: OpOverload
+    operator: type[Operator], full: OpOverload, overload: OpOverload
 ) -> Callable[..., Any]:
+    """Return the operator's rule, which takes only what an example may be."""
     call = call_by_position(overload)
+    check = _fake_of(operator, full, operator.__name__.removeprefix("_"))
+
+    def example(value: Any, dim: int | None) -> Any:
+        if not isinstance(value, Tensor) or dim is None:
+            return value
+        if value.shape[dim] == 0:
+            return value.new_empty(value.movedim(dim, 0).shape[1:])
+        return value.select(dim, 0)
 
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
-        given = all_arguments(overload, args, kwargs)
+        given: Sequence[Any] = all_arguments(overload, args, kwargs)
+        refuse_none(overload, *given)
         dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
+        if operator.autocast and internals.autocast_is_enabled():
+            given = _promote(given)
+        check(*map(example, given, dims))
         return operator.vmap(call, info, dims, *given)
 
     return vmap
@@ -299,11 +352,27 @@ def _no_forward_mode(operator: type[Operator]) -> NotImplementedError:
     )
 
 
-def mark_written(*tensors: Tensor) -> None:
-    """Tell autograd, which then notices if it had saved the old content."""
-    for tensor in tensors:
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+def versioned(op: str, *written: Tensor) -> list[Tensor]:
+    """Return the tensors whose changes autograd counts, before a change.
+
+    Outside of inference mode, inference tensors are refused, as torch does, but
+    before anything is written.
+    """
+    try:
+        result = [tensor for tensor in written if not tensor.is_inference()]
+    except AttributeError:  # not a tensor: the operator says so
+        return []
+    if len(result) < len(written) and not torch.is_inference_mode_enabled():
+        names = ["out"]
+        if op not in OPERATORS:
+            names = list(OPERATORS[op.removesuffix("_")].inplace.values())
+        are_inference = [tensor.is_inference() for tensor in written]
+        name = names[are_inference.index(True)]
+        raise RuntimeError(
+            f"torch_foo.{op}: {name} is an inference tensor, which can only be "
+            "written to in inference mode; clone it"
+        )
+    return result
 
 
 # --- autocast ---------------------------------------------------------------
@@ -328,17 +397,16 @@ def _promote(args: Sequence[Any]) -> Sequence[Any]:
     stay float32. Floating-point arguments of one call are brought to the
     widest of their dtypes; outside such a region mixing them is an error.
     """
-    floating = [
-        a for a in args if isinstance(a, Tensor) and a.is_floating_point()
-    ]
-    if len({a.dtype for a in floating}) < 2:
+    known = [isinstance(a, Tensor) and a.dtype in DTYPES for a in args]
+    dtypes = {
+        a.dtype for a, is_known in zip(args, known, strict=True) if is_known
+    }
+    if len(dtypes) < 2:
         return args
-    widest = floating[0].dtype
-    for a in floating[1:]:
-        widest = torch.promote_types(widest, a.dtype)
+    widest = reduce(torch.promote_types, dtypes)
     return [
-        a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in args
+        a.to(widest) if is_known else a
+        for a, is_known in zip(args, known, strict=True)
     ]
 
 
@@ -353,18 +421,19 @@ def _register_mutating(
 ) -> list[OpOverload]:
     raw: OpOverload = getattr(_ops, raw_name).default
     op = operator.__name__
-    form, instead = ("out=", "omit out=")
+    function, form, instead = op, "out=", "omit out="
     if written != ["out"]:
-        form, instead = (f"{op}_", f"use torch_foo.{op}")
+        function = form = f"{op}_"
+        instead = f"use torch_foo.{op}"
     names = [a.name for a in arguments(overload)]
-    full_fake = _fake_of(operator, getattr(_ops, op).default)
+    full_fake = _fake_of(operator, getattr(_ops, op).default, function)
 
     def fake(*args: Any, **kwargs: Any) -> None:
         values = all_arguments(overload, args, kwargs)
         given = dict(zip(names, values, strict=True))
         out = given.pop("out", None)
         result = full_fake(*given.values())
-        if out is not None:
+        if "out" in written:
             check_out(operator, out, result)
 
     def autograd(
@@ -379,29 +448,43 @@ def _register_mutating(
             raise _no_forward_mode(operator)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError(
-                f"torch_foo.{op}: {form} does not support automatic "
+                f"torch_foo.{function}: {form} does not support automatic "
                 "differentiation, but one of the tensors requires grad; "
                 f"{instead} or use torch.no_grad()"
             )
         below = keyset & internals.after_autograd
         overload.redispatch(below, *args, **kwargs)
+
+    def count_version(
+        keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
+    ) -> None:
         given = dict(zip(names, args, strict=False)) | kwargs
-        mark_written(*(given[name] for name in written))
+        tensors = [given[name] for name in written]
+        counted: list[Tensor] = []
+        if all(isinstance(t, Tensor) for t in tensors):  # else refused below
+            counted = versioned(function, *tensors)
+        below = keyset & internals.after_inplace_or_view
+        overload.redispatch(below, *args, **kwargs)
+        torch.autograd.graph.increment_version(counted)
 
     def negative(each: OpOverload, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(names, args, strict=False)) | kwargs
         for name in written:
-            if given[name].is_neg():
+            if isinstance(given[name], Tensor) and given[name].is_neg():
                 raise RuntimeError(
-                    f"torch_foo.{op}: {name} is a negated view, expected a "
-                    "plain tensor"
+                    f"torch_foo.{function}: {name} is a negated view, expected "
+                    "a plain tensor"
                 )
         each(
             *map(_resolve_neg, args),
             **{name: _resolve_neg(value) for name, value in kwargs.items()},
         )
 
-    _library.impl(overload.name(), autograd, "Autograd", with_keyset=True)
+    for key, kernel in (
+        ("Autograd", autograd),
+        ("ADInplaceOrView", count_version),
+    ):
+        _library.impl(overload.name(), kernel, key, with_keyset=True)
     _show_instead(raw, overload)
     for each in (overload, raw):
         _library.impl(each.name(), partial(negative, each), "Negative")
@@ -409,8 +492,15 @@ def _register_mutating(
     return [overload, raw]
 
 
-def check_out(operator: type[Operator], out: Tensor, result: Tensor) -> None:
+def check_out(
+    operator: type[Operator], out: Tensor | None, result: Tensor
+) -> None:
     """Refuse an `out` that is not like the result."""
+    if out is None:
+        raise RuntimeError(
+            f"torch_foo.{operator.__name__}: out is None, expected "
+            f"{_describe(result)}"
+        )
     if (out.shape, out.dtype) != (result.shape, result.dtype) or (
         (out.device, out.layout) != (result.device, torch.strided)
     ):

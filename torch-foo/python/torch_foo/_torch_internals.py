@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import compiler
-from torch._functorch.utils import (
-    enable_single_level_autograd_function,
-)
+from torch import Tensor, compiler, nn
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 #: The type of torch.ops.NAMESPACE.NAME.OVERLOAD.
@@ -24,6 +24,10 @@ OpOverload = torch._ops.OpOverload
 #: Keys of the dispatcher, the type that kernels with a keyset take.
 DispatchKeySet = torch._C.DispatchKeySet
 
+
+#: The classes of tensors that no other library has made: under tracing, they are
+#: PyTorch's own.
+PLAIN_TENSORS = {Tensor, nn.Parameter, FakeTensor, FunctionalTensor}
 
 #: Whether torch.func or torch.vmap transforms the call: no public function
 #: tells.
@@ -111,6 +115,9 @@ def recording_outer_levels() -> Iterator[None]:
 
 #: The keys below autograd, for a kernel that calls what comes after it.
 after_autograd = torch._C._after_autograd_keyset
+
+#: The keys below the one that counts changes of tensors.
+after_inplace_or_view = torch._C._after_ADInplaceOrView_keyset
 
 
 def cache_sharding_by_all_arguments(overload: OpOverload) -> None:

@@ -4,11 +4,20 @@
 # (parts of torch have no types)
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_foo.ops import cross_entropy, gelu_mul, rms_norm, rope, silu_mul
+
+
+def _check_tensor(module: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"torch_foo.nn.{module}: {name} is {type(value).__name__}, "
+            "expected a tensor"
+        )
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -54,6 +63,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the rows of x."""
+        _check_tensor("RMSNorm", "x", x)
         (n,) = self.normalized_shape
         if x.dim() == 0 or x.shape[-1] != n:
             raise RuntimeError(
@@ -203,6 +213,7 @@ class RotaryEmbedding(torch.nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Rotate the heads of x by the angles of their positions."""
+        _check_tensor("RotaryEmbedding", "x", x)
         if x.dim() != 4 or x.shape[-1] != self.head_dim:
             raise RuntimeError(
                 f"torch_foo.nn.RotaryEmbedding: x has shape {tuple(x.shape)}, "
@@ -258,6 +269,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of class indices."""
+        _check_tensor("CrossEntropyLoss", "target", target)
         if target.is_floating_point():
             raise RuntimeError(
                 "torch_foo.nn.CrossEntropyLoss: target has dtype "

@@ -11,9 +11,11 @@ to Operator.apply, which knows about derivatives.
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version as _increment_version
 
 from torch_foo._registration import document as _document
-from torch_foo._registration import mark_written as _mark_written
+from torch_foo._registration import refuse_none as _refuse_none
+from torch_foo._registration import versioned as _versioned
 from torch_foo._torch_internals import compiler_state as _compiler_state
 from torch_foo._torch_internals import forward_ad_state as _forward_ad_state
 from torch_foo._torch_internals import operation as _operation
@@ -42,7 +44,9 @@ def cross_entropy(logits: Tensor, target: Tensor, *, ignore_index: int = -100,
             _compiler_state._is_exporting_flag or _transforms_are_active() or
             _forward_ad_state._current_level >= 0 or ((logits.requires_grad or
             target.requires_grad) and _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.cross_entropy.default, logits, target, ignore_index,
+            reduction, label_smoothing)
         return _cross_entropy_operator.documented(logits, target, ignore_index,
             reduction, label_smoothing)[0]
     if is_recorded:
@@ -65,13 +69,15 @@ def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
             _forward_ad_state._current_level >= 0 or ((a.requires_grad or
             b.requires_grad or (out is not None and out.requires_grad)) and
             _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.add.default, a, b)
         return _add_operator.documented(a, b, out=out)
     if out is not None:
         if is_recorded:
             return _add_operator.documented(a, b, out=out)
+        versioned = _versioned("add", out)
         _add_out(a, b, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _add_apply(a, b)
@@ -91,13 +97,15 @@ def mul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
             _forward_ad_state._current_level >= 0 or ((a.requires_grad or
             b.requires_grad or (out is not None and out.requires_grad)) and
             _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.mul.default, a, b)
         return _mul_operator.documented(a, b, out=out)
     if out is not None:
         if is_recorded:
             return _mul_operator.documented(a, b, out=out)
+        versioned = _versioned("mul", out)
         _mul_out(a, b, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _mul_apply(a, b)
@@ -118,13 +126,15 @@ def muladd(a: Tensor, b: Tensor, c: float, *, out: Tensor | None =
             _forward_ad_state._current_level >= 0 or ((a.requires_grad or
             b.requires_grad or (out is not None and out.requires_grad)) and
             _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.muladd.default, a, b, c)
         return _muladd_operator.documented(a, b, c, out=out)
     if out is not None:
         if is_recorded:
             return _muladd_operator.documented(a, b, c, out=out)
+        versioned = _versioned("muladd", out)
         _muladd_out(a, b, c, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _muladd_apply(a, b, c)
@@ -145,13 +155,15 @@ def silu_mul(gate: Tensor, up: Tensor | None = None, *, out: Tensor | None =
             _forward_ad_state._current_level >= 0 or ((gate.requires_grad or (up
             is not None and up.requires_grad) or (out is not None and
             out.requires_grad)) and _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.silu_mul.default, gate, up)
         return _silu_mul_operator.documented(gate, up, out=out)
     if out is not None:
         if is_recorded:
             return _silu_mul_operator.documented(gate, up, out=out)
+        versioned = _versioned("silu_mul", out)
         _silu_mul_out(gate, up, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _silu_mul_apply(gate, up)
@@ -172,13 +184,15 @@ def gelu_mul(gate: Tensor, up: Tensor | None = None, *, approximate: str =
             _forward_ad_state._current_level >= 0 or ((gate.requires_grad or (up
             is not None and up.requires_grad) or (out is not None and
             out.requires_grad)) and _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.gelu_mul.default, gate, up, approximate)
         return _gelu_mul_operator.documented(gate, up, approximate, out=out)
     if out is not None:
         if is_recorded:
             return _gelu_mul_operator.documented(gate, up, approximate, out=out)
+        versioned = _versioned("gelu_mul", out)
         _gelu_mul_out(gate, up, approximate, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _gelu_mul_apply(gate, up, approximate)
@@ -199,13 +213,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
             _forward_ad_state._current_level >= 0 or ((x.requires_grad or
             weight.requires_grad or (bias is not None and bias.requires_grad) or
             (out is not None and out.requires_grad)) and _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.linear.default, x, weight, bias)
         return _linear_operator.documented(x, weight, bias, out=out)
     if out is not None:
         if is_recorded:
             return _linear_operator.documented(x, weight, bias, out=out)
+        versioned = _versioned("linear", out)
         _linear_out(x, weight, bias, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _linear_apply(x, weight, bias)
@@ -218,11 +234,9 @@ _quantize_int8_rowwise_apply = _quantize_int8_rowwise_operator.apply
 
 
 def quantize_int8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        is_recorded = (_is_dynamo_compiling() or
-            _compiler_state._is_exporting_flag)
-    except AttributeError:  # not a tensor: the full operator says so
-        return _quantize_int8_rowwise_operator.documented(x)
+    if x is None:
+        _refuse_none(_ops.quantize_int8_rowwise.default, x)
+    is_recorded = (_is_dynamo_compiling() or _compiler_state._is_exporting_flag)
     if is_recorded:
         return _quantize_int8_rowwise_apply(x)
     return _quantize_int8_rowwise(x)
@@ -242,13 +256,15 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, out:
             _forward_ad_state._current_level >= 0 or ((x.requires_grad or
             (weight is not None and weight.requires_grad) or (out is not None
             and out.requires_grad)) and _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.rms_norm.default, x, weight, eps)
         return _rms_norm_operator.documented(x, weight, eps, out=out)
     if out is not None:
         if is_recorded:
             return _rms_norm_operator.documented(x, weight, eps, out=out)
+        versioned = _versioned("rms_norm", out)
         _rms_norm_out(x, weight, eps, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _rms_norm_apply(x, weight, eps)
@@ -268,7 +284,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor | None = None, eps:
             _forward_ad_state._current_level >= 0 or ((x.requires_grad or
             residual.requires_grad or (weight is not None and
             weight.requires_grad)) and _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.add_rms_norm.default, x, residual, weight, eps)
         return _add_rms_norm_operator.documented(x, residual, weight, eps)
     if is_recorded:
         return _add_rms_norm_apply(x, residual, weight, eps)
@@ -287,12 +304,14 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Tensor | None = None,
             residual.requires_grad or (weight is not None and
             weight.requires_grad)) and _is_grad_enabled()))
     except AttributeError:
+        _refuse_none(_ops.add_rms_norm_.default, x, residual, weight, eps)
         is_recorded = True
     if is_recorded:
         _ops.add_rms_norm_.default(x, residual, weight, eps)
     else:
+        versioned = _versioned("add_rms_norm_", x, residual)
         _add_rms_norm_(x, residual, weight, eps)
-        _mark_written(x, residual)
+        _increment_version(versioned)
 
 
 _rope = _operation(_ops._rope.default)
@@ -310,15 +329,17 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
             cos.requires_grad or sin.requires_grad or (positions is not None and
             positions.requires_grad) or (out is not None and out.requires_grad))
             and _is_grad_enabled()))
-    except AttributeError:  # not a tensor: the full operator says so
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.rope.default, x, cos, sin, positions, interleaved)
         return _rope_operator.documented(x, cos, sin, positions, interleaved,
             out=out)
     if out is not None:
         if is_recorded:
             return _rope_operator.documented(x, cos, sin, positions,
                 interleaved, out=out)
+        versioned = _versioned("rope", out)
         _rope_out(x, cos, sin, positions, interleaved, out)
-        _mark_written(out)
+        _increment_version(versioned)
         return out
     if is_recorded:
         return _rope_apply(x, cos, sin, positions, interleaved)
@@ -337,12 +358,14 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
             cos.requires_grad or sin.requires_grad or (positions is not None and
             positions.requires_grad)) and _is_grad_enabled()))
     except AttributeError:
+        _refuse_none(_ops.rope_.default, x, cos, sin, positions, interleaved)
         is_recorded = True
     if is_recorded:
         _ops.rope_.default(x, cos, sin, positions, interleaved=interleaved)
     else:
+        versioned = _versioned("rope_", x)
         _rope_(x, cos, sin, positions, interleaved)
-        _mark_written(x)
+        _increment_version(versioned)
 
 
 _document(globals())

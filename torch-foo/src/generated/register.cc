@@ -4,12 +4,13 @@
 // The operators' schemas and kernels. Their fake kernels, gradients, autocast
 // and vmap rules are registered from Python, by torch_foo/_registration.py: the
 // stable ABI has no C++ interface for them.
-#include <torch/csrc/stable/library.h>
-
 #include "boxed.h"
 #include "generated/operators.h"
+#include "library.h"
 
-STABLE_TORCH_LIBRARY(torch_foo, m) {
+namespace torch_foo {
+
+void define_operators(const Library& m) {
   m.def(
       "cross_entropy(Tensor logits, Tensor target, *, int ignore_index=-100, "
       "str reduction=\"mean\", float label_smoothing=0.0) -> (Tensor loss, "
@@ -114,70 +115,54 @@ STABLE_TORCH_LIBRARY(torch_foo, m) {
       "bool interleaved) -> Tensor");
 }
 
-namespace {
-
-using torch_foo::boxed;
-
-void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("cross_entropy", boxed<&torch_foo::cross_entropy>);
-  m.impl("_cross_entropy", boxed<&torch_foo::cross_entropy>);
-  m.impl("_cross_entropy_backward", boxed<&torch_foo::cross_entropy_backward>);
-  m.impl("add", boxed<&torch_foo::add>);
-  m.impl("_add", boxed<&torch_foo::add>);
-  m.impl("add.out", boxed<&torch_foo::add_out>);
-  m.impl("_add_out", boxed<&torch_foo::add_out>);
-  m.impl("mul", boxed<&torch_foo::mul>);
-  m.impl("_mul", boxed<&torch_foo::mul>);
-  m.impl("mul.out", boxed<&torch_foo::mul_out>);
-  m.impl("_mul_out", boxed<&torch_foo::mul_out>);
-  m.impl("muladd", boxed<&torch_foo::muladd>);
-  m.impl("_muladd", boxed<&torch_foo::muladd>);
-  m.impl("muladd.out", boxed<&torch_foo::muladd_out>);
-  m.impl("_muladd_out", boxed<&torch_foo::muladd_out>);
-  m.impl("silu_mul", boxed<&torch_foo::silu_mul>);
-  m.impl("_silu_mul", boxed<&torch_foo::silu_mul>);
-  m.impl("silu_mul.out", boxed<&torch_foo::silu_mul_out>);
-  m.impl("_silu_mul_out", boxed<&torch_foo::silu_mul_out>);
-  m.impl("_silu_mul_backward", boxed<&torch_foo::silu_mul_backward>);
-  m.impl("gelu_mul", boxed<&torch_foo::gelu_mul>);
-  m.impl("_gelu_mul", boxed<&torch_foo::gelu_mul>);
-  m.impl("gelu_mul.out", boxed<&torch_foo::gelu_mul_out>);
-  m.impl("_gelu_mul_out", boxed<&torch_foo::gelu_mul_out>);
-  m.impl("_gelu_mul_backward", boxed<&torch_foo::gelu_mul_backward>);
-  m.impl("linear", boxed<&torch_foo::linear>);
-  m.impl("_linear", boxed<&torch_foo::linear>);
-  m.impl("linear.out", boxed<&torch_foo::linear_out>);
-  m.impl("_linear_out", boxed<&torch_foo::linear_out>);
-  m.impl("quantize_int8_rowwise", boxed<&torch_foo::quantize_int8_rowwise>);
-  m.impl("rms_norm", boxed<&torch_foo::rms_norm>);
-  m.impl("_rms_norm", boxed<&torch_foo::rms_norm>);
-  m.impl("rms_norm.out", boxed<&torch_foo::rms_norm_out>);
-  m.impl("_rms_norm_out", boxed<&torch_foo::rms_norm_out>);
-  m.impl("_rms_norm_backward", boxed<&torch_foo::rms_norm_backward>);
-  m.impl("add_rms_norm", boxed<&torch_foo::add_rms_norm>);
-  m.impl("_add_rms_norm", boxed<&torch_foo::add_rms_norm>);
-  m.impl("add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
-  m.impl("_add_rms_norm_", boxed<&torch_foo::add_rms_norm_>);
-  m.impl("_add_rms_norm_backward", boxed<&torch_foo::add_rms_norm_backward>);
-  m.impl("rope", boxed<&torch_foo::rope>);
-  m.impl("_rope", boxed<&torch_foo::rope>);
-  m.impl("rope.out", boxed<&torch_foo::rope_out>);
-  m.impl("_rope_out", boxed<&torch_foo::rope_out>);
-  m.impl("rope_", boxed<&torch_foo::rope_>);
-  m.impl("_rope_", boxed<&torch_foo::rope_>);
-  m.impl("_rope_backward", boxed<&torch_foo::rope_backward>);
+void implement_operators(const Library& m) {
+  m.impl("cross_entropy", boxed<&cross_entropy>);
+  m.impl("_cross_entropy", boxed<&cross_entropy>);
+  m.impl("_cross_entropy_backward", boxed<&cross_entropy_backward>);
+  m.impl("add", boxed<&add>);
+  m.impl("_add", boxed<&add>);
+  m.impl("add.out", boxed<&add_out>);
+  m.impl("_add_out", boxed<&add_out>);
+  m.impl("mul", boxed<&mul>);
+  m.impl("_mul", boxed<&mul>);
+  m.impl("mul.out", boxed<&mul_out>);
+  m.impl("_mul_out", boxed<&mul_out>);
+  m.impl("muladd", boxed<&muladd>);
+  m.impl("_muladd", boxed<&muladd>);
+  m.impl("muladd.out", boxed<&muladd_out>);
+  m.impl("_muladd_out", boxed<&muladd_out>);
+  m.impl("silu_mul", boxed<&silu_mul>);
+  m.impl("_silu_mul", boxed<&silu_mul>);
+  m.impl("silu_mul.out", boxed<&silu_mul_out>);
+  m.impl("_silu_mul_out", boxed<&silu_mul_out>);
+  m.impl("_silu_mul_backward", boxed<&silu_mul_backward>);
+  m.impl("gelu_mul", boxed<&gelu_mul>);
+  m.impl("_gelu_mul", boxed<&gelu_mul>);
+  m.impl("gelu_mul.out", boxed<&gelu_mul_out>);
+  m.impl("_gelu_mul_out", boxed<&gelu_mul_out>);
+  m.impl("_gelu_mul_backward", boxed<&gelu_mul_backward>);
+  m.impl("linear", boxed<&linear>);
+  m.impl("_linear", boxed<&linear>);
+  m.impl("linear.out", boxed<&linear_out>);
+  m.impl("_linear_out", boxed<&linear_out>);
+  m.impl("quantize_int8_rowwise", boxed<&quantize_int8_rowwise>);
+  m.impl("rms_norm", boxed<&rms_norm>);
+  m.impl("_rms_norm", boxed<&rms_norm>);
+  m.impl("rms_norm.out", boxed<&rms_norm_out>);
+  m.impl("_rms_norm_out", boxed<&rms_norm_out>);
+  m.impl("_rms_norm_backward", boxed<&rms_norm_backward>);
+  m.impl("add_rms_norm", boxed<&add_rms_norm>);
+  m.impl("_add_rms_norm", boxed<&add_rms_norm>);
+  m.impl("add_rms_norm_", boxed<&add_rms_norm_>);
+  m.impl("_add_rms_norm_", boxed<&add_rms_norm_>);
+  m.impl("_add_rms_norm_backward", boxed<&add_rms_norm_backward>);
+  m.impl("rope", boxed<&rope>);
+  m.impl("_rope", boxed<&rope>);
+  m.impl("rope.out", boxed<&rope_out>);
+  m.impl("_rope_out", boxed<&rope_out>);
+  m.impl("rope_", boxed<&rope_>);
+  m.impl("_rope_", boxed<&rope_>);
+  m.impl("_rope_backward", boxed<&rope_backward>);
 }
 
-}  // namespace
-
-// Adaptors refuse sparse and quantized tensors in one sentence; without kernels
-// for their keys the dispatcher would, with a page about backends.
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, CPU, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, CUDA, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCPU, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCsrCPU, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, MkldnnCPU, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, QuantizedCPU, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCUDA, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, SparseCsrCUDA, m) { implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(torch_foo, QuantizedCUDA, m) { implement(m); }
+}  // namespace torch_foo

@@ -136,8 +136,8 @@ class Operator:
     def fake(*args: Any) -> Any:
         """Return empty results from all arguments, whose sizes may be symbolic.
 
-        Impossible arguments are refused by :func:`expect`, or by any
-        RuntimeError; the message that users see is made from the arguments.
+        Impossible arguments are refused by :func:`expect` and its kin; the
+        message that users see tells the arguments too.
         """
         raise NotImplementedError
 
@@ -231,26 +231,69 @@ def widen(x: Tensor) -> Tensor:
 # --- for fake kernels ---------------------------------------------------------
 
 
-def expect(*conditions: Any) -> None:
-    """Refuse the arguments unless all conditions hold.
+class RefusalError(RuntimeError):
+    """Arguments that a fake kernel refuses.
+
+    Args:
+        expected: what it takes instead, with a ``{}`` for each value.
+        values: tensors, which stand for their names, and anything else.
+    """
+
+    def __init__(self, expected: str, *values: Any) -> None:
+        super().__init__(expected)
+        self.expected, self.values = expected, values
+
+
+def expect(condition: Any, expected: str, *values: Any) -> None:
+    """Refuse the arguments unless the condition holds.
 
     A condition on sizes that nobody knows yet becomes a check at run time.
     """
-    for condition in conditions:
+    try:
         torch._check(condition)
+    except RuntimeError as error:
+        # Its subclasses belong to symbolic shapes.
+        if type(error) is not RuntimeError:
+            raise
+        raise RefusalError(expected, *values) from None
+
+
+def expect_rows(tensor: Tensor) -> None:
+    expect(tensor.dim() > 0, "{} of at least 1 dimension", tensor)
 
 
 def expect_shape(tensor: Tensor, *sizes: Any) -> None:
-    expect(tensor.dim() == len(sizes))
-    expect(
-        *(have == want for have, want in zip(tensor.shape, sizes, strict=True))
-    )
+    expected = "{} of shape {}", tensor, sizes
+    expect(tensor.dim() == len(sizes), *expected)
+    for have, want in zip(tensor.shape, sizes, strict=True):
+        expect(have == want, *expected)
+
+
+def expect_dtype(tensor: Tensor, *dtypes: torch.dtype) -> None:
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    *first, last = names
+    text = f"{', '.join(first)} or {last}" if first else last
+    expect(tensor.dtype in dtypes, "{} of dtype {}", tensor, text)
 
 
 def expect_same_dtype(*tensors: Tensor | None) -> None:
     """Refuse dtypes that are not supported, or not the same."""
-    dtypes = {t.dtype for t in tensors if t is not None}
-    expect(len(dtypes) == 1, dtypes.issubset(DTYPES))
+    given = [t for t in tensors if t is not None]
+    for tensor in given:
+        expect_dtype(tensor, *DTYPES)
+    for other in given[1:]:
+        same = other.dtype == given[0].dtype
+        expect(same, "{} and {} of one dtype", given[0], other)
+
+
+def broadcast_shape(a: Tensor, b: Tensor) -> Any:
+    """Return the shape that a and b broadcast to, or refuse them."""
+    try:
+        return torch.broadcast_shapes(a.shape, b.shape)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        raise RefusalError("shapes of {} and {} that broadcast", a, b) from None
 
 
 # --- for vmap -----------------------------------------------------------------

@@ -9,6 +9,8 @@ from torch_foo.operators.base import (
     batched,
     every_other,
     expect,
+    expect_dtype,
+    expect_rows,
     expect_same_dtype,
     expect_shape,
     integers,
@@ -19,12 +21,18 @@ from torch_foo.operators.base import (
 )
 
 
-def loss_fake(logits, target, reduction):
+def loss_fake(logits, target, reduction, label_smoothing):
     """Return the loss of checked arguments, empty."""
     expect_same_dtype(logits)
-    expect(logits.dim() > 0, target.dtype == torch.int64)
-    expect(reduction in ("none", "mean", "sum"))
+    expect_rows(logits)
+    expect_dtype(target, torch.int64)
+    reductions = ("none", "mean", "sum")
+    expect(reduction in reductions, "reduction 'none', 'mean' or 'sum'")
     expect_shape(target, *logits.shape[:-1])
+    expect(0 <= label_smoothing <= 1, "label_smoothing of 0 to 1")
+    known = all(isinstance(n, int) for n in logits.shape)
+    has_classes = not known or logits.shape[-1] > 0 or target.numel() == 0
+    expect(has_classes, "{} of at least 1 class", logits)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     shape = target.shape if reduction == "none" else ()
     return logits.new_empty(shape, dtype=dtype)
@@ -81,7 +89,7 @@ class cross_entropy(Operator):
     ):
         classes = logits.shape[-1]
         loss = F.cross_entropy(
-            widen(logits).reshape(-1, classes),
+            widen(logits).reshape(target.numel(), classes),
             target.reshape(-1),
             ignore_index=ignore_index,
             reduction=reduction,
@@ -91,10 +99,7 @@ class cross_entropy(Operator):
 
     @staticmethod
     def fake(logits, target, ignore_index, reduction, label_smoothing):
-        expect(0 <= label_smoothing <= 1)
-        loss = loss_fake(logits, target, reduction)
-        known = all(isinstance(n, int) for n in logits.shape)
-        expect(not known or logits.shape[-1] > 0 or target.numel() == 0)
+        loss = loss_fake(logits, target, reduction, label_smoothing)
         return loss, logits.new_empty(target.shape, dtype=torch.float64)
 
     @staticmethod
@@ -129,11 +134,11 @@ class cross_entropy(Operator):
         logits = batched(logits, dlogits, info)
         target = batched(target, dtarget, info)
         loss, lse = op(logits, target, ignore_index, "none", smoothing)
+        rows = info.batch_size, loss[:1].numel()
         if reduction != "none":
-            loss = loss.reshape(info.batch_size, -1).sum(1)
+            loss = loss.reshape(rows).sum(1)
         if reduction == "mean":
-            kept = target != ignore_index
-            loss = loss / kept.reshape(info.batch_size, -1).sum(1)
+            loss = loss / (target != ignore_index).reshape(rows).sum(1)
         return (loss, lse), (0, 0)
 
     @staticmethod
@@ -212,8 +217,9 @@ class _cross_entropy_backward(Operator):
     def fake(
         grad, logits, target, lse, ignore_index, reduction, label_smoothing
     ):
-        loss = loss_fake(logits, target, reduction)
-        expect(grad.dtype == loss.dtype, lse.dtype == torch.float64)
+        loss = loss_fake(logits, target, reduction, label_smoothing)
+        expect_dtype(grad, loss.dtype)
+        expect_dtype(lse, torch.float64)
         expect_shape(grad, *loss.shape)
         expect_shape(lse, *target.shape)
         return logits.new_empty(logits.shape)

@@ -8,6 +8,7 @@ from torch_foo.operators.base import (
     Operator,
     Sample,
     batch_first,
+    broadcast_shape,
     every_other,
     expect_same_dtype,
     transposed,
@@ -28,7 +29,7 @@ class Elementwise(Operator, family=True):
     @staticmethod
     def fake(a, b, *_):
         expect_same_dtype(a, b)
-        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
+        return a.new_empty(broadcast_shape(a, b))
 
     @staticmethod
     def vmap(op, info, in_dims, a, b, *rest):

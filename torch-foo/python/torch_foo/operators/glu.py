@@ -12,6 +12,7 @@ from torch_foo.operators.base import (
     batched,
     every_other,
     expect,
+    expect_rows,
     expect_same_dtype,
     expect_shape,
     one_by_one,
@@ -25,6 +26,10 @@ def gate_and_up(gate, up):
         return gate, up
     first, second = gate.chunk(2, -1)
     return first, second
+
+
+def expect_approximation(approximate):
+    expect(approximate in ("none", "tanh"), "approximate 'none' or 'tanh'")
 
 
 def gradients_fake(grad, gate, up, wants_gate, wants_up):
@@ -67,8 +72,9 @@ class Gated(Operator, family=True):
         if up is not None:
             expect_shape(up, *gate.shape)
             return gate.new_empty(gate.shape)
-        expect(gate.dim() > 0)
-        expect(gate.shape[-1] % 2 == 0)
+        expect_rows(gate)
+        even = gate.shape[-1] % 2 == 0
+        expect(even, "{} of an even last dimension", gate)
         return gate.new_empty((*gate.shape[:-1], gate.shape[-1] // 2))
 
     @staticmethod
@@ -227,7 +233,7 @@ class gelu_mul(Gated):
 
     @staticmethod
     def fake(gate, up, approximate):
-        expect(approximate in ("none", "tanh"))
+        expect_approximation(approximate)
         return Gated.fake(gate, up)
 
     @staticmethod
@@ -271,7 +277,7 @@ class _gelu_mul_backward(Operator):
 
     @staticmethod
     def fake(grad, gate, up, approximate, *wants):
-        expect(approximate in ("none", "tanh"))
+        expect_approximation(approximate)
         return gradients_fake(grad, gate, up, *wants)
 
     @staticmethod

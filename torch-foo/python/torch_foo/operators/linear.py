@@ -10,6 +10,7 @@ from torch_foo.operators.base import (
     Sample,
     every_other,
     expect,
+    expect_rows,
     expect_same_dtype,
     expect_shape,
     one_by_one,
@@ -64,9 +65,10 @@ class linear(Operator):
     @staticmethod
     def fake(x, weight, bias):
         expect_same_dtype(x, weight, bias)
-        expect(x.dim() > 0, weight.dim() == 2)
-        n, k = weight.shape
-        expect(k == x.shape[-1])
+        expect_rows(x)
+        expect(weight.dim() == 2, "{} of 2 dimensions", weight)
+        n = weight.shape[0]
+        expect_shape(weight, n, x.shape[-1])
         if bias is not None:
             expect_shape(bias, n)
         return x.new_empty((*x.shape[:-1], n))

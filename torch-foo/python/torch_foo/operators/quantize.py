@@ -7,7 +7,7 @@ from torch_foo.operators.base import (
     Sample,
     batched,
     every_other,
-    expect,
+    expect_rows,
     expect_same_dtype,
     transposed,
     widen,
@@ -59,7 +59,7 @@ class quantize_int8_rowwise(Operator):
     @staticmethod
     def fake(x):
         expect_same_dtype(x)
-        expect(x.dim() > 0)
+        expect_rows(x)
         q = x.new_empty(x.shape, dtype=torch.int8)
         return q, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 

@@ -9,7 +9,7 @@ from torch_foo.operators.base import (
     batch_first,
     batched,
     every_other,
-    expect,
+    expect_rows,
     expect_same_dtype,
     expect_shape,
     one_by_one,
@@ -21,7 +21,7 @@ from torch_foo.operators.elementwise import add, mul
 
 def norm_fake(x, weight, *_):
     expect_same_dtype(x, weight)
-    expect(x.dim() > 0)
+    expect_rows(x)
     if weight is not None:
         expect_shape(weight, x.shape[-1])
     return x.new_empty(x.shape)

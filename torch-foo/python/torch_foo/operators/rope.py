@@ -1,6 +1,7 @@
 """rope: the rotary position embedding, and its gradient."""
 
 import torch
+import torch.nn.functional as F
 
 from torch_foo.operators.base import (
     Operator,
@@ -8,6 +9,7 @@ from torch_foo.operators.base import (
     batched,
     every_other,
     expect,
+    expect_dtype,
     expect_same_dtype,
     expect_shape,
     integers,
@@ -22,16 +24,21 @@ HEAD_DIM = 128  # of the benchmark
 def rope_fake(x, cos, sin, positions, *_):
     expect_same_dtype(x)
     expect_same_dtype(cos, sin)
-    expect(cos.dtype in (x.dtype, torch.float32))
-    expect(x.dim() == 4, cos.dim() == 2)
+    expect_dtype(cos, x.dtype, torch.float32)
+    expect(x.dim() == 4, "{} of shape (batch, seq, heads, head_dim)", x)
+    expect(cos.dim() == 2, "{} of shape (max_position, rotary_dim / 2)", cos)
     batch, seq, _, head_dim = x.shape
     rows, pairs = cos.shape
     expect_shape(sin, rows, pairs)
-    expect(2 * pairs <= head_dim)
+    expect(
+        2 * pairs <= head_dim, "{} of at most {} columns", cos, head_dim // 2
+    )
     if positions is None:
-        expect(seq <= rows)
+        expect(seq <= rows, "{} of at least {} rows", cos, seq)
     else:
-        expect(positions.dtype == torch.int64)
+        expect_dtype(positions, torch.int64)
+        has_rows = positions.dim() > 0
+        expect(has_rows, "{} of shape (seq,) or (batch, seq)", positions)
         expect_shape(positions, *(batch, seq)[-positions.dim() :])
     return x.new_empty(x.shape)
 
@@ -137,8 +144,12 @@ class rope(Operator):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         # (batch or none, seq, heads, rotary_dim / 2)
-        c = widen(cos)[positions].unsqueeze(-2).to(widen(x).dtype)
-        s = widen(sin)[positions].unsqueeze(-2).to(widen(x).dtype)
+        c, s = (
+            F.embedding(positions, widen(table))
+            .unsqueeze(-2)
+            .to(widen(x).dtype)
+            for table in (cos, sin)
+        )
         half = cos.shape[1]
         head, rest = widen(x)[..., : 2 * half], x[..., 2 * half :]
         if interleaved:

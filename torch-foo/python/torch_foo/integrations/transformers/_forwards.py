@@ -1,6 +1,7 @@
 """The forward methods and the loss that compute with torch_foo.
 
-Each `*_forward` takes the original method, which the new one falls back to.
+Each `*_forward` takes the original method, which the new one falls back to: at
+every call, since the weights and inputs of a model may change after patch().
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.models.llama import modeling_llama as llama
 
 from torch_foo import (
+    build_info,
     cross_entropy,
     gelu_mul,
     linear,
@@ -22,11 +26,13 @@ from torch_foo import (
     rope,
     silu_mul,
 )
+from torch_foo._torch_internals import PLAIN_TENSORS
 from torch_foo.integrations.transformers._rebind import with_global
 from torch_foo.integrations.transformers._recompute import (
     recomputable,
     recomputed,
 )
+from torch_foo.operators.base import DTYPES
 
 #: The gated operator for each type of activation module.
 GATES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
@@ -37,17 +43,40 @@ GATES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
 for _tanh in ("gelu_new", "gelu_pytorch_tanh"):
     GATES[type(ACT2FN[_tanh])] = functools.partial(gelu_mul, approximate="tanh")
 
+#: The global function that attention calls to rotate queries and keys.
+ROTATE = "apply_rotary_pos_emb"
+
 # torch_foo.linear beats torch up to this many rows (AVX-512, AVX2).
 _MOST_ROWS = {torch.float32: 16, torch.bfloat16: 1}
+
+_DEVICES = {"cpu", "cuda"} if build_info().cuda else {"cpu"}
+
+
+def _serves(*tensors: Tensor) -> bool:
+    """Whether torch_foo computes with these tensors, and no other library.
+
+    Libraries that quantize, shard or offload replace weights by tensors of
+    their own classes, dtypes and devices, also after patch().
+    """
+    dtype, device = tensors[0].dtype, tensors[0].device
+    if dtype not in DTYPES or device.type not in _DEVICES:
+        return False
+    for tensor in tensors:
+        if (
+            type(tensor) not in PLAIN_TENSORS
+            or tensor.dtype != dtype
+            or tensor.device != device
+            or tensor.layout != torch.strided
+        ):
+            return False
+    return True
 
 
 def rms_norm_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         x, weight = hidden_states, self.weight
-        # Of two dtypes, transformers returns the wider, and so does autocast.
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(
-            x.device.type
-        ):
+        # Of two dtypes, transformers returns the wider.
+        if not _serves(x, weight) or x.shape[-1:] != weight.shape:
             return original(self, x)
         return recomputable(rms_norm, x, weight, self.variance_epsilon)
 
@@ -56,12 +85,15 @@ def rms_norm_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
-        gate = GATES.get(type(self.act_fn))
-        if gate is None:  # only where a class was patched
+        gate = _gate(self.act_fn)
+        if gate is None:
             return original(self, x)
         with recomputed(x):
             left, right = self.gate_proj(x), self.up_proj(x)
-        y = recomputable(gate, left, right)
+        if _serves(left, right) and left.shape == right.shape:
+            y = recomputable(gate, left, right)
+        else:
+            y = self.act_fn(left) * right
         with recomputed(y):
             down: Tensor = self.down_proj(y)
         return down
@@ -69,24 +101,43 @@ def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
+def _gate(activation: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return the gated operator, unless something else wants to be called."""
+    if (
+        activation._forward_pre_hooks
+        or activation._forward_hooks
+        or activation._backward_pre_hooks
+        or activation._backward_hooks
+        or "forward" in vars(activation)
+    ):
+        return None
+    return GATES.get(type(activation))
+
+
 def linear_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:
-        weight = self.weight
+        # Read once: a parametrization computes it, and may count how often.
+        weight, bias = self.weight, self.bias
         most = _MOST_ROWS.get(input.dtype, 0)
         if (
-            input.numel() > most * weight.shape[1]
-            or input.dtype != weight.dtype
+            input.numel() > most * weight.shape[-1]
             or not input.is_cpu
+            or not (
+                _serves(input, weight)
+                if bias is None
+                else _serves(input, weight, bias)
+            )
             or torch.is_autocast_enabled("cpu")
         ):
-            return original(self, input)
-        return linear(input, weight, self.bias)
+            return nn.functional.linear(input, weight, bias)
+        return linear(input, weight, bias)
 
     return forward
 
 
 def attention_forward(original: FunctionType) -> Callable[..., Any]:
-    rotated = with_global(original, "apply_rotary_pos_emb", _rotate)
+    rotated = with_global(original, ROTATE, _rotate)
+    assert rotated is not None
 
     def forward(
         self: Any, hidden_states: Tensor, *rest: Any, **more: Any
@@ -98,7 +149,7 @@ def attention_forward(original: FunctionType) -> Callable[..., Any]:
 
 
 def _rotate(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, unsqueeze_dim: int = 1
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Compute transformers' apply_rotary_pos_emb with torch_foo.rope.
 
@@ -106,6 +157,15 @@ def _rotate(
     is 2. cos and sin: (batch or 1, seq, n), whose second half of n repeats the
     first.
     """
+    if (
+        not _serves(q, k, cos, sin)  # of two dtypes, the wider is returned
+        or (q.dim(), k.dim(), cos.dim()) != (4, 4, 3)
+        or not q.shape[-1] == k.shape[-1] == cos.shape[-1]
+        or unsqueeze_dim not in (1, 2)
+    ):
+        return llama.apply_rotary_pos_emb(
+            q, k, cos, sin, unsqueeze_dim=unsqueeze_dim
+        )
     batch, seq, n = cos.shape
     cos, sin = (t.reshape(-1, n)[:, : n // 2] for t in (cos, sin))
     positions = None
@@ -131,6 +191,16 @@ def causal_lm_loss(
     **_: object,
 ) -> Tensor:
     """Compute transformers' ForCausalLMLoss, which ignores `**_` too."""
+    if not _serves(logits) or logits.dtype == torch.float64:  # made float32
+        loss: Tensor = ForCausalLMLoss(
+            logits,
+            labels,
+            vocab_size,
+            num_items_in_batch,
+            ignore_index,
+            shift_labels,
+        )
+        return loss
     if shift_labels is None:  # token i predicts token i + 1
         assert labels is not None
         labels = nn.functional.pad(labels, (0, 1), value=ignore_index)

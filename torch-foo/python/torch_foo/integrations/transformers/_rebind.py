@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from types import CellType, FunctionType
-from typing import Any
 
 
 def with_global(
     function: FunctionType, name: str, value: object
-) -> Callable[..., Any]:
+) -> FunctionType | None:
     """Return a copy of a function whose global `name` is `value`.
 
-    Decorators written with functools.wraps are copied too.
+    Decorators written with functools.wraps are copied too. None means that one
+    of them is not.
     """
+    if not isinstance(function, FunctionType):
+        return None
     scope, closure = function.__globals__, function.__closure__
     inner = getattr(function, "__wrapped__", None)
     if inner is None:
@@ -22,9 +23,12 @@ def with_global(
         del scope["__name__"]  # else Dynamo looks names up in that module
     else:  # a decorator's wrapper: the decorated function is in its closure
         wrapped = with_global(inner, name, value)
+        cells = closure or ()
+        if wrapped is None or not any(c.cell_contents is inner for c in cells):
+            return None
         closure = tuple(
             CellType(wrapped) if cell.cell_contents is inner else cell
-            for cell in closure or ()
+            for cell in cells
         )
     copy = FunctionType(
         function.__code__,

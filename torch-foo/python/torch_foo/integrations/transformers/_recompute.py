@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torch_foo._torch_internals import saved_tensor_hooks_are_active
+from torch_foo._torch_internals import (
+    saved_tensor_hooks_are_active,
+    transforms_are_active,
+)
 
 # Each recomputable result, with its version and the call that yields it.
 _recipes: MutableMapping[Tensor, tuple[int, Callable[[], Tensor]]]
@@ -26,7 +29,7 @@ _recipes = WeakTensorKeyDictionary()
 def recomputable(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call a function and remember how, for :func:`recomputed`."""
     result = function(*arguments)
-    if result.requires_grad and not torch.compiler.is_compiling():
+    if _can_be_recomputed(result):
         detached = (
             a.detach() if isinstance(a, Tensor) else a for a in arguments
         )
@@ -35,10 +38,20 @@ def recomputable(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return result
 
 
+def _can_be_recomputed(tensor: Tensor) -> bool:
+    # A compiler decides by itself what to recompute, torch.func refuses hooks
+    # on saved tensors, and other libraries' tensors may have no memory.
+    return (
+        tensor.requires_grad
+        and type(tensor) is Tensor
+        and not torch.compiler.is_compiling()
+        and not transforms_are_active()
+    )
+
+
 def recomputed(tensor: Tensor) -> AbstractContextManager[object]:
     """Save no copy of a :func:`recomputable` result in this context."""
-    # A compiler decides by itself what to recompute.
-    if not tensor.requires_grad or torch.compiler.is_compiling():
+    if not _can_be_recomputed(tensor):
         return nullcontext()
     version, compute = _recipes.get(tensor, (None, None))
     if (
