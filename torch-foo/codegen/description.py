@@ -283,13 +283,15 @@ def _schema(cls: Any) -> FunctionSchema:
 
 def _check_choices(operator: Operator) -> None:
     cls, results = operator.cls, operator.results
+    tensors = [a.name for a in operator.tensors]
     for attribute, given, allowed in [
         ("variants", cls.variants, ["out"]),
         ("autocast", [cls.autocast], ["", "promote"]),
+        ("linear_in", " ".join(cls.linear_in).split(), tensors),
         ("tags", cls.tags, [t for t in dir(torch.Tag) if t[0].isalpha()]),
         ("internal_results", cls.internal_results, results[1:]),
         ("inplace", cls.inplace, results),
-        ("inplace", cls.inplace.values(), [a.name for a in operator.tensors]),
+        ("inplace", cls.inplace.values(), tensors),
         ("peers", cls.peers, ["eager", "built-in", "built-in out"]),
     ]:
         if isinstance(given, str):
@@ -334,6 +336,9 @@ class _Context:
 
     def save_for_backward(self, *tensors: Any) -> None:
         self.saved_tensors = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
 
     def mark_non_differentiable(self, *tensors: Any) -> None:
         pass
@@ -392,6 +397,7 @@ def _try_sample(operator: Operator, sample: Any) -> None:
                 expected = f"expected {_describe(want)}"
                 refuse(attribute, f"{where}{attribute} {what}, {expected}")
 
+    _check_dims(operator, where, args)
     results = _tuple(_call("reference", where, lambda: cls.reference(*args)))
     meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
     fakes = _tuple(_call("fake", where, lambda: cls.fake(*meta)))
@@ -410,6 +416,31 @@ def _try_sample(operator: Operator, sample: Any) -> None:
         _call("backward", where, lambda: cls.backward(context, *grads))
     )
     check("backward", found, [a.name for a in operator.arguments], args)
+
+
+def _check_dims(operator: Operator, where: str, args: list[Any]) -> None:
+    """Check that the dimensions for DTensor are those of the tensors."""
+    text = operator.cls.dims
+    if not isinstance(text, str):
+        text = _call("dims", where, lambda: operator.cls.dims(*args))
+    if not text:
+        return
+    left, _, right = text.partition("->")
+    tensors = [a.name for a in operator.tensors]
+    for terms, of in (left, tensors), (right, operator.results):
+        if terms.count(",") + 1 != len(of):
+            expected = f"expected a term for each of {', '.join(of)}"
+            refuse("dims", f"{where}dims are {text!r}, {expected}")
+    given = dict(zip((a.name for a in operator.arguments), args, strict=True))
+    for name, term in zip(tensors, left.split(","), strict=True):
+        if given[name] is None:
+            continue
+        letters, ndim = len(term.strip(" .")), given[name].dim()
+        if letters > ndim or (0 < letters < ndim and "..." not in term):
+            refuse(
+                "dims",
+                f"{where}dims are {text!r}, but {name} has {ndim} dimensions",
+            )
 
 
 def _tuple(result: Any) -> tuple[Any, ...]:

@@ -400,9 +400,10 @@ def operators_md(ops: list[Operator]) -> str:
 
 Each is a function of `torch_foo` and, under the same name, an operator of
 `torch.ops.torch_foo`, which takes the same arguments. All work with
-`torch.compile`, `torch.export` (static and dynamic shapes) and `torch.vmap`.
-Wrong input is a `RuntimeError` that names the operator, the argument, what was
-expected and what came. It is raised before anything is written.
+`torch.compile`, `torch.export` (static and dynamic shapes), `torch.vmap`, the
+transforms of `torch.func` in reverse mode, and DTensor. Wrong input is a
+`RuntimeError` that names the operator, the argument, what was expected and what
+came. It is raised before anything is written.
 
 | operator | computes |
 |---|---|

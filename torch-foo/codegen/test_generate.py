@@ -221,6 +221,10 @@ BAD = [
      "reference raises RuntimeError: mat1 and mat2 shapes"),
     ('"plain", (3, 5), (4, 5)', '"plain", (3, 5)', "def samples", "'plain': "
      "weight is missing"),
+    ("nk, n ->", "nk ->", "dims =", "dims are '...k, nk -> ...n', expected a "
+     "term for each of x, weight, bias"),
+    ("nk, n ->", "nkm, n ->", "dims =", "but weight has 2 dimensions"),
+    ('"x bias"', '"x bios"', "linear_in =", "'bios' is none of 'x', 'weight'"),
     ("class linear", "class two(Operator):\n    pass\nclass linear",
      "class two", "two: schema is missing: write it as in"),
     ("class linear", "import nothing\nclass linear", "import nothing",

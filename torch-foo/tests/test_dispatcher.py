@@ -1,5 +1,7 @@
 """What PyTorch does around the kernels: autograd, compile, export, vmap."""
 
+import contextlib
+import functools
 import itertools
 import tempfile
 from functools import partial
@@ -7,10 +9,21 @@ from functools import partial
 import pytest
 import torch
 import torch_foo
+from functorch.compile import (
+    make_boxed_func,
+    min_cut_rematerialization_partition,
+)
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils.checkpoint import (
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from torch.utils.flop_counter import FlopCounterMode
 from torch_foo.operators import OPERATORS
 
 _ops = torch.ops.torch_foo
@@ -439,7 +452,7 @@ def test_gradients_of_padded_samples(named, device):
         assert_close(got, torch.stack(each), **exact)
 
 
-# --- torch.compile and torch.export -----------------------------------------
+# --- modes and checkpointing ------------------------------------------------
 
 
 @pytest.fixture
@@ -477,6 +490,107 @@ def rows_of(count: int, device: str, requires_grad: bool = True) -> Tensor:
         device=device,
         requires_grad=requires_grad,
     )
+
+
+class Seen(TorchDispatchMode):
+    """The operators of torch_foo that a mode sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "torch_foo":
+            self.operators.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_documented_operator(case, device):
+    """Not the raw one, which runs without them."""
+    args = case.args(device=device, requires_grad=True)
+    expected = case.function(*args)
+    with Seen() as seen:
+        assert_equal(case.function(*args), expected)
+        with torch.no_grad():
+            assert_equal(case.function(*args), expected)
+            documented = [case.packet.default] * 2
+            if case.has_out:
+                case.function(*args, out=torch.empty_like(expected))
+                documented.append(case.packet.out)
+            if case.inplace:
+                case.inplace(*(detached(args)))
+                documented.append(getattr(_ops, f"{case.op}_").default)
+    assert seen.operators == documented
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "recomputed"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.usefixtures("_fresh_dynamo")
+def test_selective_checkpointing(all_typical, saved, compiled, device):
+    """The backward runs what the policy does not keep a second time."""
+    # Gradients call mul.
+    cases = [c for c in all_typical if c.has_gradient and c.op != "mul"]
+    model = Model(cases, device)
+    documented = [c.packet.default for c in cases]
+    contexts = functools.partial(
+        create_selective_checkpoint_contexts, documented if saved else []
+    )
+
+    def function(x):
+        return checkpoint(
+            model, x, use_reentrant=False, context_fn=contexts
+        ).sum()
+
+    run = []
+
+    def count(graph, _):
+        run.extend(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=count,
+        bw_compiler=count,
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    if compiled:
+        function = torch.compile(function, fullgraph=True, backend=backend)
+    with Seen() if not compiled else contextlib.nullcontext() as seen:
+        function(rows_of(4, device)).backward()
+    if seen:
+        run = seen.operators
+    for operator in documented:
+        assert run.count(operator) == (1 if saved else 2)
+
+
+def test_flops(device):
+    """As many as torch counts for its own, forward and backward."""
+
+    def flops(linear, *shapes):
+        args = [
+            torch.ones(shape, device=device, requires_grad=True)
+            for shape in shapes
+        ]
+        with FlopCounterMode(display=False) as counter:
+            linear(*args).sum().backward()
+        return counter.get_total_flops()
+
+    for shapes in (
+        [(2, 3, 5), (7, 5), (7,)],
+        [(3, 5), (7, 5)],
+        [(5,), (7, 5)],
+        [(0, 5), (7, 5)],
+    ):
+        expected = flops(torch.nn.functional.linear, *shapes)
+        assert flops(torch_foo.linear, *shapes) == expected
+    x, weight = torch.ones(3, 5, device=device), torch.ones(7, 5, device=device)
+    out = torch.empty(3, 7, device=device)
+    with FlopCounterMode(display=False) as counter:
+        torch_foo.linear(x, weight, out=out)
+        torch.compile(torch_foo.linear, backend="aot_eager")(x, weight)
+    assert counter.get_total_flops() == 2 * 2 * 3 * 5 * 7
+
+
+# --- torch.compile and torch.export -----------------------------------------
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")

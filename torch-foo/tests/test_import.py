@@ -103,6 +103,49 @@ def test_autoload():
     assert last_line(run(f"import torch; {USE}")) == "2.0"
 
 
+LATE = "torch.utils.flop_counter", "torch.distributed.tensor"
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["before", "after"])
+def test_modules_that_are_told_about_operators(first):
+    """They are imported by their users only, and left as they were."""
+    code = f"""
+import sys, torch
+names = {LATE!r}
+if {first}:
+    for name in names: __import__(name)
+import torch_foo
+assert {first} or not any(name in sys.modules for name in names)
+for name in names: __import__(name)
+from torch.utils.flop_counter import flop_registry
+from torch.distributed.tensor import DTensor
+assert torch.ops.torch_foo.linear in flop_registry
+rules = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
+assert torch.ops.torch_foo.linear.default in rules
+for name in names:
+    module = sys.modules[name]
+    assert type(module.__loader__).__module__.startswith("_frozen_importlib")
+    assert module.__spec__.loader is module.__loader__
+assert not any("torch_foo" in type(f).__module__ for f in sys.meta_path if
+    "skbc" not in type(f).__module__)
+print("fine")
+"""
+    assert last_line(run(code)) == "fine"
+
+
+def test_modules_that_cannot_be_told_about_operators():
+    """A version of torch with another interface is a warning."""
+    code = """
+import torch_foo
+torch_foo.operators.OPERATORS["gone"] = torch_foo.operators.OPERATORS["linear"]
+from torch.utils.flop_counter import flop_registry
+print("imported")
+"""
+    output = run(code)
+    assert "RuntimeWarning: torch_foo could not tell torch.utils.flop" in output
+    assert last_line(output) == "imported"
+
+
 def test_autoload_can_be_turned_off():
     code = "import torch; print(hasattr(torch.ops.torch_foo, 'add'))"
     output = run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")

@@ -5,16 +5,22 @@ stable ABI has no C++ interface for them. A kernel in Python for the key
 Autograd costs more than many kernels, whether or not a gradient is needed. So
 the functions of torch_foo.ops call the operator that has one only while PyTorch
 traces or transforms. Otherwise they call a raw operator, `_NAME`, which has no
-derivatives, inside a torch.autograd.Function where a gradient is needed.
+derivatives, inside a torch.autograd.Function where a gradient is needed. Modes
+and subclasses with a __torch_dispatch__ are shown the documented one all the
+same.
 """
 
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
+import importlib.abc
 import inspect
+import sys
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import torch
@@ -42,7 +48,7 @@ def register(operator: type[Operator]) -> None:
             "build`."
         )
     full = getattr(_ops, name).default
-    operator.documented = _call_by_position(full)
+    operator.documented = call_by_position(full)
     is_differentiable = operator.is_public() and operator.backward is not None
     raw = getattr(_ops, f"_{name}").default if is_differentiable else full
     operator.raw = raw
@@ -58,6 +64,7 @@ def register(operator: type[Operator]) -> None:
             for device in ("CPU", "CUDA"):
                 _register_autocast(overload, f"Autocast{device}", _promote)
     if is_differentiable:
+        _show_instead(raw, full)
         operator.apply = _register_autograd(operator, full, raw)
     elif operator.is_public():
         # Nothing has a gradient: without this, asking for one is a warning.
@@ -96,7 +103,7 @@ def _has_keyword_integer(overload: OpOverload) -> bool:
 # --- calls with all arguments by position -----------------------------------
 
 
-def _all_arguments(
+def all_arguments(
     overload: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> list[Any]:
     """Return the arguments of a call in the schema's order, with defaults."""
@@ -110,7 +117,7 @@ def _parameters(overload: OpOverload) -> tuple[int, list[str]]:
     return len(arguments(overload)) - len(keywords), keywords
 
 
-def _call_by_position(overload: OpOverload) -> Callable[..., Any]:
+def call_by_position(overload: OpOverload) -> Callable[..., Any]:
     """Return the operator as a function that takes no keywords."""
     positional, keywords = _parameters(overload)
     if not keywords:
@@ -137,7 +144,7 @@ def _call_or_write(
     call: Callable[..., Any], overload: OpOverload
 ) -> Callable[..., Any]:
     """Return the operator as a function that also takes ``out``."""
-    write = _call_by_position(overload)
+    write = call_by_position(overload)
 
     def call_or_write(*args: Any, out: Any) -> Any:
         if out is None:
@@ -146,6 +153,17 @@ def _call_or_write(
         return out
 
     return call_or_write
+
+
+def _show_instead(raw: OpOverload, documented: OpOverload) -> None:
+    """Let whatever has a __torch_dispatch__ see the documented operator.
+
+    Policies of checkpointing, flop counters, sharding rules and the like name
+    that one. The key is the dispatcher's first for all of them, and for nothing
+    else, so that other calls cost the same.
+    """
+    call = call_by_position(documented)
+    _library.impl(raw.name(), call, "PythonTLSSnapshot")
 
 
 # --- fake kernels -----------------------------------------------------------
@@ -186,7 +204,7 @@ def _fake_of(
         )
 
     def fake(*args: Any, **kwargs: Any) -> Any:
-        given = _all_arguments(full, args, kwargs)
+        given = all_arguments(full, args, kwargs)
         try:
             check(given)
             return operator.fake(*given)
@@ -210,7 +228,7 @@ def _vmap_of(
     operator: type[Operator], full: OpOverload, overload: OpOverload
 ) -> Callable[..., Any]:
     """Return the operator's rule, which takes only what an example may be."""
-    call = _call_by_position(overload)
+    call = call_by_position(overload)
     check = _fake_of(operator, full, operator.__name__.removeprefix("_"))
 
     def example(value: Any, dim: int | None) -> Any:
@@ -221,7 +239,7 @@ def _vmap_of(
         return value.select(dim, 0)
 
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
-        given: Sequence[Any] = _all_arguments(overload, args, kwargs)
+        given: Sequence[Any] = all_arguments(overload, args, kwargs)
         refuse_none(overload, *given)
         dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
         if operator.autocast and internals.autocast_is_enabled():
@@ -253,7 +271,7 @@ def _register_autograd(
     _library.impl(
         full.name(), _autograd_of(operator, full), "Autograd", with_keyset=True
     )
-    by_position = _call_by_position(full)
+    by_position = call_by_position(full)
     is_compiling = torch.compiler.is_compiling
     autocast_is_enabled = internals.autocast_is_enabled
     transforms_are_active = internals.transforms_are_active
@@ -295,11 +313,11 @@ def _autograd_of(
         keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
     ) -> Any:
         below = keyset & internals.after_autograd
-        given = _all_arguments(full, args, kwargs)
         if (
             torch.is_grad_enabled()
-            and any(isinstance(a, Tensor) and a.requires_grad for a in given)
+            and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         ) or internals.forward_ad_state._current_level >= 0:  # refused
+            given = all_arguments(full, args, kwargs)
             with internals.single_level_function():
                 return apply(*given, below)
         return full.redispatch(below, *args, **kwargs)
@@ -411,23 +429,12 @@ def _register_mutating(
     full_fake = _fake_of(operator, getattr(_ops, op).default, function)
 
     def fake(*args: Any, **kwargs: Any) -> None:
-        values = _all_arguments(overload, args, kwargs)
+        values = all_arguments(overload, args, kwargs)
         given = dict(zip(names, values, strict=True))
         out = given.pop("out", None)
         result = full_fake(*given.values())
-        if "out" not in written:
-            return
-        if out is None:
-            raise RuntimeError(
-                f"torch_foo.{op}: out is None, expected {_describe(result)}"
-            )
-        if (out.shape, out.dtype) != (result.shape, result.dtype) or (
-            (out.device, out.layout) != (result.device, torch.strided)
-        ):
-            raise RuntimeError(
-                f"torch_foo.{op}: out is {_describe(out)}, expected "
-                f"{_describe(result)}"
-            )
+        if "out" in written:
+            check_out(operator, out, result)
 
     def autograd(
         keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
@@ -478,14 +485,98 @@ def _register_mutating(
         ("ADInplaceOrView", count_version),
     ):
         _library.impl(overload.name(), kernel, key, with_keyset=True)
+    _show_instead(raw, overload)
     for each in (overload, raw):
         _library.impl(each.name(), partial(negative, each), "Negative")
         torch.library.register_fake(each.name(), fake)
     return [overload, raw]
 
 
+def check_out(
+    operator: type[Operator], out: Tensor | None, result: Tensor
+) -> None:
+    """Refuse an `out` that is not like the result."""
+    if out is None:
+        raise RuntimeError(
+            f"torch_foo.{operator.__name__}: out is None, expected "
+            f"{_describe(result)}"
+        )
+    if (out.shape, out.dtype) != (result.shape, result.dtype) or (
+        (out.device, out.layout) != (result.device, torch.strided)
+    ):
+        raise RuntimeError(
+            f"torch_foo.{operator.__name__}: out is {_describe(out)}, expected "
+            f"{_describe(result)}"
+        )
+
+
 def _resolve_neg(value: Any) -> Any:
     return value.resolve_neg() if isinstance(value, Tensor) else value
+
+
+# --- what torch imports only when it is used --------------------------------
+
+
+class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Calls a function after the first import of a module.
+
+    What some modules of torch have to be told is told then, so that torch_foo
+    need not wait for their import.
+    """
+
+    def __init__(self, module: str, function: Callable[[], None]) -> None:
+        self.module, self.function = module, function
+        if module in sys.modules:
+            self.call()
+        else:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> ModuleSpec | None:
+        if name != self.module:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (f.find_spec(name, path, target) for f in others)
+        spec = next((spec for spec in found if spec), None)
+        if spec is not None and spec.loader is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        sys.meta_path.remove(self)
+        self.call()
+
+    def call(self) -> None:
+        try:
+            self.function()
+        except Exception as error:  # the import is not ours
+            warnings.warn(
+                f"torch_foo could not tell {self.module} about its operators: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _register_flops() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    for name, operator in OPERATORS.items():
+        if operator.flops is not None:
+            register_flop_formula(getattr(_ops, name))(operator.flops)
+
+
+def _register_sharding() -> None:
+    from torch_foo import _sharding
+
+    _sharding.register()
 
 
 # --- documentation ----------------------------------------------------------
@@ -519,3 +610,5 @@ def document(functions: dict[str, Any]) -> None:
 
 for _operator in OPERATORS.values():
     register(_operator)
+_AfterImport("torch.utils.flop_counter", _register_flops)
+_AfterImport("torch.distributed.tensor", _register_sharding)

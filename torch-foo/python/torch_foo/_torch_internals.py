@@ -51,6 +51,11 @@ def arguments(overload: OpOverload) -> list[Any]:
     return list(overload._schema.arguments)
 
 
+def returned_names(overload: OpOverload) -> list[str]:
+    """Return the names of an operator's results."""
+    return [r.name or "result" for r in overload._schema.returns]
+
+
 def operation(overload: OpOverload) -> Callable[..., Any]:
     """Return what an overload calls; calling that directly saves 0.2 µs."""
     return overload._op
@@ -113,3 +118,19 @@ after_autograd = torch._C._after_autograd_keyset
 
 #: The keys below the one that counts changes of tensors.
 after_inplace_or_view = torch._C._after_ADInplaceOrView_keyset
+
+
+def cache_sharding_by_all_arguments(overload: OpOverload) -> None:
+    """Let DTensor ask a sharding rule again when any argument differs.
+
+    register_sharding lets it look at tensors and int only, while reductions are
+    strings, and which gradients are wanted is bool.
+    """
+    from torch.distributed.tensor import DTensor  # not before it is used
+
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    info = propagator.op_to_schema_info[overload]
+    info.static_argnum = 0
+    info.static_kwargkey = [
+        a.name for a in arguments(overload) if a.kwarg_only
+    ] or None

@@ -168,6 +168,21 @@ class Operator:
         """Yield arguments for every test, the typical ones first."""
         raise NotImplementedError
 
+    #: The dimensions that ranks may share, for DTensor, such as
+    #: "...N, N -> ...N" for arguments that are tensors and the results; or a
+    #: function of all arguments that returns it. A tensor that has a dimension
+    #: is split along it, a result that lacks it is a sum over it. Dimensions in
+    #: upper case stay whole, as do all if this is "".
+    dims: ClassVar[str | Callable[..., str]] = ""
+    #: Groups of arguments, such as ("a b",), in each of which together the
+    #: operator is linear. Operators of gradients are, in what begins with grad.
+    linear_in: ClassVar[tuple[str, ...]] = ()
+
+    #: flops(*arguments, **_) with shapes in place of tensors, as in
+    #: torch.utils.flop_counter.register_flop_formula: for products of matrices,
+    #: since torch counts no others.
+    flops: ClassVar[Callable[..., int] | None] = None
+
     #: benchmark(rows, columns) returns a sample of that size.
     benchmark: ClassVar[Callable[..., Sample] | None] = None
 
@@ -292,17 +307,6 @@ def broadcast_shape(a: Tensor, b: Tensor) -> Any:
         if type(error) is not RuntimeError:
             raise
         raise RefusalError("shapes of {} and {} that broadcast", a, b) from None
-
-
-# --- for backward -------------------------------------------------------------
-
-
-def wanted(ctx: Any, count: int) -> tuple[bool, ...]:
-    """Return which of the first arguments need a gradient.
-
-    torch.library omits arguments that equal their defaults.
-    """
-    return (*ctx.needs_input_grad, *[False] * count)[:count]
 
 
 # --- for vmap -----------------------------------------------------------------

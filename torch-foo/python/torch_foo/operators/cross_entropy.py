@@ -17,7 +17,6 @@ from torch_foo.operators.base import (
     one_by_one,
     shuffled,
     transposed,
-    wanted,
     widen,
 )
 
@@ -104,6 +103,12 @@ class cross_entropy(Operator):
         return loss, logits.new_empty(target.shape, dtype=torch.float64)
 
     @staticmethod
+    def dims(logits, target, ignore_index, reduction, *_):
+        rows = {"none": "...N, ... -> ..., ...", "sum": "...N, ... -> , ..."}
+        # A mean needs to know how many targets of all ranks are not ignored.
+        return rows.get(reduction, "")
+
+    @staticmethod
     def setup_context(ctx, inputs, output):
         logits, target, *ctx.options = inputs
         _, lse = output
@@ -112,7 +117,7 @@ class cross_entropy(Operator):
 
     @staticmethod
     def backward(ctx, grad, grad_lse):
-        (wants_logits,) = wanted(ctx, 1)
+        (wants_logits,) = ctx.needs_input_grad[:1]
         if not wants_logits:
             return None, None, None, None, None
         grad_logits = _cross_entropy_backward.call(
@@ -218,6 +223,11 @@ class _cross_entropy_backward(Operator):
         expect_shape(grad, *loss.shape)
         expect_shape(lse, *target.shape)
         return logits.new_empty(logits.shape)
+
+    @staticmethod
+    def dims(grad, logits, target, lse, ignore_index, reduction, *_):
+        rows = "...N, ..., ... -> ...N"
+        return {"none": f"..., {rows}", "sum": f", {rows}"}.get(reduction, "")
 
     @staticmethod
     def samples():

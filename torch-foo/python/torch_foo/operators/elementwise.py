@@ -21,6 +21,7 @@ class Elementwise(Operator, family=True):
 
     variants = ("out",)
     tags = ("pointwise",)
+    dims = "..., ... -> ..."
     #: The arguments after the tensors, in samples.
     scalars: ClassVar[tuple[float, ...]] = ()
 
@@ -147,6 +148,7 @@ class add(Elementwise):
     """
 
     schema = "add(Tensor a, Tensor b) -> Tensor"
+    linear_in = ("a b",)
     peers = {"eager": torch.add, "built-in out": torch.add}
 
     @staticmethod
@@ -188,6 +190,7 @@ class mul(Elementwise):
     """
 
     schema = "mul(Tensor a, Tensor b) -> Tensor"
+    linear_in = ("a", "b")
     peers = {"eager": torch.mul, "built-in out": torch.mul}
     setup_context = staticmethod(save_factors)
     backward = staticmethod(product_gradients)

@@ -17,7 +17,6 @@ from torch_foo.operators.base import (
     expect_shape,
     one_by_one,
     transposed,
-    wanted,
     widen,
 )
 from torch_foo.operators.elementwise import promoted
@@ -58,7 +57,7 @@ def gradients(grad, gate, up, activation, derivative, wants_gate, wants_up):
 def call_backward(operator, ctx, grad, *options):
     """Call the operator of the gradients, which takes tensors of one dtype."""
     gate, up = ctx.saved_tensors
-    wants = wanted(ctx, 2)
+    wants = ctx.needs_input_grad[:2]
     if up is None or up.dtype == gate.dtype:
         return operator.call(grad, gate, up, *options, *wants)
     grads = operator.call(grad, *promoted(gate, up), *options, *wants)
@@ -75,6 +74,10 @@ class Gated(Operator, family=True):
     options: ClassVar[tuple[dict[str, str], ...]] = ({},)
     variants = ("out",)
     tags = ("pointwise",)
+
+    @staticmethod
+    def dims(gate, up, *_):
+        return "...N, -> ...N" if up is None else "..., ... -> ..."
 
     @staticmethod
     def fake(gate, up, *_):
@@ -124,6 +127,11 @@ class Gated(Operator, family=True):
     @staticmethod
     def benchmark(rows, columns):
         return Sample("matrices", (rows, columns), (rows, columns))
+
+
+def backward_dims(grad, gate, up, *_):
+    packed = "...N, ...N, -> ...N,"
+    return packed if up is None else "..., ..., ... -> ..., ..."
 
 
 def backward_samples(*others):
@@ -185,6 +193,7 @@ class _silu_mul_backward(Operator):
         "bool wants_gate, bool wants_up) -> (Tensor grad_gate, Tensor grad_up)"
     )
     tags = ("pointwise",)
+    dims = staticmethod(backward_dims)
     fake = staticmethod(gradients_fake)
     vmap = staticmethod(one_by_one)
     samples = staticmethod(backward_samples)
@@ -264,6 +273,7 @@ class _gelu_mul_backward(Operator):
         "-> (Tensor grad_gate, Tensor grad_up)"
     )
     tags = ("pointwise",)
+    dims = staticmethod(backward_dims)
     vmap = staticmethod(one_by_one)
 
     @staticmethod

@@ -15,7 +15,6 @@ from torch_foo.operators.base import (
     expect_shape,
     one_by_one,
     transposed,
-    wanted,
     widen,
 )
 
@@ -47,6 +46,8 @@ class linear(Operator):
     schema = "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor"
     variants = ("out",)
     autocast = "promote"
+    dims = "...k, nk, n -> ...n"
+    linear_in = ("x bias", "weight bias")
     peers = {
         "eager": F.linear,
         "built-in out": lambda x, w, out: torch.mm(x, w.T, out=out),
@@ -80,16 +81,20 @@ class linear(Operator):
     @staticmethod
     def backward(ctx, grad):
         """Multiply by torch: nothing is faster for the rows of a training."""
-        wants_x, wants_weight, wants_bias = wanted(ctx, 3)
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         x, weight = ctx.saved_tensors
         n, k = weight.shape
         rows = math.prod(x.shape[:-1])
         flat = grad.reshape(rows, n)
         return (
-            grad @ weight if wants_x else None,
+            (flat @ weight).reshape(x.shape) if wants_x else None,
             flat.T @ x.reshape(rows, k) if wants_weight else None,
             flat.sum(0) if wants_bias else None,
         )
+
+    @staticmethod
+    def flops(x, weight, *_, **__):
+        return 2 * math.prod(x) * weight[0]
 
     @staticmethod
     def vmap(op, info, in_dims, x, weight, bias):

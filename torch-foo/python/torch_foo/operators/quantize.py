@@ -40,6 +40,7 @@ class quantize_int8_rowwise(Operator):
     """
 
     schema = "quantize_int8_rowwise(Tensor x) -> (Tensor q, Tensor scale)"
+    dims = "...N -> ...N, ...N"
     peers = {"eager": eager_quantize}
 
     @staticmethod

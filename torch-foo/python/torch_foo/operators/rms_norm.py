@@ -14,7 +14,6 @@ from torch_foo.operators.base import (
     expect_shape,
     one_by_one,
     transposed,
-    wanted,
     widen,
 )
 from torch_foo.operators.elementwise import add, mul
@@ -117,6 +116,7 @@ class rms_norm(Operator):
 
     schema = "rms_norm(Tensor x, Tensor? weight=None, float eps=1e-6) -> Tensor"
     variants = ("out",)
+    dims = "...N, N -> ...N"
     fake = staticmethod(norm_fake)
     peers = {
         "eager": eager_rms_norm,
@@ -139,7 +139,7 @@ class rms_norm(Operator):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        wants = wanted(ctx, 2)
+        wants = ctx.needs_input_grad[:2]
         return *_rms_norm_backward.call(grad, x, weight, ctx.eps, *wants), None
 
     @staticmethod
@@ -174,6 +174,7 @@ class _rms_norm_backward(Operator):
         "bool wants_x, bool wants_weight) "
         "-> (Tensor grad_x, Tensor grad_weight)"
     )
+    dims = "...N, ...N, N -> ...N, N"
     vmap = staticmethod(one_by_one)
 
     @staticmethod
@@ -244,6 +245,7 @@ class add_rms_norm(Operator):
         "float eps=1e-6) -> (Tensor y, Tensor residual_out)"
     )
     inplace = {"y": "x", "residual_out": "residual"}
+    dims = "...N, ...N, N -> ...N, ...N"
     peers = {
         "eager": eager_add_rms_norm,
         "built-in": built_in_add_rms_norm,
@@ -269,20 +271,27 @@ class add_rms_norm(Operator):
         ctx.dtypes = x.dtype, residual.dtype
         _, residual_out = output
         ctx.save_for_backward(residual_out, weight)
+        # Zeros would be work, and no DTensor where all else is.
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_y, grad_residual_out):
-        wants_x, wants_residual, wants_weight = wanted(ctx, 3)
+        wants_x, wants_residual, wants_weight = ctx.needs_input_grad[:3]
         residual_out, weight = ctx.saved_tensors
-        grad_sum, grad_weight = _add_rms_norm_backward.call(
-            grad_y,
-            grad_residual_out,
-            residual_out,
-            weight,
-            ctx.eps,
-            wants_x or wants_residual,
-            wants_weight,
-        )
+        if grad_y is None:
+            grad_sum, grad_weight = grad_residual_out, None
+        else:
+            grad_sum, grad_weight = _add_rms_norm_backward.call(
+                grad_y,
+                grad_residual_out,
+                residual_out,
+                weight,
+                ctx.eps,
+                wants_x or wants_residual,
+                wants_weight,
+            )
+        if grad_sum is None:  # no gradient came, or only the weight's is wanted
+            return None, None, grad_weight, None
         x_dtype, residual_dtype = ctx.dtypes
         return (
             grad_sum.to(x_dtype) if wants_x else None,
@@ -324,6 +333,7 @@ class _add_rms_norm_backward(Operator):
         "Tensor residual_out, Tensor? weight, float eps, bool wants_x, "
         "bool wants_weight) -> (Tensor grad_x, Tensor grad_weight)"
     )
+    dims = "...N, ...N, ...N, N -> ...N, N"
     vmap = staticmethod(one_by_one)
 
     @staticmethod

@@ -15,7 +15,6 @@ from torch_foo.operators.base import (
     integers,
     shuffled,
     transposed,
-    wanted,
     widen,
 )
 
@@ -41,6 +40,15 @@ def rope_fake(x, cos, sin, positions, *_):
         expect(has_rows, "{} of shape (seq,) or (batch, seq)", positions)
         expect_shape(positions, *(batch, seq)[-positions.dim() :])
     return x.new_empty(x.shape)
+
+
+def rope_dims(x, cos, sin, positions, *_):
+    if positions is not None:
+        rows = "bs" if len(positions.shape) == 2 else "s"
+        return f"bshD, RP, RP, {rows} -> bshD"
+    if x.shape[1] == cos.shape[0]:
+        return "bshD, sP, sP, -> bshD"
+    return "bShD, RP, RP, -> bShD"  # every rank would begin at position 0
 
 
 def rope_vmap(op, info, in_dims, x, cos, sin, positions, interleaved):
@@ -124,6 +132,8 @@ class rope(Operator):
     )
     variants = ("out",)
     inplace = {"result": "x"}
+    dims = staticmethod(rope_dims)
+    linear_in = ("x",)
     fake = staticmethod(rope_fake)
     vmap = staticmethod(rope_vmap)
     peers = {"eager": eager_rope}
@@ -160,7 +170,7 @@ class rope(Operator):
 
     @staticmethod
     def backward(ctx, grad):
-        (wants_x,) = wanted(ctx, 1)
+        (wants_x,) = ctx.needs_input_grad[:1]
         if not wants_x:
             return None, None, None, None, None
         grad_x = _rope_backward.call(grad, *ctx.saved_tensors, ctx.interleaved)
@@ -226,6 +236,7 @@ class _rope_backward(Operator):
         "_rope_backward(Tensor grad, Tensor cos, Tensor sin, "
         "Tensor? positions, bool interleaved) -> Tensor"
     )
+    dims = staticmethod(rope_dims)
     fake = staticmethod(rope_fake)
     vmap = staticmethod(rope_vmap)
 
