@@ -205,8 +205,8 @@ void launch(const Tensor& tensor, F function, const Args&... arguments) {
 /// may have any number of dimensions here.
 template <class F, class... Args>
 std::int64_t scratch_size(F function, const Tensor& x, const Args&... others) {
-  const auto executor = x.is_cpu() ? foo_core::Executor()
-                                   : foo_core::Executor::cuda(nullptr);
+  const auto executor =
+      x.is_cpu() ? foo_core::Executor() : foo_core::Executor::cuda(nullptr);
   const foo_core::ConstTensorView vx = view(x);
   if (vx.ndim <= foo_core::kMaxDims) return function(vx, others..., executor);
   return function(Fold(vx)(vx), others..., executor);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import CellType, FunctionType
+from typing import Any
 
 
 def with_global(function: Any, name: str, value: object) -> FunctionType | None:
