@@ -13,7 +13,7 @@ if(NOT symbols)
   message(FATAL_ERROR "no symbol has a line number")
 endif()
 list(FILTER symbols INCLUDE REGEX " [WVu] _ZNK?8foo_core|[0-9]N_[A-Z]")
-list(FILTER symbols EXCLUDE REGEX "[CD][0-2]E") # GCC gives them wrong lines
+list(FILTER symbols EXCLUDE REGEX "[CD][0-2][EI]") # GCC gives them wrong lines
 if(symbols)
   list(TRANSFORM symbols REPLACE ".* ([^ \t]+)\t(.*)" "\\2: \\1")
   list(JOIN symbols "\n  " lines)
