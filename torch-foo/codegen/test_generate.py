@@ -151,7 +151,7 @@ MADE = {
         'str mode) -> (Tensor new_q, Tensor new_k, Tensor count)");',
         'm.def("rotate_(Tensor(a!) q, Tensor(b!) k, Tensor? weight=None, '
         'int n=2, *, float? eps=1e-6, str mode=\\"mean\\") -> ()");',
-        'm.impl("_rotate_", boxed<&torch_foo::rotate_>);',
+        'm.impl("_rotate_", boxed<&rotate_>);',
     ],
     "src/generated/operators.h": [
         "std::tuple<Tensor, Tensor, Tensor> rotate(const Tensor& q, "
@@ -215,7 +215,7 @@ BAD = [
      "backward returns 2 values, expected 3: x, weight, bias"),
     ("flat.sum(0)", "flat.sum()", "def backward", "'bias': backward returns "
      "float64 () for bias, expected float64 (4,)"),
-    ("-1], n))", "-1], k))", "def fake", "'bias': fake returns float64 (3, 5) "
+    ("-1], n))", "-1], n + 1))", "def fake", "'bias': fake returns float64 (3, 5) "
      "for result, expected float64 (3, 4)"),
     ('"plain", (3, 5)', '"plain", (3, 6)', "def reference", "'plain': "
      "reference raises RuntimeError: mat1 and mat2 shapes"),

@@ -432,6 +432,13 @@ def _register_mutating(
         values = all_arguments(overload, args, kwargs)
         given = dict(zip(names, values, strict=True))
         out = given.pop("out", None)
+        first = next((v for v in given.values() if isinstance(v, Tensor)), out)
+        if isinstance(out, Tensor) and out.device != first.device:
+            # Of tensors with data, the result below would take memory.
+            raise RuntimeError(
+                f"torch_foo.{op}: out is {_describe(out)}, expected one on "
+                f"{first.device}"
+            )
         result = full_fake(*given.values())
         if "out" in written:
             check_out(operator, out, result)
