@@ -77,7 +77,8 @@ class CMake:
 
     def test(self, build: Path, pattern: str = "") -> None:
         ctest = [self.program.with_name("ctest"), "--test-dir", build]
-        flags = ["--output-on-failure", "--no-tests=error", "-R", pattern]
+        flags = ["--output-on-failure", "--no-tests=error"]
+        flags += ["-R", pattern] if pattern else []
         self.run(*ctest, *flags, env=VARIABLES)
 
     def check_finds(

@@ -48,7 +48,7 @@ std::optional<DType> dtype_of(const at::Tensor& tensor) {
   }
 }
 
-// Checks what foo_core cannot see; foo_core itself checks shapes and dtypes.
+// Checks what foo_core cannot see; foo_core itself checks shapes.
 void check(const char* name, const at::Tensor& tensor) {
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided) {
     fail(name, " is a ", tensor.layout(), " tensor on ", tensor.device(),
@@ -112,6 +112,10 @@ struct RMSNorm : Function<RMSNorm> {
                             const at::Tensor& weight, double eps) {
     check("x", x);
     check("norm", weight);
+    if (x.scalar_type() != weight.scalar_type()) {  // foo_core takes others
+      fail("x has dtype ", x.scalar_type(), ", but norm has ",
+           weight.scalar_type());
+    }
     ctx->save_for_backward({x, weight});
     ctx->saved_data["eps"] = eps;
     at::Tensor out = empty_for(x);

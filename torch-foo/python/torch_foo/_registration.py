@@ -442,6 +442,17 @@ def _register_mutating(
         result = full_fake(*given.values())
         if "out" in written:
             check_out(operator, out, result)
+            return
+        results = result if isinstance(result, tuple) else (result,)
+        for name, like in zip(written, results, strict=True):
+            if (given[name].shape, given[name].dtype) != (
+                like.shape,
+                like.dtype,
+            ):
+                raise RuntimeError(
+                    f"torch_foo.{op}_: {name} is {_describe(given[name])}, "
+                    f"expected {_describe(like)}"
+                )
 
     def autograd(
         keyset: internals.DispatchKeySet, *args: Any, **kwargs: Any
