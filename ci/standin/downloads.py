@@ -190,15 +190,17 @@ def debs(name: str) -> list[Path]:
     store = cache_root() / "debs"
     store.mkdir(exist_ok=True)
     specs = sorted(f"{n}={v}" for n, v in needed(name) - needed("g++"))
-    shown = apt("download", "--print-uris", *specs)
+    shown = apt("download", "--print-uris", *specs)  # in an order of apt's
     files = re.findall(r"^'.*' (\S+) \d+ SHA256:(\w+)", shown, re.MULTILINE)
+    by_name = {file.partition("_")[0]: (file, sha) for file, sha in files}
+
+    def is_stored(file: str, expected: str) -> bool:
+        path = store / file
+        return path.is_file() and file_digest(path) == expected
 
     def missing() -> list[str]:
         return [
-            spec
-            for spec, (file, expected) in zip(specs, files, strict=True)
-            if not (store / file).is_file()
-            or file_digest(store / file) != expected
+            s for s in specs if not is_stored(*by_name[s.partition("=")[0]])
         ]
 
     if wanted := missing():

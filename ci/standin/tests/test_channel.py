@@ -1,5 +1,6 @@
 """The stand-in channel: how packages are written, stored, found and used."""
 
+import hashlib
 import io
 import os
 import re
@@ -220,6 +221,32 @@ def test_sources_with_another_hash_are_refused(tmp_path, monkeypatch):
     about = {"project": "a", "file": "a-1.tar.gz", "sha256": "0" * 64}
     with pytest.raises(StandinError, match="SHA-256 mismatch for a-1"):
         downloads.download_sdist(tmp_path, about)
+
+
+def test_debian_packages_that_are_missing(tmp_path, monkeypatch):
+    """Apt lists the files in an order of its own."""
+    specs = {"a=1": "a_1_all.deb", "b=1:2": "b_1%3a2_all.deb", "c=1": "c_1.deb"}
+    asked = []
+
+    def apt(*words, cwd=None):
+        wanted = [word for word in words if "=" in word]
+        if "--print-uris" in words:
+            shas = {s: hashlib.sha256(s.encode()).hexdigest() for s in wanted}
+            lines = [f"'uri' {specs[s]} 1 SHA256:{shas[s]}" for s in wanted]
+            return "\n".join(reversed(lines))
+        asked.append(wanted)
+        for spec in wanted:
+            (cwd / specs[spec]).write_text(spec)
+
+    monkeypatch.setattr(downloads, "apt", apt)
+    monkeypatch.setattr(downloads, "cache_root", lambda: tmp_path)
+    needed = {tuple(spec.split("=")) for spec in specs}
+    monkeypatch.setattr(downloads, "needed", {"x": needed, "g++": set()}.get)
+    paths = downloads.debs("x")
+    assert {path.name for path in paths} == {*specs.values()}
+    paths[1].write_text("damaged")
+    assert downloads.debs("x") == paths
+    assert asked == [["a=1", "b=1:2", "c=1"], ["b=1:2"]]
 
 
 def test_no_cpu_build_of_torch(tmp_path, monkeypatch):
