@@ -215,8 +215,8 @@ BAD = [
      "backward returns 2 values, expected 3: x, weight, bias"),
     ("flat.sum(0)", "flat.sum()", "def backward", "'bias': backward returns "
      "float64 () for bias, expected float64 (4,)"),
-    ("-1], n))", "-1], n + 1))", "def fake", "'bias': fake returns float64 (3, 5) "
-     "for result, expected float64 (3, 4)"),
+    ("-1], n))", "-1], n + 1))", "def fake", "'bias': fake returns "
+     "float64 (3, 5) for result, expected float64 (3, 4)"),
     ('"plain", (3, 5)', '"plain", (3, 6)', "def reference", "'plain': "
      "reference raises RuntimeError: mat1 and mat2 shapes"),
     ('"plain", (3, 5), (4, 5)', '"plain", (3, 5)', "def samples", "'plain': "
