@@ -707,7 +707,8 @@ def complaint(error: Exception, call: Call) -> str:
     if isinstance(error, RecursionError) or not isinstance(error, ERRORS):
         return "the type"
     text = str(error).split("vailable ")[0]  # then torch lists all backends
-    if call.context not in MODES and "DefaultCPUAllocator" in text:
+    computes = call.context == "autocast" or call.context not in MODES
+    if computes and "DefaultCPUAllocator" in text:
         return ""  # of what torch computes around the operator
     if "INTERNAL ASSERT" in text or PATH.search(text):
         return "a path or an assertion"
