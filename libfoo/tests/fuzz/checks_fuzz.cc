@@ -284,9 +284,10 @@ class Case {
         x.strides[d] = input.number();
         break;
       case 3:  // it stays aligned
-        x.data =
-            data + input.byte() * static_cast<unsigned>(std::max<std::int64_t>(
-                                      item_size(x.dtype), 1));
+        x.data = reinterpret_cast<void*>(
+            reinterpret_cast<std::uintptr_t>(data) +
+            input.byte() * static_cast<std::uintptr_t>(
+                               std::max<std::int64_t>(item_size(x.dtype), 1)));
         break;
       case 4:
         x.data = reinterpret_cast<void*>(
@@ -313,8 +314,9 @@ class Case {
         break;
       case 10: {  // the memory of another, or nearly
         const Argument& other = arguments_[input.byte() % arguments_.size()];
-        x.data = static_cast<unsigned char*>(other.data) +
-                 (input.byte() % 4 == 0 ? input.byte() : 0);
+        x.data = reinterpret_cast<void*>(
+            reinterpret_cast<std::uintptr_t>(other.data) +
+            (input.byte() % 4 == 0 ? input.byte() : 0U));
         break;
       }
       case 11: {  // exactly another
