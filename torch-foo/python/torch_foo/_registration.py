@@ -195,7 +195,8 @@ def _fake_of(
         ]
 
         def text(value: Any) -> str:
-            return next((n for n, v in named if v is value), str(value))
+            names = [name for name, v in named if v is value]
+            return names[0] if names else str(value)
 
         described = [f"{name} {_describe(value)}" for name, value in named]
         return RuntimeError(
