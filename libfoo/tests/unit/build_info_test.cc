@@ -1,6 +1,11 @@
 // The library's version, and the devices and SIMD targets that it accepts.
+#ifdef __linux__
+#include <dlfcn.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <sstream>
 
 #include "testing.h"
@@ -92,13 +97,24 @@ TEST(SimdTarget, RefusesOtherNames) {
   EXPECT_EQ(build_info().simd_target, before);
 }
 
-// ctest runs these with FOO_CORE_SIMD_TARGET set.
+// ctest runs these with variables set.
 TEST(Environment, Forced) {
   const char* forced = std::getenv("FOO_CORE_SIMD_TARGET");
   if (forced == nullptr) GTEST_SKIP() << "FOO_CORE_SIMD_TARGET is not set";
   if (!has_target(forced)) GTEST_SKIP() << "no " << forced << " here";
   EXPECT_STREQ(build_info().simd_target, forced);
 }
+
+#ifdef __linux__
+TEST(Environment, Loaded) {
+  const char* library = std::getenv("FOO_CORE_LIBRARY");
+  if (library == nullptr) GTEST_SKIP() << "FOO_CORE_LIBRARY is not set";
+  Dl_info loaded;
+  ASSERT_NE(dladdr(build_info().version, &loaded), 0);
+  EXPECT_TRUE(std::filesystem::equivalent(loaded.dli_fname, library))
+      << loaded.dli_fname << " is tested, not " << library;
+}
+#endif
 
 TEST(Environment, Unusable) {
   const std::string targets = build_info().simd_targets;
