@@ -98,8 +98,8 @@ x = torch.randn(4096, 4096)
 expected = torch_foo.rms_norm(x)
 for delay in range(1, 30):
     timer = threading.Timer(delay / 2000, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
+        timer.start()  # the signal may come before it returns
         for _ in range(10_000):
             torch_foo.rms_norm(x)
     except KeyboardInterrupt:
