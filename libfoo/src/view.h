@@ -77,12 +77,21 @@ inline std::uint64_t magnitude(std::int64_t stride) {
   return stride < 0 ? 0 - bits : bits;
 }
 
+/// The address of an element. The strides of an empty view may lead anywhere,
+/// where C++ forbids a pointer even if nothing is read through it.
+inline void* address(const void* data, std::int64_t offset, DType dtype) {
+  return reinterpret_cast<void*>(
+      reinterpret_cast<std::uintptr_t>(data) +
+      static_cast<std::uintptr_t>(offset) *
+          static_cast<std::uintptr_t>(item_bytes(dtype)));
+}
+
 inline const void* element_at(const ConstTensorView& x, std::int64_t offset) {
-  return static_cast<const char*>(x.data) + offset * item_bytes(x.dtype);
+  return address(x.data, offset, x.dtype);
 }
 
 inline void* element_at(const TensorView& x, std::int64_t offset) {
-  return static_cast<char*>(x.data) + offset * item_bytes(x.dtype);
+  return address(x.data, offset, x.dtype);
 }
 
 /// The row of x that begins `offset` elements after its data; null for null.
