@@ -28,7 +28,7 @@ def register() -> None:
         "foo", backend_module=FooModule("torch.foo")
     )
     _memory.register(library("torch_foo", "IMPL"))
-    torch.ops.torch_foo._device_enable(_fallback.usable())
+    torch.ops.torch_foo._device_enable()
     aten = library("aten", "IMPL")
     _views.register(aten)
     _memory.register_factories(aten)
