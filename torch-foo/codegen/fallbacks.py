@@ -70,7 +70,8 @@ def is_carried(function: NativeFunction) -> bool:
     """Return whether an operator goes through C++.
 
     Views and what changes a tensor's shape need its own metadata, and out= may
-    be resized: device/_fallback.py does these.
+    be resized: device/_fallback.py does these. It also knows from where random
+    numbers come.
     """
     schema = function.func
     if (
@@ -78,6 +79,7 @@ def is_carried(function: NativeFunction) -> bool:
         or function.has_composite_implicit_autograd_kernel
         or function.is_view_op
         or "inplace_view" in function.tags
+        or "nondeterministic_seeded" in function.tags
         or schema.kind() in (SchemaKind.out, SchemaKind.scratch)
         or schema.kind() is SchemaKind.mutable
     ):

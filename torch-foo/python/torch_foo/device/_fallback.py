@@ -8,6 +8,7 @@ generated table.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
+import contextlib
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_foo._torch_internals import OpOverload, arguments
+from torch_foo.device import _random
 from torch_foo.device._views import overload_of, set_storage
 
 _ops = torch.ops.torch_foo
@@ -80,6 +82,13 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
     # The CPU's kernel may resize what it writes to: it gets a fresh tensor.
     fresh = []
+    seeded = contextlib.nullcontext()
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        place = _generator_of(op)
+        if place is None:
+            seeded = _random.lent_to_cpu()
+        elif len(args) <= place[0] and kwargs.get(place[1]) is None:
+            kwargs = {**kwargs, place[1]: _random.generator}
     low_args = [lower(a) for a in args]
     low_kwargs = {n: lower(v) for n, v in kwargs.items() if n not in outs}
     for name in outs:
@@ -90,7 +99,8 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
             fresh.append((new, out))
         else:
             low_kwargs[name] = out
-    result = op(*low_args, **low_kwargs)
+    with seeded:
+        result = op(*low_args, **low_kwargs)
     for new, out in fresh:
         if new.shape == out.shape:
             _to_cpu(out).copy_(new)
@@ -118,6 +128,15 @@ def _out_names(op: OpOverload) -> list[str]:
         for a in arguments(op)
         if a.kwarg_only and a.alias_info is not None and a.alias_info.is_write
     ]
+
+
+@cache
+def _generator_of(op: OpOverload) -> tuple[int, str] | None:
+    """Return the position and name of the argument that is a generator."""
+    for i, argument in enumerate(arguments(op)):
+        if str(argument.type) == "Optional[Generator]":
+            return i, argument.name
+    return None
 
 
 # --- copies and scalars -----------------------------------------------------
