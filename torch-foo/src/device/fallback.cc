@@ -54,6 +54,9 @@ class Lowering {
     throw std::runtime_error("foo: no such argument");  // not reached
   }
 
+  /// Whether the caller wants the results on another device.
+  bool elsewhere() const { return elsewhere_; }
+
  private:
   AtenTensorHandle tensor(std::size_t i, AtenTensorHandle handle) {
     Tensor given(handle);
@@ -84,14 +87,18 @@ class Lowering {
     return value;
   }
 
-  static StableIValue device(StableIValue value) {
+  StableIValue device(StableIValue value) {
     const auto type = static_cast<std::int32_t>(value >> 32);
-    if (type != aoti_torch_device_type_privateuse1()) return value;
+    if (type != aoti_torch_device_type_privateuse1()) {
+      elsewhere_ = true;
+      return value;
+    }
     return static_cast<StableIValue>(aoti_torch_device_type_cpu()) << 32 |
            0xffffffff;  // the index, -1
   }
 
   const Fallback& fallback_;
+  bool elsewhere_ = false;
   std::vector<std::pair<std::size_t, Tensor>> originals_;
 };
 
@@ -133,6 +140,7 @@ void run(const Fallback& fallback, StableIValue* stack) {
                               " failed on the CPU, for foo; PyTorch, before "
                               "2.13, has written the reason to stderr");
   }
+  if (lowering.elsewhere()) return;
   for (std::size_t i = 0; fallback.results[i] != 0; ++i) {
     const char kind = fallback.results[i];
     if (kind == 'T') {

@@ -66,8 +66,10 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Lower the arguments, call the CPU's kernel, lift the results."""
     lowered: dict[int, tuple[Tensor, Tensor]] = {}
     outs = _out_names(op)
+    elsewhere = False  # whether the caller wants the results on another device
 
     def lower(x: Any) -> Any:
+        nonlocal elsewhere
         if isinstance(x, Tensor):
             if x.device.type != "foo":
                 return x
@@ -75,7 +77,8 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
                 lowered[id(x)] = (_to_cpu(x), x)
             return lowered[id(x)][0]
         if isinstance(x, torch.device):
-            return torch.device("cpu") if x.type == "foo" else x
+            elsewhere = x.type != "foo"
+            return x if elsewhere else torch.device("cpu")
         if isinstance(x, (list, tuple)):
             return type(x)(map(lower, x))
         return x
@@ -113,7 +116,9 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         if isinstance(x, Tensor):
             if id(x) in back:
                 return back[id(x)]
-            return _to_foo(x) if x.device.type == "cpu" else x
+            if elsewhere or x.device.type != "cpu":
+                return x
+            return _to_foo(x)
         if isinstance(x, (list, tuple)):
             return type(x)(map(lift, x))
         return x
