@@ -28,6 +28,7 @@ OWN = {
     "empty.memory_format",
     "empty_strided",
     "resize_",
+    "copy_",
     "_copy_from",
     "_copy_from_and_resize",
     "_local_scalar_dense",

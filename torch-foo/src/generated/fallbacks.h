@@ -98,7 +98,6 @@ constexpr Fallback kFallbacks[] = {
     {"aten::_convolution", "", "TTO..........", "T"},
     {"aten::conv_tbc", "", "TTT.", "T"},
     {"aten::copy", "", "TT.", "T"},
-    {"aten::copy_", "", "TT.", "0"},
     {"aten::cos", "", "T", "T"},
     {"aten::cos_", "", "T", "0"},
     {"aten::cosh", "", "T", "T"},

@@ -43,6 +43,7 @@ def register() -> None:
     _views.register(aten)
     _memory.register_factories(aten)
     _fallback.register(aten)
+    _fallback.register_collectives(library("c10d", "IMPL"))
     _hooks.register(aten)
     _autocast.register(aten)
     everything = library("_", "IMPL")

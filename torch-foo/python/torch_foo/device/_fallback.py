@@ -9,7 +9,8 @@ generated table.
 # (parts of torch have no types)
 
 import contextlib
-from functools import cache
+import warnings
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -154,6 +155,22 @@ def register(aten: torch.library.Library) -> None:
     for key in ("Conjugate", "Negative"):
         # Or copy_ would resolve the bit by a clone, which is a copy.
         aten.impl("_copy_from", torch.library.fallthrough_kernel, key)
+
+
+def register_collectives(c10d: torch.library.Library) -> None:
+    """Let torch.distributed's backend for the CPU, gloo, serve foo.
+
+    A real device has a backend of its own, which PyTorch's kernels call. That
+    is why these have some for every device, and replacing them is a warning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key(
+            "PrivateUse1"
+        ):
+            if name.startswith("c10d::"):
+                overload = overload_of(name)
+                c10d.impl(name, partial(fallback, overload), "PrivateUse1")
 
 
 def _plain(x: Tensor) -> Tensor:

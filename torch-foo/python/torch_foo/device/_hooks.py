@@ -4,8 +4,7 @@ A backend in Python cannot register these (torch 2.11 to 2.15). Without them, a
 new storage on foo is a segmentation fault, and torch.accelerator's functions
 for memory fail. So this replaces the doors that lead there from Python: the
 functions of torch._C behind torch.accelerator, methods of torch.UntypedStorage,
-and the operators that pin memory. All of them go on as before for other
-devices.
+and operators that pin memory. All of them go on as before for other devices.
 """
 
 # mypy: allow-untyped-calls
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import reduce_storage
 
+import torch_foo.device
 from torch_foo.device import _module
 
 _ops = torch.ops.torch_foo
@@ -41,6 +41,7 @@ def register(aten: torch.library.Library) -> None:
     ForkingPickler.register(UntypedStorage, reduce)
     aten.impl("_pin_memory", pin_memory, "CPU")
     aten.impl("is_pinned", is_pinned, "CPU")
+    aten.impl("record_stream", record_stream, "PrivateUse1")
 
 
 # --- torch.accelerator ------------------------------------------------------
@@ -128,13 +129,19 @@ def resize_(self: UntypedStorage, size: int) -> UntypedStorage:
 
 
 def reduce(storage: UntypedStorage) -> Any:
-    """Send a storage to another process, which foo cannot share with it."""
+    """Send a storage to another process: a copy of it, if it is on foo.
+
+    An error here would leave the receiver waiting: a queue pickles in a thread.
+    """
     if storage.device.type == "foo":
-        raise RuntimeError(
-            "torch.multiprocessing: the memory of foo belongs to one process; "
-            "send tensor.cpu(), and move it to foo in the other process"
-        )
+        return _receive, (storage.cpu(),)
     return reduce_storage(storage)
+
+
+def _receive(storage: UntypedStorage) -> UntypedStorage:
+    torch_foo.device.enable()
+    received: UntypedStorage = storage.to(device="foo")
+    return received
 
 
 # --- pinned memory ----------------------------------------------------------
@@ -150,3 +157,10 @@ def pin_memory(x: Tensor, device: torch.device | None = None) -> Tensor:
 
 def is_pinned(x: Tensor, device: torch.device | None = None) -> bool:
     return hasattr(x.untyped_storage(), "pinned_for_foo")
+
+
+# --- streams ----------------------------------------------------------------
+
+
+def record_stream(x: Tensor, stream: torch.Stream) -> None:
+    """Do nothing: when memory is freed, no work that uses it is left."""

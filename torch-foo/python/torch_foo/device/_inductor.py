@@ -21,8 +21,14 @@ from torch._inductor.codegen.cpu_device_op_overrides import (
     CpuDeviceOpOverrides,
 )
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen as _Wrapper
+from torch._inductor.codegen.wrapper_fxir import WrapperFxCodegen
 
-__all__ = ["CppWrapperCodegen", "PythonWrapperCodegen", "Scheduling"]
+__all__ = [
+    "CppWrapperCodegen",
+    "PythonWrapperCodegen",
+    "Scheduling",
+    "WrapperFxCodegen",
+]
 
 
 class PythonWrapperCodegen(_Wrapper):

@@ -32,11 +32,13 @@ def register(aten: torch.library.Library) -> None:
 
 
 def overload_of(name: str) -> OpOverload | None:
-    """Return torch.ops.aten.NAME.OVERLOAD of "aten::NAME.OVERLOAD"."""
-    packet, _, overload = name.removeprefix("aten::").partition(".")
+    """Return the operator of a name such as "aten::add.Tensor"."""
+    namespace, _, name = name.rpartition("::")
+    packet, _, overload = name.partition(".")
+    operators = getattr(torch.ops, namespace or "aten")
     try:
         found: OpOverload = getattr(
-            getattr(_aten, packet), overload or "default"
+            getattr(operators, packet), overload or "default"
         )
         return found
     except AttributeError:  # with types that Python does not have
