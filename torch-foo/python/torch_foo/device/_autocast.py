@@ -1,4 +1,4 @@
-"""torch.autocast("foo"): the rules that PyTorch has for CUDA, for its operators.
+"""torch.autocast("foo"), with the rules that PyTorch has for CUDA.
 
 The lists are those of ATen/autocast_mode.h, which PyTorch's headers offer to a
 backend in C++ with the full ABI. Casts are not cached: a weight that is used

@@ -33,9 +33,7 @@ libraries: list[torch.library.Library] = []
 
 
 def register() -> None:
-    _setup_privateuseone_for_python_backend(
-        "foo", backend_module=_module
-    )
+    _setup_privateuseone_for_python_backend("foo", backend_module=_module)
     _random.manual_seed(torch.initial_seed())  # which may be the user's
     _memory.register(library("torch_foo", "IMPL"))
     torch.ops.torch_foo._device_enable(_fallback.usable())

@@ -8,8 +8,8 @@ generated table.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
-import contextlib
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -86,7 +86,7 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
     # The CPU's kernel may resize what it writes to: it gets a fresh tensor.
     fresh = []
-    seeded = contextlib.nullcontext()
+    seeded: AbstractContextManager[None] = nullcontext()
     if torch.Tag.nondeterministic_seeded in op.tags:
         place = _generator_of(op)
         if place is None:
@@ -170,7 +170,9 @@ def register_collectives(c10d: torch.library.Library) -> None:
         ):
             if name.startswith("c10d::"):
                 overload = overload_of(name)
-                c10d.impl(name, partial(fallback, overload), "PrivateUse1")
+                if overload is not None:
+                    kernel = partial(fallback, overload)
+                    c10d.impl(name, kernel, "PrivateUse1")
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -92,9 +92,9 @@ def _accelerator_synchronizeDevice(index: int) -> None:
 
 # --- storages ---------------------------------------------------------------
 
-_new_storage = UntypedStorage.__new__
-_resize = UntypedStorage.resize_
-_new = UntypedStorage.new
+_new_storage: Any = UntypedStorage.__new__
+_resize: Any = UntypedStorage.resize_
+_new: Any = UntypedStorage.new
 
 
 def new_storage(
@@ -103,7 +103,8 @@ def new_storage(
     if device is None or torch.device(device).type != "foo":
         if device is not None:
             kwargs["device"] = device
-        return _new_storage(cls, *args, **kwargs)
+        storage: UntypedStorage = _new_storage(cls, *args, **kwargs)
+        return storage
     (content,) = args or (0,)
     make = torch.empty if isinstance(content, int) else torch.tensor
     made: Tensor = make(content, dtype=torch.uint8, device=device)
@@ -112,14 +113,15 @@ def new_storage(
 
 def new(self: UntypedStorage) -> UntypedStorage:
     if self.device.type != "foo":
-        return _new(self)
+        made: UntypedStorage = _new(self)
+        return made
     return UntypedStorage(0, device=self.device)
 
 
 def resize_(self: UntypedStorage, size: int) -> UntypedStorage:
     if self.device.type != "foo":
-        return _resize(self, size)
-    if size != self.nbytes():
+        _resize(self, size)
+    elif size != self.nbytes():
         raise RuntimeError(
             f"UntypedStorage.resize_: a storage on foo has {self.nbytes()} "
             f"bytes for good, and {size} were asked for; Tensor.resize_ can "

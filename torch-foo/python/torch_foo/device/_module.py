@@ -216,12 +216,16 @@ class Event(torch.Event):
     def synchronize(self) -> None:
         pass
 
-    def elapsed_time(self, end_event: "Event") -> float:
+    def elapsed_time(self, end_event: torch.Event) -> float:
         """Return the milliseconds from this event to the other one."""
-        if not (self.enable_timing and end_event.enable_timing):
+        if not (
+            isinstance(end_event, Event)
+            and self.enable_timing
+            and end_event.enable_timing
+        ):
             raise RuntimeError(
-                "torch.foo.Event.elapsed_time: expected two events with "
-                "enable_timing=True, got one without"
+                "torch.foo.Event.elapsed_time: expected two torch.foo.Event "
+                "with enable_timing=True, got another one"
             )
         if self.recorded is None or end_event.recorded is None:
             raise RuntimeError(
