@@ -74,10 +74,10 @@ def kernel(overload: OpOverload, key: str) -> Callable[..., Any]:
     return partial(overload._op_dk, resolve_key(overload, asked))
 
 
-def names_with_kernel(key: str) -> list[str]:
-    """Return the names of ATen's operators that have a kernel for a key."""
+def names_with_kernel(key: str, namespace: str) -> list[str]:
+    """Return the operators of a namespace that have a kernel for a key."""
     names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
-    return [name for name in names if name.startswith("aten::")]
+    return [name for name in names if name.startswith(f"{namespace}::")]
 
 
 def saved_tensor_hooks_are_active() -> bool:

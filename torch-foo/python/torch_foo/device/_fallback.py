@@ -10,6 +10,7 @@ has beyond the generated table, and operators of other libraries.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
@@ -47,7 +48,7 @@ def register(aten: torch.library.Library) -> None:
     described = {name: description for name, _, description in rows}
     # Others have a kernel of ATen's that allocates the result, and calls out=.
     key = "CompositeExplicitAutogradNonFunctional"
-    others = set(internals.names_with_kernel(key)) - described.keys()
+    others = set(internals.names_with_kernel(key, "aten")) - described.keys()
     for name in [*described, *sorted(others)]:
         description = described.get(name, "")
         aten.impl(name, _Kernel(name, description), "PrivateUse1")
@@ -72,6 +73,7 @@ class _Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.op is None:
             self.op = overload_of(self.name)
+            assert self.op is not None  # PyTorch has just called it
             if _description(self.op) == self.description:
                 self.native = internals.kernel(self.op, _NATIVE)
         if self.native is not None and not _autocasts_on_cpu():
@@ -181,9 +183,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
+            yield from _tensors(value)
 
 
 def _check_devices(
@@ -336,6 +336,21 @@ def _register_copies(aten: torch.library.Library) -> None:
     for key in ("Conjugate", "Negative"):
         # Or copy_ would resolve the bit by a clone, which is a copy.
         aten.impl("_copy_from", torch.library.fallthrough_kernel, key)
+
+
+def register_collectives(c10d: torch.library.Library) -> None:
+    """Let torch.distributed's backend for the CPU, gloo, serve foo.
+
+    A real device has a backend of its own, which PyTorch's kernels call. That
+    is why these have some for every device, and replacing them is a warning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for name in internals.names_with_kernel("PrivateUse1", "c10d"):
+            overload = overload_of(name)
+            if overload is not None:
+                kernel = partial(fallback, overload)
+                c10d.impl(name, kernel, "PrivateUse1")
 
 
 def copy_from(src: Tensor, dst: Tensor, non_blocking: bool = False) -> Tensor:

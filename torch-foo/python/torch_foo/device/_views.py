@@ -24,11 +24,18 @@ def register(aten: torch.library.Library) -> None:
     aten.impl("set_", set_, "PrivateUse1")
 
 
-def overload_of(name: str) -> OpOverload:
-    """Return torch.ops.aten.NAME.OVERLOAD of "aten::NAME.OVERLOAD"."""
-    packet, _, overload = name.removeprefix("aten::").partition(".")
-    found: OpOverload = getattr(getattr(_aten, packet), overload or "default")
-    return found
+def overload_of(name: str) -> OpOverload | None:
+    """Return the operator of a name such as "aten::add.Tensor"."""
+    namespace, _, name = name.rpartition("::")
+    packet, _, overload = name.partition(".")
+    operators = getattr(torch.ops, namespace or "aten")
+    try:
+        found: OpOverload = getattr(
+            getattr(operators, packet), overload or "default"
+        )
+        return found
+    except AttributeError:  # not in this torch
+        return None
 
 
 def is_of_metadata(overload: OpOverload) -> bool:

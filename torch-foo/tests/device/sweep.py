@@ -1,0 +1,363 @@
+"""Compares the device foo with the CPU on PyTorch's own samples of operators.
+
+The samples are those of OpInfo, with which PyTorch tests its operators. A sample
+becomes calls of several forms: the function, its gradient, in place, with out=,
+and wrong input that has to be refused. Calls run in worker processes, so that a
+crash is counted, too. ``--write`` puts the table into docs/device-backend.md.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import random
+import re
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+# Memory that nobody has written holds neither zeros nor old results.
+os.environ.setdefault("MALLOC_PERTURB_", "129")
+# Threads that wait leave the processor to the other worker.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
+import numpy as np
+import torch
+import torch_foo.device
+from torch import Tensor
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+from torch.utils._pytree import tree_leaves, tree_map
+
+WORKERS = 2
+SECONDS = 120  # that a call may take
+DTYPES = [torch.float32, torch.int64, torch.complex64]
+FORMS = ["function", "gradient", "in place", "out=", "wrong input"]
+OUTCOMES = ["passed", "refused", "wrong", "crashed"]
+PAGE = Path(__file__).parents[2] / "docs" / "device-backend.md"
+
+#: Operators whose results are memory that nobody has written.
+UNINITIALIZED = {
+    "empty",
+    "empty_like",
+    "empty_permuted",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+}
+
+
+# --- calls --------------------------------------------------------------------
+
+
+@dataclass
+class Call:
+    op: OpInfo
+    dtype: torch.dtype
+    form: str
+    number: int  # of the sample
+    sample: SampleInput
+    error: tuple[type[Exception], str] | None = None  # that is expected
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{name(self.op)}, {dtype}, {self.form} {self.number}"
+
+
+def name(op: OpInfo) -> str:
+    return ".".join(filter(None, [op.name, op.variant_test_name]))
+
+
+def calls(op: OpInfo, most: int) -> Iterator[Call]:
+    for dtype in DTYPES:
+        if dtype not in op.dtypes:
+            continue
+        differentiable = op.supports_autograd and not dtype == torch.int64
+        seed()
+        samples = op.sample_inputs("cpu", dtype, requires_grad=differentiable)
+        for i, sample in enumerate(samples):
+            if i == most:
+                break
+            for form in FORMS[:4]:
+                if form == "gradient" and not differentiable:
+                    continue
+                if form == "in place" and (
+                    op.inplace_variant is None or sample.broadcasts_input
+                ):
+                    continue
+                if form == "out=" and not op.supports_out:
+                    continue
+                yield Call(op, dtype, form, i, sample)
+    if op.error_inputs_func is not None:
+        seed()
+        for i, e in enumerate(op.error_inputs("cpu")):
+            if i == most:
+                break
+            expected = (e.error_type, e.error_regex)
+            first = torch.get_default_dtype()
+            yield Call(op, first, FORMS[4], i, e.sample_input, expected)
+
+
+def seed() -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+
+
+def mover(device: str) -> Callable[[Any], Any]:
+    """Return a function that copies a sample's arguments to a device.
+
+    Strides, what is between elements, and shared memory are kept.
+    """
+    memory: dict[int, Tensor] = {}
+
+    def tensor(t: Tensor) -> Tensor:
+        if t.layout is not torch.strided or t.is_quantized:
+            return t.detach().to(device, copy=True)
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in memory:
+            flat = torch.empty(0, dtype=torch.uint8).set_(storage)
+            memory[storage.data_ptr()] = flat.to(device, copy=True)
+        copy = memory[storage.data_ptr()].view(-1)
+        itemsize = t.element_size()
+        copy = copy[: copy.numel() // itemsize * itemsize].view(t.dtype)
+        copy = copy.as_strided(t.shape, t.stride(), t.storage_offset())
+        copy = copy.conj() if t.is_conj() else copy
+        copy = copy._neg_view() if t.is_neg() else copy
+        return copy.detach().requires_grad_(t.requires_grad)
+
+    def move(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return tensor(x)
+        if isinstance(x, torch.device) or x == "cpu":
+            return torch.device(device)
+        return x
+
+    return move
+
+
+def run(call: Call, device: str) -> tuple[Any, Any]:
+    """Return the results, and what the arguments are afterwards."""
+    s = call.sample
+    first, args, kwargs = tree_map(mover(device), (s.input, s.args, s.kwargs))
+    seed()
+    op = call.op.op
+    if call.form == "gradient":
+        result = s.output_process_fn_grad(op(first, *args, **kwargs))
+        roots = [r for r in tensors(result) if r.requires_grad]
+        if not roots:
+            return (), ()
+        leaves = [x for x in tensors((first, args, kwargs)) if x.requires_grad]
+        result = torch.autograd.grad(
+            roots, leaves, list(map(torch.ones_like, roots)), allow_unused=True
+        )
+    else:
+        with torch.no_grad():
+            if call.form == "in place":
+                result = call.op.inplace_variant(first, *args, **kwargs)
+            elif call.form == "out=":
+                plain = op(first, *args, **kwargs)
+                out = tree_map(torch.zeros_like, plain)
+                seed()
+                op(first, *args, **kwargs, out=out)
+                resized = tree_map(lambda t: t.new_empty(0), plain)
+                seed()
+                op(first, *args, **kwargs, out=resized)
+                result = (out, resized)
+            else:
+                result = op(first, *args, **kwargs)
+    return result, (first, args, kwargs)
+
+
+def tensors(x: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
+
+
+def difference(foo: Any, cpu: Any, values: bool) -> str:
+    """Say how the device's results differ from the CPU's."""
+    a, b = tree_leaves(foo), tree_leaves(cpu)
+    if len(a) != len(b):
+        return f"{len(a)} results, expected {len(b)}"
+    for x, y in zip(a, b, strict=True):
+        if not isinstance(y, Tensor):
+            if not isinstance(y, torch.device) and x != y and x == x:
+                return f"is {x}, expected {y}"
+            continue
+        if x.device.type != "foo":
+            return f"is on {x.device}"
+        if x.layout != y.layout:
+            return f"has layout {x.layout}, expected {y.layout}"
+        if x.requires_grad != y.requires_grad:
+            return f"requires_grad is {x.requires_grad}"
+        if y.layout is torch.strided and x.stride() != y.stride():
+            return f"has strides {x.stride()}, expected {y.stride()}"
+        try:
+            torch.testing.assert_close(
+                x.cpu() if values else x.cpu().zero_(),
+                y if values else torch.zeros_like(y),
+                equal_nan=True,
+            )
+        except AssertionError as error:
+            return str(error)
+    return ""
+
+
+def attempt(call: Call) -> tuple[str, str]:
+    """Make a call on the CPU and on foo; return the outcome and the reason."""
+    try:
+        want, want_arguments = run(call, "cpu")
+    except Exception as error:
+        if call.error is None:
+            return "", ""  # the CPU refuses it
+        if not isinstance(error, call.error[0]):
+            return "", ""
+        want = None
+        said = str(error)
+    else:
+        if call.error is not None:
+            return "", ""  # the CPU accepts it
+    try:
+        got, got_arguments = run(call, "foo")
+    except Exception as error:
+        kind = type(error).__name__
+        if call.error is None:
+            return "refused", f"{kind}: {error}"
+        if isinstance(error, call.error[0]):
+            return "passed", ""
+        return "wrong", f"{kind}: {error}, expected {said}"
+    if call.error is not None:
+        return "wrong", f"accepted, expected {said}"
+    values = call.op.name not in UNINITIALIZED
+    if reason := difference(got, want, values):
+        return "wrong", f"result {reason}"
+    if reason := difference(got_arguments, want_arguments, values):
+        return "wrong", f"argument {reason}"
+    return "passed", ""
+
+
+# --- workers ------------------------------------------------------------------
+
+
+def prepare() -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch_foo.device.enable()
+
+
+def work(
+    ops: list[int], skipped: int, most: int, connection: Connection
+) -> None:
+    """Make the calls of operators; of the first, without some."""
+    prepare()
+    for index in ops:
+        call = None
+        for i, call in enumerate(calls(op_db[index], most)):
+            if i < skipped:
+                continue
+            connection.send((index, i, call.dtype, call.form, str(call)))
+            connection.send(attempt(call))
+        skipped, call = 0, None
+        gc.collect()
+        if left := torch.foo.memory_allocated():
+            connection.send(("wrong", f"{left} bytes were not freed"))
+
+
+Counts = Counter[tuple[torch.dtype, str, str]]
+
+
+def sweep(ops: list[int], most: int) -> Counts:
+    """Make the calls, print what is not as on the CPU, and return counts."""
+    context = multiprocessing.get_context("spawn")
+    counts: Counts = Counter()
+    running: dict[Connection, list[Any]] = {}
+    began = told = time.monotonic()
+
+    def start(ops: list[int], skipped: int) -> None:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=work, args=(ops, skipped, most, theirs)
+        )
+        process.start()
+        theirs.close()
+        running[ours] = [process, ops, None, time.monotonic()]
+
+    def count(call: Any, outcome: str, reason: str) -> None:
+        _, _, dtype, form, text = call
+        counts[dtype, form, outcome] += bool(outcome)
+        if reason:
+            print(f"{outcome}: {text}: {reason}", flush=True)
+
+    for i in range(min(WORKERS, len(ops))):
+        start(ops[i::WORKERS], 0)
+    while running:
+        ready = wait(list(running), 1)
+        for connection, worker in list(running.items()):
+            process, todo, call, since = worker
+            if connection not in ready:
+                if time.monotonic() - since > SECONDS:
+                    process.kill()
+                continue
+            try:
+                message = connection.recv()
+                if len(message) == 2:
+                    count(call, *message)
+                else:
+                    worker[2:] = message, time.monotonic()
+            except EOFError:
+                del running[connection]
+                process.join()
+                if process.exitcode:
+                    count(call, "crashed", f"with status {process.exitcode}")
+                    index, i = call[:2]
+                    start(todo[todo.index(index) :], i + 1)
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            print(f"{sum(counts.values())} calls, {told - began:.0f} s")
+    return counts
+
+
+def table(counts: Counts) -> str:
+    lines = [
+        f"| dtype | form | calls | {' | '.join(OUTCOMES)} |",
+        "|---|---|" + "--:|" * (1 + len(OUTCOMES)),
+    ]
+    for dtype in DTYPES:
+        for form in FORMS:
+            row = [counts[dtype, form, outcome] for outcome in OUTCOMES]
+            if sum(row):
+                label = str(dtype).removeprefix("torch.")
+                cells = [label, form, sum(row), *row]
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="a pattern of names")
+    parser.add_argument("--samples", type=int, default=-1, help="per operator")
+    parser.add_argument("--write", action="store_true", help="the page's table")
+    options = parser.parse_args()
+    ops = [i for i, o in enumerate(op_db) if re.search(options.only, name(o))]
+    print(f"{len(ops)} operators")
+    counts = sweep(ops, options.samples)
+    text = table(counts)
+    print(text)
+    if options.write:
+        page = re.sub(
+            r"(?<=<!-- sweep -->\n).*?(?=\n<!-- end -->)",
+            text,
+            PAGE.read_text(),
+            flags=re.DOTALL,
+        )
+        PAGE.write_text(page)
+    sys.exit(any(n for key, n in counts.items() if key[2] in OUTCOMES[2:]))
+
+
+if __name__ == "__main__":
+    main()
