@@ -31,6 +31,7 @@ OWN = {
     "copy_",
     "_copy_from",
     "_copy_from_and_resize",
+    "_efficientzerotensor",
     "_local_scalar_dense",
 }
 

@@ -433,7 +433,6 @@ constexpr Fallback kFallbacks[] = {
     {"aten::where", "self", "TTT", "T"},
     {"aten::_weight_norm_interface", "", "TT.", "TT"},
     {"aten::_weight_norm_interface_backward", "", "TTTT.", "TT"},
-    {"aten::_efficientzerotensor", "", "...E.", "T"},
     {"aten::zeros", "", "...E.", "T"},
     {"aten::zeros_like", "", "T..E..", "T"},
     {"aten::_standard_gamma_grad", "", "TT", "T"},
