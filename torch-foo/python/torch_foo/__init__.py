@@ -8,8 +8,13 @@ defaults and ``out=``.
 import os
 
 # torch comes first: the operators find libtorch because torch has loaded it.
-from torch_foo import _load  # noqa: I001  loads torch
-from torch_foo import device, nn, operators, ops
+from torch_foo import (
+    _load,
+    device,
+    nn,
+    operators,
+    ops,
+)
 from torch_foo._build_info import BuildInfo, build_info
 from torch_foo.ops import *  # noqa: F403  they are listed there
 
