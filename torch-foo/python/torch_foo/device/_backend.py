@@ -36,7 +36,7 @@ def register() -> None:
     _setup_privateuseone_for_python_backend("foo", backend_module=_module)
     _random.manual_seed(torch.initial_seed())  # which may be the user's
     _memory.register(library("torch_foo", "IMPL"))
-    torch.ops.torch_foo._device_enable(_fallback.usable())
+    torch.ops.torch_foo._device_enable()
     aten = library("aten", "IMPL")
     _views.register(aten)
     _memory.register_factories(aten)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 _ops = torch.ops.torch_foo
+_device_empty = _ops._device_empty.default._op
 _from_dlpack = torch._C._from_dlpack
+_view_dtype = torch.ops.aten.view.dtype.redispatch
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _capsule: Any = ctypes.pythonapi.PyCapsule_New
 _capsule.restype = ctypes.py_object
@@ -32,14 +34,14 @@ def register_factories(aten: torch.library.Library) -> None:
     aten.impl("empty_strided", empty_strided, "PrivateUse1")
 
 
-def adopt(managed: int, bytes: int, dtype: torch.dtype) -> Tensor:
-    """Return the tensor of a DLManagedTensor in C++; 0 is out of memory."""
-    if managed == 0:
-        fail_out_of_memory(bytes)
+def adopt(managed: int, dtype: torch.dtype) -> Tensor:
+    """Return the tensor of a DLManagedTensor in C++."""
+    if managed == 0:  # C++ asks for the reason again, by device/_fallback.py
+        raise torch.OutOfMemoryError("foo out of memory.")
     tensor: Tensor = _from_dlpack(_capsule(managed, b"dltensor", None))
     if tensor.dtype is dtype:
         return tensor
-    tensor = torch.ops.aten.view.dtype.redispatch(_CPU, tensor, dtype)
+    tensor = _view_dtype(_CPU, tensor, dtype)
     return tensor
 
 
@@ -52,12 +54,12 @@ def empty(
     pin_memory: bool | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
-    stride = torch.empty(
-        size, device="meta", memory_format=memory_format
-    ).stride()
-    return empty_strided(
-        size, stride, dtype=dtype, layout=layout, pin_memory=pin_memory
-    )
+    stride = None  # contiguous
+    if memory_format not in (None, torch.contiguous_format):
+        stride = torch.empty(
+            size, device="meta", memory_format=memory_format
+        ).stride()
+    return _new(size, stride, dtype, device, pin_memory)
 
 
 def empty_strided(
@@ -69,17 +71,39 @@ def empty_strided(
     device: torch.device | None = None,
     pin_memory: bool | None = None,
 ) -> Tensor:
+    return _new(size, stride, dtype, device, pin_memory)
+
+
+def _new(
+    size: Sequence[int],
+    stride: Sequence[int] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    pin_memory: bool | None,
+) -> Tensor:
+    if device is not None and device.index:
+        raise RuntimeError(
+            f"torch.foo: expected foo:0, the only device of foo, got {device}"
+        )
+    if pin_memory:
+        raise RuntimeError("Only dense CPU tensors can be pinned, not foo's")
     dtype = dtype or torch.get_default_dtype()
-    managed = _ops._device_empty(size, stride, dtype)
+    managed = _device_empty(size, stride, dtype)
     if managed == 0:
-        count = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        fail_out_of_memory(count * dtype.itemsize)
-    return adopt(managed, 0, dtype)
+        fail_out_of_memory(size, stride, dtype)
+    return adopt(managed, dtype)
 
 
-def fail_out_of_memory(bytes: int) -> NoReturn:
+def fail_out_of_memory(
+    size: Sequence[int], stride: Sequence[int] | None, dtype: torch.dtype
+) -> NoReturn:
+    # PyTorch says so if there is no such tensor anywhere.
+    like = torch.empty(size, dtype=dtype, device="meta")
+    if stride is not None:
+        like = torch.empty_strided(size, stride, dtype=dtype, device="meta")
     allocated, _, limit = _ops._device_memory()
     raise torch.OutOfMemoryError(
-        f"foo out of memory. Tried to allocate {bytes} bytes. "
-        f"{allocated} bytes are allocated, and the limit is {limit} bytes."
+        "foo out of memory. Tried to allocate "
+        f"{like.untyped_storage().nbytes()} bytes. {allocated} bytes are "
+        f"allocated, and the limit is {limit} bytes."
     )
