@@ -35,6 +35,7 @@ REFUSED = {
 OWN = {
     "_copy_from",
     "_copy_from_and_resize",
+    "_efficientzerotensor",
     "_local_scalar_dense",
     "clone",
     "copy_",

@@ -1,9 +1,10 @@
 """Compares the device foo with the CPU on PyTorch's own samples of operators.
 
-The samples are those of OpInfo, with which PyTorch tests its operators. A sample
-becomes calls of several forms: the function, its gradient, in place, with out=,
-and wrong input that has to be refused. Calls run in worker processes, so that a
-crash is counted, too. ``--write`` puts the table into docs/device-backend.md.
+The samples are those of OpInfo, with which PyTorch tests its operators. One of
+them becomes calls of several forms: the function, its gradient, in place, with
+out=, and wrong input that has to be refused. Calls run in worker processes, so
+that a crash is counted, too. ``--write`` puts the table into
+docs/device-backend.md.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 WORKERS = 2
 SECONDS = 120  # that a call may take
+LEAST = 0.99  # of the calls that the CPU can run have to pass
 DTYPES = [torch.float32, torch.int64, torch.complex64]
 FORMS = ["function", "gradient", "in place", "out=", "wrong input"]
 OUTCOMES = ["passed", "refused", "wrong", "crashed"]
@@ -51,6 +53,9 @@ UNINITIALIZED = {
     "new_empty",
     "new_empty_strided",
 }
+
+#: Operators that compute in another way where the device is not the CPU.
+OTHER = {"nn.functional.scaled_dot_product_attention"}
 
 
 # --- calls --------------------------------------------------------------------
@@ -78,7 +83,7 @@ def calls(op: OpInfo, most: int) -> Iterator[Call]:
     for dtype in DTYPES:
         if dtype not in op.dtypes:
             continue
-        differentiable = op.supports_autograd and not dtype == torch.int64
+        differentiable = op.supports_autograd and dtype != torch.int64
         seed()
         samples = op.sample_inputs("cpu", dtype, requires_grad=differentiable)
         for i, sample in enumerate(samples):
@@ -145,7 +150,10 @@ def mover(device: str) -> Callable[[Any], Any]:
 def run(call: Call, device: str) -> tuple[Any, Any]:
     """Return the results, and what the arguments are afterwards."""
     s = call.sample
-    first, args, kwargs = tree_map(mover(device), (s.input, s.args, s.kwargs))
+    given = tree_map(mover(device), (s.input, s.args, s.kwargs))
+    first, args, kwargs = given
+    if not tensors(given):
+        kwargs.setdefault("device", torch.device(device))
     seed()
     op = call.op.op
     if call.form == "gradient":
@@ -153,7 +161,7 @@ def run(call: Call, device: str) -> tuple[Any, Any]:
         roots = [r for r in tensors(result) if r.requires_grad]
         if not roots:
             return (), ()
-        leaves = [x for x in tensors((first, args, kwargs)) if x.requires_grad]
+        leaves = [x for x in tensors(given) if x.requires_grad]
         result = torch.autograd.grad(
             roots, leaves, list(map(torch.ones_like, roots)), allow_unused=True
         )
@@ -172,15 +180,17 @@ def run(call: Call, device: str) -> tuple[Any, Any]:
                 result = (out, resized)
             else:
                 result = op(first, *args, **kwargs)
-    return result, (first, args, kwargs)
+    return result, given
 
 
 def tensors(x: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
 
 
-def difference(foo: Any, cpu: Any, values: bool) -> str:
+def difference(call: Call, foo: Any, cpu: Any) -> str:
     """Say how the device's results differ from the CPU's."""
+    values = call.op.name not in UNINITIALIZED
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if call.op.name in OTHER else {}
     a, b = tree_leaves(foo), tree_leaves(cpu)
     if len(a) != len(b):
         return f"{len(a)} results, expected {len(b)}"
@@ -195,14 +205,13 @@ def difference(foo: Any, cpu: Any, values: bool) -> str:
             return f"has layout {x.layout}, expected {y.layout}"
         if x.requires_grad != y.requires_grad:
             return f"requires_grad is {x.requires_grad}"
-        if y.layout is torch.strided and x.stride() != y.stride():
+        strided = y.layout is torch.strided and call.form != "gradient"
+        if strided and x.stride() != y.stride():
             return f"has strides {x.stride()}, expected {y.stride()}"
+        x = x.cpu() if values else torch.zeros_like(y)
+        y = y if values else torch.zeros_like(y)
         try:
-            torch.testing.assert_close(
-                x.cpu() if values else x.cpu().zero_(),
-                y if values else torch.zeros_like(y),
-                equal_nan=True,
-            )
+            torch.testing.assert_close(x, y, equal_nan=True, **tolerance)
         except AssertionError as error:
             return str(error)
     return ""
@@ -233,10 +242,9 @@ def attempt(call: Call) -> tuple[str, str]:
         return "wrong", f"{kind}: {error}, expected {said}"
     if call.error is not None:
         return "wrong", f"accepted, expected {said}"
-    values = call.op.name not in UNINITIALIZED
-    if reason := difference(got, want, values):
+    if reason := difference(call, got, want):
         return "wrong", f"result {reason}"
-    if reason := difference(got_arguments, want_arguments, values):
+    if reason := difference(call, got_arguments, want_arguments):
         return "wrong", f"argument {reason}"
     return "passed", ""
 
@@ -248,6 +256,7 @@ def prepare() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch_foo.device.enable()
+    gc.freeze()  # or every gc.collect() looks at all of op_db
 
 
 def work(
@@ -264,7 +273,11 @@ def work(
             connection.send(attempt(call))
         skipped, call = 0, None
         gc.collect()
-        if left := torch.foo.memory_allocated():
+        end = time.monotonic() + 5
+        # Autograd's thread for foo lets go of tensors after the call.
+        while (left := torch.foo.memory_allocated()) and time.monotonic() < end:
+            time.sleep(0.01)
+        if left:
             connection.send(("wrong", f"{left} bytes were not freed"))
 
 
@@ -356,7 +369,10 @@ def main() -> None:
             flags=re.DOTALL,
         )
         PAGE.write_text(page)
-    sys.exit(any(n for key, n in counts.items() if key[2] in OUTCOMES[2:]))
+    total = Counter(outcome for *_, outcome in counts.elements())
+    passed = total["passed"] / max(total.total(), 1)
+    print(f"passed: {passed:.2%}, expected at least {LEAST:.0%}")
+    sys.exit(total["wrong"] + total["crashed"] > 0 or passed < LEAST)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ def register(own: torch.library.Library) -> None:
 def register_factories(aten: torch.library.Library) -> None:
     aten.impl("empty.memory_format", empty, "PrivateUse1")
     aten.impl("empty_strided", empty_strided, "PrivateUse1")
+    # The CPU's has no memory, which forward-mode AD knows and DLPack does not.
+    aten.impl("_efficientzerotensor", torch.zeros, "PrivateUse1")
 
 
 def adopt(managed: int, dtype: torch.dtype) -> Tensor:
