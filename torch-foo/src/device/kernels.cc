@@ -77,12 +77,14 @@ class Operands {
   std::int64_t size_ = 1;
 };
 
-foo_core::GeluApproximation approximation(StableIValue text) {
+std::optional<foo_core::GeluApproximation> approximation(StableIValue text) {
   const char* data;
   check(torch_string_c_str(detail::to<StringHandle>(text), &data),
         "read a string");
-  return std::string_view(data) == "tanh" ? foo_core::GeluApproximation::kTanh
-                                          : foo_core::GeluApproximation::kNone;
+  const std::string_view name = data;
+  if (name == "tanh") return foo_core::GeluApproximation::kTanh;
+  if (name == "none") return foo_core::GeluApproximation::kNone;
+  return std::nullopt;
 }
 
 // `function` is foo_core's, and `a` its arguments before out.
@@ -133,12 +135,15 @@ std::optional<Tensor> silu_backward(const StableIValue* stack) {
 }
 
 std::optional<Tensor> gelu(const StableIValue* stack) {
-  return activation(stack, foo_core::gelu_mul, approximation(stack[1]));
+  const auto kind = approximation(stack[1]);
+  if (!kind) return std::nullopt;
+  return activation(stack, foo_core::gelu_mul, *kind);
 }
 
 std::optional<Tensor> gelu_backward(const StableIValue* stack) {
-  return activation_backward(stack, foo_core::gelu_mul_backward,
-                             approximation(stack[2]));
+  const auto kind = approximation(stack[2]);
+  if (!kind) return std::nullopt;
+  return activation_backward(stack, foo_core::gelu_mul_backward, *kind);
 }
 
 }  // namespace torch_foo::device

@@ -49,6 +49,8 @@ def register(aten: torch.library.Library) -> None:
     # Others have a kernel of ATen's that allocates the result, and calls out=.
     key = "CompositeExplicitAutogradNonFunctional"
     others = set(internals.names_with_kernel(key, "aten")) - described.keys()
+    # This one is for all devices, and refuses those whose names it lacks.
+    others.add("aten::mode.values")
     for name in [*described, *sorted(others)]:
         description = described.get(name, "")
         aten.impl(name, _Kernel(name, description), "PrivateUse1")
@@ -112,6 +114,7 @@ class _Plan(NamedTuple):
 
     kernel: Callable[..., Any]  # of the CPU
     is_of_metadata: bool
+    tensors: list[int]  # positions of arguments that are one tensor
     outs: list[str]  # arguments that are out=
     generator: tuple[int, str] | None  # position and name
     is_seeded: bool
@@ -135,6 +138,7 @@ def _plan(op: OpOverload) -> _Plan:
     return _Plan(
         kernel,
         is_of_metadata(op),
+        [i for i, a in enumerate(arguments(op)) if str(a.type) == "Tensor"],
         [a.name for a in arguments(op) if a.kwarg_only and a.is_write],
         next(generators, None),
         torch.Tag.nondeterministic_seeded in op.tags,
@@ -146,6 +150,7 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
     plan = _plan(op)
     if plan.is_of_metadata:
         return plan.kernel(*args, **kwargs)
+    args = _with_tensors(plan, args)
     kwargs, random = _with_foos_numbers(plan, args, kwargs)
     autocast: AbstractContextManager[None] = nullcontext()
     if _autocasts_on_cpu():  # which is not of foo's tensors
@@ -184,6 +189,30 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def _with_tensors(plan: _Plan, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments with tensors in the place of numbers.
+
+    PyTorch hands the 2 of x % 2 to kernels as a tensor, but to those in Python
+    as a number again, which the CPU's kernel does not take. It is promoted as
+    a number is: the tensor has the dtype that x % 2 has.
+    """
+    numbers = [
+        i
+        for i in plan.tensors
+        if i < len(args) and not isinstance(args[i], Tensor)
+    ]
+    if not numbers or None in (args[i] for i in numbers):
+        return args
+    # A mask is not computed with.
+    computed = [x for x in _tensors(args) if x.dtype is not torch.bool]
+    like = (computed or list(_tensors(args)))[-1]
+    made = list(args)
+    for i in numbers:
+        dtype = torch.result_type(like, args[i])
+        made[i] = torch.tensor(args[i], dtype=dtype)
+    return tuple(made)
 
 
 def _check_devices(
@@ -290,6 +319,9 @@ def _write_back(
     for out in outs:
         _, low = lowered[id(out)]
         if id(out) not in is_fresh:
+            if low.is_conj() != out.is_conj():
+                # The kernel set the bit, as linalg.lu_solve does.
+                changes.append(partial(low.conj().copy_, low.clone()))
             if (low.shape, low.stride()) != (out.shape, out.stride()):
                 changes.append(partial(set_geometry, out, low))
         elif low.shape == out.shape:

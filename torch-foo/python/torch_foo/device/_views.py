@@ -86,6 +86,8 @@ def resize_(
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Resize in place; a storage that is too small is replaced by a new one."""
+    if self.shape == torch.Size(size) and memory_format is None:
+        return self
     strides = torch.empty(
         size, device="meta", memory_format=memory_format
     ).stride()
