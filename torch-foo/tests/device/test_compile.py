@@ -44,7 +44,7 @@ def test_training_step(backend):
 
     expected = losses(lambda step: step)
     compiled = losses(lambda step: torch.compile(step, backend=backend))
-    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
     assert compiled[2] < compiled[0]
 
 

@@ -1,5 +1,7 @@
 """What training takes: autograd, optimizers, torch.func, hooks, modules."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 def trained(device, make_optimizer, steps=3):
     """Return the losses of a small model on a device."""
     torch.manual_seed(0)
-    x, y = torch.randn(8, 3, 6, 6), torch.randint(0, 5, (8,))
+    x = torch.randn(8, 3, 6, 6, dtype=torch.float64)
+    y = torch.randint(0, 5, (8,))
     model = nn.Sequential(
         # A bias before BatchNorm has only noise for a gradient.
         nn.Conv2d(3, 4, 3, padding=1, bias=False),
@@ -23,7 +26,7 @@ def trained(device, make_optimizer, steps=3):
         nn.Flatten(),
         nn.Linear(36, 5),
     )
-    model, x, y = model.to(device), x.to(device), y.to(device)
+    model, x, y = model.to(device, x.dtype), x.to(device), y.to(device)
     parameters = list(model.parameters())
     optimizer = make_optimizer(parameters)
     losses = []
@@ -124,7 +127,10 @@ def test_transforms():
     ):
         got = transformed(x)
         torch.testing.assert_close(
-            got, torch.utils._pytree.tree_map(lambda t: t.to("foo"), transformed(low))
+            got,
+            torch.utils._pytree.tree_map(
+                lambda t: t.to("foo"), transformed(low)
+            ),
         )
     module = nn.Linear(4, 2).to("foo")
     out = func.functional_call(module, dict(module.named_parameters()), x)
@@ -245,3 +251,5 @@ def test_functions_of_pytorch_with_lists_of_devices():
         nn.Linear(3, 2).to("foo"), (torch.ones(1, 3, device="foo"),)
     )
     assert exported.module()(torch.ones(1, 3, device="foo")).is_foo
+    del weights, exported
+    gc.collect()  # these have cycles
