@@ -41,6 +41,7 @@ OWN = {
     "copy_",
     "empty.memory_format",
     "empty_strided",
+    "is_set_to",
     "resize_",
 }
 

@@ -86,7 +86,7 @@ def test_muon_and_sparse_gradients():
         muon([weight]).step()
     assert weight.isfinite().all()
     embedding = nn.Embedding(5, 3, sparse=True).to("foo")
-    with pytest.raises((RuntimeError, NotImplementedError), match="[Ss]parse"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"[Ss]parse"):
         embedding(torch.tensor([1], device="foo")).sum().backward()
 
 
@@ -182,9 +182,9 @@ def test_modules_and_tensors_move():
     module.to("cpu", torch.float64).to("meta")
     module.to_empty(device="foo")
     for device in ("foo:1", torch.device("foo", 1)):
-        with pytest.raises(RuntimeError, match="foo:0.*got foo:1"):
+        with pytest.raises(RuntimeError, match=r"foo:0.*got foo:1"):
             x.to(device)
-    with pytest.raises(RuntimeError, match="same device.*foo:0 and cpu"):
+    with pytest.raises(RuntimeError, match=r"same device.*foo:0 and cpu"):
         x.foo() + x
     assert (x.foo() + torch.tensor(1)).tolist() == [[2] * 3] * 2
 
