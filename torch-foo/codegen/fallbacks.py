@@ -35,11 +35,13 @@ REFUSED = {
 OWN = {
     "_copy_from",
     "_copy_from_and_resize",
+    "_efficientzerotensor",
     "_local_scalar_dense",
     "clone",
     "copy_",
     "empty.memory_format",
     "empty_strided",
+    "is_set_to",
     "resize_",
 }
 

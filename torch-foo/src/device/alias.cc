@@ -197,9 +197,11 @@ Tensor seen_as(const Tensor& whole, std::int32_t dtype) {
   return Tensor(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
 }
 
-Tensor adopt(std::int64_t managed, ScalarType dtype) {
-  StableIValue stack[2] = {torch::stable::detail::from(managed),
-                           torch::stable::detail::from(dtype)};
+template <class... A>
+Tensor adopt(ScalarType dtype, const A&... managed_of) {
+  // Not all dtypes have a value for the stack, and what is managed, an owner.
+  StableIValue stack[2] = {0, torch::stable::detail::from(dtype)};
+  stack[0] = torch::stable::detail::from(new_managed_tensor(managed_of...));
   check(
       torch_call_dispatcher("torch_foo::_adopt", "", stack, TORCH_ABI_VERSION),
       "make a foo tensor");
@@ -272,13 +274,12 @@ std::int64_t new_managed_tensor(IntHeaderOnlyArrayRef sizes,
 }
 
 Tensor foo_alias(const Tensor& tensor) {
-  return adopt(new_managed_tensor(tensor),
-               static_cast<ScalarType>(tensor.dtype()));
+  return adopt(static_cast<ScalarType>(tensor.dtype()), tensor);
 }
 
 Tensor new_tensor(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides,
                   ScalarType dtype) {
-  return adopt(new_managed_tensor(sizes, strides, dtype), dtype);
+  return adopt(dtype, sizes, strides, dtype);
 }
 
 }  // namespace torch_foo::device

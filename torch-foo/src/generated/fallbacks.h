@@ -339,7 +339,6 @@ constexpr Fallback kFallbacks[] = {
     {"aten::fake_quantize_per_channel_affine_cachemask", "", "TTT...", "TT"},
     {"aten::_fake_quantize_learnable_per_channel_affine", "", "TTT....", "T"},
     {"aten::_fake_quantize_learnable_per_channel_affine_backward", "", "TTTT....", "TTT"},
-    {"aten::is_set_to", "", "TT", "."},
     {"aten::masked_fill_", "Tensor", "TTT", "0"},
     {"aten::masked_fill", "Tensor", "TTT", "T"},
     {"aten::masked_scatter_", "", "TTT", "0"},

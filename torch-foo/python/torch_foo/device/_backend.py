@@ -25,6 +25,7 @@ from torch_foo.device import (
     _memory,
     _module,
     _random,
+    _recurrent,
     _views,
 )
 
@@ -34,6 +35,12 @@ libraries: list[torch.library.Library] = []
 
 def register() -> None:
     _setup_privateuseone_for_python_backend("foo", backend_module=_module)
+    torch.utils.generate_methods_for_privateuse1_backend(
+        for_tensor=False,
+        for_module=False,
+        for_packed_sequence=False,
+        for_storage=True,
+    )
     _random.manual_seed(torch.initial_seed())  # which may be the user's
     _memory.register(library("torch_foo", "IMPL"))
     torch.ops.torch_foo._device_enable()
@@ -44,6 +51,7 @@ def register() -> None:
     _fallback.register_collectives(library("c10d", "IMPL"))
     _hooks.register(aten)
     _autocast.register(aten)
+    _recurrent.register(aten)
     everything = library("_", "IMPL")
     everything.fallback(_fallback.fallback, "PrivateUse1")
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")

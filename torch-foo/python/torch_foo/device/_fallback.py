@@ -23,6 +23,7 @@ from torch_foo import _torch_internals as internals
 from torch_foo._torch_internals import OpOverload, arguments
 from torch_foo.device import _random
 from torch_foo.device._memory import adopt, fail_out_of_memory
+from torch_foo.device._module import device_index
 from torch_foo.device._views import (
     is_of_metadata,
     overload_of,
@@ -37,7 +38,17 @@ _NATIVE = "PrivateUse2"  # kFallbackKey in fallback.h
 _AUTOCAST_CPU = internals.dispatch_keys("AutocastCPU")
 
 # Arguments that may be on the CPU beside tensors of an accelerator.
-_ON_CPU = {"indices", "input_lengths", "lengths", "target_lengths"}
+_ON_CPU = {
+    "_ctc_loss": {"input_lengths", "target_lengths"},
+    "_ctc_loss_backward": {"input_lengths", "target_lengths"},
+    "_index_put_impl_": {"indices"},
+    "_pack_padded_sequence": {"lengths"},
+    "_unsafe_index": {"indices"},
+    "_unsafe_index_put": {"indices"},
+    "index": {"indices"},
+    "index_put": {"indices"},
+    "index_put_": {"indices"},
+}
 
 
 # --- through C++ ------------------------------------------------------------
@@ -46,9 +57,11 @@ _ON_CPU = {"indices", "input_lengths", "lengths", "target_lengths"}
 def register(aten: torch.library.Library) -> None:
     rows = (row.partition(" ") for row in _ops._device_fallbacks())
     described = {name: description for name, _, description in rows}
-    # Others have a kernel of ATen's that allocates the result, and calls out=.
+    # Others have a kernel of ATen's that allocates the result and calls out=,
+    # as add.Tensor does, or a view and clone, as view_copy does.
     key = "CompositeExplicitAutogradNonFunctional"
-    others = set(internals.names_with_kernel(key, "aten")) - described.keys()
+    named = internals.names_with_kernel(key, "aten")
+    others = {name for name in named if "copy" not in name} - described.keys()
     # This one is for all devices, and refuses those whose names it lacks.
     others.add("aten::mode.values")
     for name in [*described, *sorted(others)]:
@@ -171,6 +184,13 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         except RuntimeError as error:
             if not outs or "not resizable" not in str(error):
                 raise
+            if _share_memory(outs, tensors):
+                raise RuntimeError(
+                    "unsupported operation: some elements of the input tensor "
+                    "and the written-to tensor refer to a single memory "
+                    "location. Please clone() the tensor before performing "
+                    "the operation."
+                ) from None
             # PyTorch has warned that this is deprecated.
             fresh = outs
             result = _call(plan, args, kwargs, lowered, fresh)
@@ -228,11 +248,13 @@ def _check_devices(
     others = [t for t in tensors if t.device.type != "foo"]
     if not others or len(others) == len(tensors):
         return True
+    packet = op._schema.name.removeprefix("aten::")
     for argument, value in _by_argument(op, args, kwargs):
+        may_be_on_cpu = argument.name in _ON_CPU.get(packet, ())
         for x in _tensors([value]):
             if x.device.type == "foo" or (
                 x.is_cpu
-                and (x.dim() == 0 or argument.name in _ON_CPU)
+                and (x.dim() == 0 or may_be_on_cpu)
                 and not argument.is_write
             ):
                 continue
@@ -265,6 +287,15 @@ def _with_foos_numbers(
     elif plan.is_seeded:
         return kwargs, _random.lent_to_cpu()
     return kwargs, nullcontext()
+
+
+def _share_memory(outs: list[Tensor], tensors: list[Tensor]) -> bool:
+    written = {id(x): x.untyped_storage().data_ptr() for x in outs}
+    return any(
+        x.untyped_storage().data_ptr() in written.values()
+        for x in tensors
+        if x.device.type == "foo" and id(x) not in written
+    )
 
 
 _Lowered = dict[int, tuple[Tensor, Tensor]]
@@ -306,6 +337,7 @@ def _low(value: Any, lowered: _Lowered) -> Any:
     if isinstance(value, (list, tuple)):
         return [_low(item, lowered) for item in value]
     if isinstance(value, torch.device) and value.type == "foo":
+        device_index(value)
         return torch.device("cpu")
     return value
 

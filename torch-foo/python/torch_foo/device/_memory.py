@@ -10,10 +10,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from torch_foo.device._module import device_index
+
 _ops = torch.ops.torch_foo
 _device_empty = _ops._device_empty.default._op
 _from_dlpack = torch._C._from_dlpack
 _view_dtype = torch.ops.aten.view.dtype.redispatch
+_NEW_DTYPES = {torch.float8_e8m0fnu, torch.float4_e2m1fn_x2}
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _capsule: Any = ctypes.pythonapi.PyCapsule_New
 _capsule.restype = ctypes.py_object
@@ -32,6 +35,8 @@ def register(own: torch.library.Library) -> None:
 def register_factories(aten: torch.library.Library) -> None:
     aten.impl("empty.memory_format", empty, "PrivateUse1")
     aten.impl("empty_strided", empty_strided, "PrivateUse1")
+    # The CPU's has no memory, which forward-mode AD knows and DLPack does not.
+    aten.impl("_efficientzerotensor", torch.zeros, "PrivateUse1")
 
 
 def adopt(managed: int, dtype: torch.dtype) -> Tensor:
@@ -81,14 +86,20 @@ def _new(
     device: torch.device | None,
     pin_memory: bool | None,
 ) -> Tensor:
-    if device is not None and device.index:
-        raise RuntimeError(
-            f"torch.foo: expected foo:0, the only device of foo, got {device}"
-        )
+    device_index(device)
     if pin_memory:
         raise RuntimeError("Only dense CPU tensors can be pinned, not foo's")
     dtype = dtype or torch.get_default_dtype()
-    managed = _device_empty(size, stride, dtype)
+    try:
+        # The stable ABI does not carry the dtypes that it got after torch 2.10.
+        carried = torch.uint8 if dtype in _NEW_DTYPES else dtype
+        managed = _device_empty(size, stride, carried)
+    except RuntimeError as error:
+        if "ScalarType" in str(error):
+            raise NotImplementedError(
+                f"foo has no tensors of {dtype}"
+            ) from None
+        raise
     if managed == 0:
         fail_out_of_memory(size, stride, dtype)
     return adopt(managed, dtype)
@@ -97,13 +108,20 @@ def _new(
 def fail_out_of_memory(
     size: Sequence[int], stride: Sequence[int] | None, dtype: torch.dtype
 ) -> NoReturn:
-    # PyTorch says so if there is no such tensor anywhere.
-    like = torch.empty(size, dtype=dtype, device="meta")
-    if stride is not None:
-        like = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+    # These raise what PyTorch does if there is no such tensor anywhere.
+    like = torch.empty(size, device="meta")
+    if stride is None:
+        stride = like.stride()
+    torch.empty_strided(size, stride, device="meta")
+    steps = zip(size, stride, strict=True)
+    bytes = (1 + sum((n - 1) * s for n, s in steps)) * dtype.itemsize
+    if not 0 < bytes < 2**63:
+        raise RuntimeError(
+            "Storage size calculation overflowed with "
+            f"sizes={list(size)} and strides={list(stride)}"
+        )
     allocated, _, limit = _ops._device_memory()
     raise torch.OutOfMemoryError(
-        "foo out of memory. Tried to allocate "
-        f"{like.untyped_storage().nbytes()} bytes. {allocated} bytes are "
-        f"allocated, and the limit is {limit} bytes."
+        f"foo out of memory. Tried to allocate {bytes} bytes. {allocated} "
+        f"bytes are allocated, and the limit is {limit} bytes."
     )

@@ -262,9 +262,9 @@ def synchronize(device: Device = None) -> None:
 mem_get_info = get_memory_info
 
 
-def set_memory_limit(bytes: int) -> None:
+def set_memory_limit(bytes: int | None) -> None:
     """Set from where on an allocation raises torch.OutOfMemoryError."""
-    torch.ops.torch_foo._device_set_limit(bytes)
+    torch.ops.torch_foo._device_set_limit(2**63 - 1 if bytes is None else bytes)
 
 
 def set_per_process_memory_fraction(

@@ -39,8 +39,12 @@ def overload_of(name: str) -> OpOverload | None:
 
 
 def is_of_metadata(overload: OpOverload) -> bool:
+    """Return whether its kernel for the CPU looks at metadata only."""
     schema = overload._schema
-    if torch.Tag.inplace_view in overload.tags or schema.name == "aten::set_":
+    if torch.Tag.inplace_view in overload.tags or schema.name in (
+        "aten::is_set_to",
+        "aten::set_",
+    ):
         return True
     return any(
         r.alias_info is not None and not r.alias_info.is_write
