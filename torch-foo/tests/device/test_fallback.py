@@ -22,7 +22,7 @@ def to(device: str, values: Any) -> Any:
 
 
 def outcome(call: Call, tensors: Any) -> Any:
-    """Return what a call returns, or its error, and what the tensors are now."""
+    """Return what a call returns or raises, and what the tensors are now."""
     try:
         result = call(*tensors)
     except Exception as error:

@@ -17,7 +17,9 @@ def test_names_are_those_of_torch_cuda():
     }
     for name in _module.__all__:
         assert hasattr(torch.foo, name)
-    with pytest.raises(AttributeError, match=r"torch\.foo.*no attribute 'nvml'"):
+    with pytest.raises(
+        AttributeError, match=r"torch\.foo.*no attribute 'nvml'"
+    ):
         torch.foo.nvml  # noqa: B018
 
 
@@ -141,7 +143,9 @@ DRAWS = {
     "rand_like": lambda device: torch.rand_like(torch.ones(50, device=device)),
     "randperm": lambda device: torch.randperm(50, device=device),
     "randint": lambda device: torch.randint(0, 9, (50,), device=device),
-    "bernoulli": lambda device: torch.ones(50, device=device).mul(0.5).bernoulli(),
+    "bernoulli": lambda device: (
+        torch.ones(50, device=device).mul(0.5).bernoulli()
+    ),
     "exponential_": lambda device: torch.ones(50, device=device).exponential_(),
     "multinomial": lambda device: torch.ones(50, device=device).multinomial(20),
     "normal": lambda device: torch.normal(0.0, torch.ones(50, device=device)),
@@ -200,7 +204,9 @@ def test_seeds_and_states():
 
 
 def test_generators():
-    ours = torch.rand(5, device="foo", generator=torch.Generator().manual_seed(7))
+    ours = torch.rand(
+        5, device="foo", generator=torch.Generator().manual_seed(7)
+    )
     theirs = torch.rand(5, generator=torch.Generator().manual_seed(7))
     assert torch.equal(ours.cpu(), theirs)
     generator = copy.copy(torch.foo.default_generators[0].get_state())

@@ -124,7 +124,10 @@ def test_transforms():
     ):
         got = transformed(x)
         torch.testing.assert_close(
-            got, torch.utils._pytree.tree_map(lambda t: t.to("foo"), transformed(low))
+            got,
+            torch.utils._pytree.tree_map(
+                lambda t: t.to("foo"), transformed(low)
+            ),
         )
     module = nn.Linear(4, 2).to("foo")
     out = func.functional_call(module, dict(module.named_parameters()), x)
