@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -174,6 +175,8 @@ void run(const Fallback& fallback, StableIValue* stack) {
   const bool writes = *fallback.results == '0';
   Lowering lowering(writes);
   Owned arguments(fallback.arguments, stack);
+  // torch_call_dispatcher, before 2.14, keeps a copy of a string for ever.
+  if (std::strchr(fallback.arguments, 'S') != nullptr) decline();
   const char* type = fallback.arguments;
   for (StableIValue* value = stack; *type != 0; type = skip(type)) {
     for_each_tensor(type, *value++, lowering);

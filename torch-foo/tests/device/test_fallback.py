@@ -439,6 +439,35 @@ def test_no_cycles():
         gc.enable()
 
 
+def numbers(a: Tensor) -> Tensor:
+    return torch.zeros(3, dtype=torch.long, device=a.device)
+
+
+#: Values of each kind that C++ owns: lists, None, strings, numbers.
+OWNED = {
+    "tensors": lambda a: torch.cat([a, a]),
+    "tensors of the CPU": lambda a: torch.cat([a, a.cpu()]),
+    "list": lambda a: a.flip([0, 1]),
+    "list, complex": lambda a: torch.complex(a, a).flip([0, 1]),
+    "list, wrong": lambda a: a.flip([7]),
+    "None": lambda a: a[numbers(a), :, None],
+    "None, of the CPU": lambda a: a[:, numbers(a).cpu()],
+    "string": lambda a: F.gelu(a, approximate="tanh"),
+    "string, wrong": lambda a: F.gelu(a.int(), approximate="tanh"),
+    "string or None": lambda a: a.div(a, rounding_mode="floor"),
+    "shared": lambda a: a[1:].mul_(a[:-1]),
+    "in place": lambda a: a.mul_(a.clone()),
+    "named tuple": lambda a: a.sort(stable=True),
+    "Python": lambda a: torch.add(a, 2, out=torch.empty(0, device="foo")),
+}
+
+
+@pytest.mark.parametrize("call", OWNED.values(), ids=OWNED)
+def test_calls_keep_no_memory(call, bytes_kept):
+    a = x().to("foo")
+    assert bytes_kept(lambda: outcome(call, [a])) < 8
+
+
 def test_threads():
     a = torch.randn(64, 64)
     expected = ((a @ a).sin() + 1).sum()
