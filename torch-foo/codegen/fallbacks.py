@@ -104,6 +104,12 @@ def is_carried(function: NativeFunction) -> bool:
     ):
         return False
     types = [a.type for a in arguments] + [r.type for r in schema.returns]
+    # torch_call_dispatcher makes of SymInt[] a list of anything, which kernels
+    # with int[] refuse, as structured ones are.
+    if function.structured_delegate and any(
+        t.is_list_like() and _base(t) == "SymInt" for t in types
+    ):
+        return False
     return any(_base(t) == "Tensor" for t in types) and not (
         REFUSED & {_base(t) for t in types}
     )

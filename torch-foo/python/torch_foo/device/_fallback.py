@@ -184,6 +184,13 @@ def fallback(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         except RuntimeError as error:
             if not outs or "not resizable" not in str(error):
                 raise
+            if _share_memory(outs, tensors):
+                raise RuntimeError(
+                    "unsupported operation: some elements of the input tensor "
+                    "and the written-to tensor refer to a single memory "
+                    "location. Please clone() the tensor before performing "
+                    "the operation."
+                ) from None
             # PyTorch has warned that this is deprecated.
             fresh = outs
             result = _call(plan, args, kwargs, lowered, fresh)
@@ -280,6 +287,15 @@ def _with_foos_numbers(
     elif plan.is_seeded:
         return kwargs, _random.lent_to_cpu()
     return kwargs, nullcontext()
+
+
+def _share_memory(outs: list[Tensor], tensors: list[Tensor]) -> bool:
+    written = {id(x): x.untyped_storage().data_ptr() for x in outs}
+    return any(
+        x.untyped_storage().data_ptr() in written.values()
+        for x in tensors
+        if x.device.type == "foo" and id(x) not in written
+    )
 
 
 _Lowered = dict[int, tuple[Tensor, Tensor]]
