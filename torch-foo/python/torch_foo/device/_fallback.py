@@ -101,7 +101,7 @@ class _Kernel:
 
 def _description(op: OpOverload) -> str:
     """Return the codes of device/fallback.h for the operator of this torch."""
-    results = "".join(_code(str(r.type)) for r in op._schema.returns)
+    results = "".join(_code(str(r.type)) for r in internals.results(op))
     if arguments(op)[0].is_write:
         results = "0"
     return "".join(_code(str(a.type)) for a in arguments(op)) + " " + results
@@ -248,7 +248,7 @@ def _check_devices(
     others = [t for t in tensors if t.device.type != "foo"]
     if not others or len(others) == len(tensors):
         return True
-    packet = op._schema.name.removeprefix("aten::")
+    packet = op.name().removeprefix("aten::").partition(".")[0]
     for argument, value in _by_argument(op, args, kwargs):
         may_be_on_cpu = argument.name in _ON_CPU.get(packet, ())
         for x in _tensors([value]):
