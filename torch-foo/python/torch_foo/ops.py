@@ -38,7 +38,7 @@ _quantize_operator = _OPERATORS["quantize"]
 _quantize_apply = _quantize_operator.apply
 
 
-def quantize(weight: Tensor, format: str) -> Tensor:
+def quantize(weight: Tensor, format: str = "q8_0") -> Tensor:
     if weight is None:
         _refuse_none(_ops.quantize.default, weight, format)
     is_recorded = (_is_dynamo_compiling() or _compiler_state._is_exporting_flag)
@@ -53,7 +53,7 @@ _dequantize_operator = _OPERATORS["dequantize"]
 _dequantize_apply = _dequantize_operator.apply
 
 
-def dequantize(blocks: Tensor, format: str, *, out: Tensor | None =
+def dequantize(blocks: Tensor, format: str = "q8_0", *, out: Tensor | None =
     None) -> Tensor:
     if blocks is None:
         _refuse_none(_ops.dequantize.default, blocks, format)
@@ -77,7 +77,7 @@ _linear_quantized_apply = _linear_quantized_operator.apply
 
 
 def linear_quantized(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
-    format: str, out: Tensor | None = None) -> Tensor:
+    format: str = "q8_0", out: Tensor | None = None) -> Tensor:
     try:
         is_recorded = (_is_dynamo_compiling() or
             _compiler_state._is_exporting_flag or _transforms_are_active() or

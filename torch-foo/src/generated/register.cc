@@ -11,19 +11,21 @@
 namespace torch_foo {
 
 void define_operators(const Library& m) {
-  m.def("quantize(Tensor weight, str format) -> Tensor");
-  m.def("dequantize(Tensor blocks, str format) -> Tensor");
-  m.def("dequantize.out(Tensor blocks, str format, *, Tensor(a!) out) -> ()");
+  m.def("quantize(Tensor weight, str format=\"q8_0\") -> Tensor");
+  m.def("dequantize(Tensor blocks, str format=\"q8_0\") -> Tensor");
+  m.def(
+      "dequantize.out(Tensor blocks, str format=\"q8_0\", *, Tensor(a!) out) "
+      "-> ()");
   m.def("_dequantize_out(Tensor blocks, str format, Tensor(a!) out) -> ()");
   m.def(
       "linear_quantized(Tensor x, Tensor weight, Tensor? bias=None, *, str "
-      "format) -> Tensor");
+      "format=\"q8_0\") -> Tensor");
   m.def(
       "_linear_quantized(Tensor x, Tensor weight, Tensor? bias, str format) -> "
       "Tensor");
   m.def(
       "linear_quantized.out(Tensor x, Tensor weight, Tensor? bias=None, *, str "
-      "format, Tensor(a!) out) -> ()");
+      "format=\"q8_0\", Tensor(a!) out) -> ()");
   m.def(
       "_linear_quantized_out(Tensor x, Tensor weight, Tensor? bias, str "
       "format, Tensor(a!) out) -> ()");

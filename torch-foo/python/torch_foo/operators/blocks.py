@@ -23,7 +23,7 @@ from torch_foo.operators.base import (
     widen,
 )
 
-# --- the formats: blocks of float32, (..., elements), and bytes, (..., bytes) --
+# --- the formats: float32 (..., elements) and bytes (..., bytes) -------------
 
 
 def over(x: Tensor, divisor: float) -> Tensor:
@@ -144,7 +144,8 @@ def unpack_q4_k(b: Tensor) -> Tensor:
     q = torch.stack([q & 15, q >> 4], -2).flatten(-3, -2)
     scale = floats(b[..., :2]) * s.float()
     minimum = floats(b[..., 2:4]) * t.float()
-    return (scale[..., None] * q.float() - minimum[..., None]).flatten(-2)
+    y: Tensor = scale[..., None] * q.float() - minimum[..., None]
+    return y.flatten(-2)
 
 
 def pack_q6_k(x: Tensor) -> Tensor:
@@ -172,7 +173,8 @@ def unpack_q6_k(b: Tensor) -> Tensor:
     q = (low | high << 4).flatten(-4).float() - 32
     s = b[..., 192:208].view(torch.int8).float()
     scale = floats(b[..., 208:]) * s
-    return (scale[..., None] * q.unflatten(-1, (16, 16))).flatten(-2)
+    y: Tensor = scale[..., None] * q.unflatten(-1, (16, 16))
+    return y.flatten(-2)
 
 
 class Format(NamedTuple):
@@ -234,11 +236,11 @@ class quantize(Operator):
     tensor([208,  51,   0,   4,   8,  12], dtype=torch.uint8)
     """
 
-    schema = "quantize(Tensor weight, str format) -> Tensor"
+    schema = 'quantize(Tensor weight, str format="q8_0") -> Tensor'
     dims = "...K -> ...B"
 
     @staticmethod
-    def reference(weight, format):
+    def reference(weight, format="q8_0"):
         elements, _, pack, _ = FORMATS[format]
         x = weight.float().unflatten(
             -1, (weight.shape[-1] // elements, elements)
@@ -299,12 +301,12 @@ class dequantize(Operator):
     tensor([ 0.0000,  0.9763, 30.9961])
     """
 
-    schema = "dequantize(Tensor blocks, str format) -> Tensor"
+    schema = 'dequantize(Tensor blocks, str format="q8_0") -> Tensor'
     variants = ("out",)
     dims = "...B -> ...K"
 
     @staticmethod
-    def reference(blocks, format):
+    def reference(blocks, format="q8_0"):
         _, size, _, unpack = FORMATS[format]
         count = blocks.shape[-1] // size
         return unpack(blocks.contiguous().unflatten(-1, (count, size))).flatten(
@@ -346,14 +348,15 @@ def rounded(x: Tensor) -> Tensor:
     most = groups.abs().amax(-1, keepdim=True)
     inverse = most.new_full((), 127) / most
     q = (groups * inverse).round().nan_to_num(0, 0, 0)
-    return (q * over(most, 127)).flatten(-2) + (x - x.detach())
+    y: Tensor = (q * over(most, 127)).flatten(-2)
+    return y + (x - x.detach())
 
 
 class linear_quantized(Operator):
     """Compute ``x @ dequantize(weight, format).T + bias``.
 
-    x is first rounded to 8 bits in blocks of 32 along its last dimension, unless
-    it is float64: with ``d = max(abs(x)) / 127``, to ``d * round(x / d)``. So
+    Unless it is float64, x is first rounded to 8 bits in blocks of 32 along its
+    last dimension: to ``d * round(x / d)`` with ``d = max(abs(x)) / 127``. So
     the error is at most half a d times the sum of ``abs(weight)`` over each
     block, beside float32's, and the result is rounded once. A block of x with a
     NaN or an infinity makes NaN.
@@ -381,7 +384,7 @@ class linear_quantized(Operator):
 
     schema = (
         "linear_quantized(Tensor x, Tensor weight, Tensor? bias=None, *, "
-        "str format) -> Tensor"
+        'str format="q8_0") -> Tensor'
     )
     variants = ("out",)
     autocast = "promote"
@@ -391,7 +394,7 @@ class linear_quantized(Operator):
     times_gradients = False  # they are torch's products
 
     @staticmethod
-    def reference(x, weight, bias=None, format=""):
+    def reference(x, weight, bias=None, format="q8_0"):
         wide = widen(x)
         matrix = dequantize.reference(weight, format).to(wide.dtype)
         y = (wide if x.dtype == torch.float64 else rounded(wide)) @ matrix.T
@@ -421,7 +424,7 @@ class linear_quantized(Operator):
     @staticmethod
     def backward(ctx, grad):
         """Multiply by torch, in the type of computation."""
-        wants_x, _, wants_bias, _ = ctx.needs_input_grad
+        wants_x, _, wants_bias = ctx.needs_input_grad[:3]
         (weight,) = ctx.saved_tensors
         n = weight.shape[0]
         flat = grad.reshape(math.prod(ctx.shape[:-1]), n)
