@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from torch_foo.integrations.transformers import _recognize
+from torch_foo.integrations.transformers._decode import join_weights
 from torch_foo.integrations.transformers._forwards import causal_lm_loss
 from torch_foo.integrations.transformers._recognize import Target, class_of
 from torch_foo.integrations.transformers._replace import (
@@ -28,6 +29,7 @@ def patch(
     rope: bool = True,
     cross_entropy: bool = True,
     linear: bool = True,
+    decode: bool = True,
 ) -> Report:
     """Let a model, or all models of a class, compute with torch_foo.
 
@@ -49,6 +51,13 @@ def patch(
             CPU, as in text generation, by :func:`torch_foo.linear`. This
             concerns the torch.nn.Linear modules of a model, so it has no effect
             on a class.
+        decode: Whether to compute the layers of generated tokens, for up to 16
+            sequences on the CPU, by torch_foo's operators in a row. This needs
+            all of `rms_norm`, `mlp`, `rope` and `linear`, and concerns models,
+            not classes. The weights of queries, keys and values become parts
+            of one tensor, as do those of gate and up. Where something observes
+            the inside of a layer, as hooks and gradients do, the layer
+            computes as without this.
 
     Returns:
         What was replaced, and what was left alone and why. If nothing was
@@ -62,8 +71,9 @@ def patch(
     targets = list(_targets(model_or_class))
     classes = {class_of(target) for target in targets}
     wanted = {"rms_norm": rms_norm, "mlp": mlp, "rope": rope, "linear": linear}
+    wanted["decode"] = decode and all(wanted.values())
     is_known = any(
-        kind != "linear"
+        kind not in ("linear", "decode")
         and REPLACEMENTS[kind].resembles(target)
         and not REPLACEMENTS[kind].refuse(target, classes)
         for kind in REPLACEMENTS
@@ -77,6 +87,8 @@ def patch(
             if kind == "linear" and not (reason or is_known):
                 reason = "no other module of the model is like one of Llama's"
             reason = reason or replace_forward(target, kind)
+            if kind == "decode" and not reason:
+                join_weights(target)
             _note(report, kind, target, reason)
         if cross_entropy and _recognize.resembles_loss(target):
             reason = _replace_loss(target)
