@@ -48,6 +48,7 @@ from torch_foo.integrations.transformers._recognize import (
     refuse_step,
     rotates,
 )
+from torch_foo.nn import QuantizedLinear
 
 # Rows (sequences times tokens) of a decode step.
 _MOST_ROWS = 16
@@ -61,6 +62,7 @@ _ops = torch.ops.torch_foo
 _add = operation(_ops._add.default)
 _add_rms_norm = operation(_ops._add_rms_norm.default)
 _linear = operation(_ops._linear.default)
+_linear_quantized = operation(_ops._linear_quantized.default)
 _rms_norm = operation(_ops._rms_norm.default)
 _rms_norm_out = operation(_ops._rms_norm_out.default)
 _rope_ = operation(_ops._rope_.default)
@@ -167,12 +169,12 @@ def _is_ours(layer: Any) -> bool:
         for tensor in vars(module)[kind].values()
         if tensor is not None
     ]
-    dtype = layer.input_layernorm.weight.dtype
+    dtypes = (layer.input_layernorm.weight.dtype, torch.uint8)  # of blocks
     return all(map(_is_patched, modules)) and all(
         type(tensor) in PLAIN_TENSORS
         and tensor.is_cpu
         and tensor.layout == torch.strided
-        and tensor.dtype == dtype
+        and tensor.dtype in dtypes
         for tensor in tensors
     )
 
@@ -296,6 +298,8 @@ class _Plan:
 
 def _is_patched(module: nn.Module) -> bool:
     """Whether the module computes with torch_foo, and no other library."""
+    if type(module) is QuantizedLinear:
+        return "forward" not in vars(module)
     mark = vars(module).get(MARK)
     return (
         mark is not None
@@ -316,7 +320,7 @@ def join_weights(layer: Any) -> None:
     """Let one product compute queries, keys and values; and gate and up."""
     mlp = layer.mlp
     for linears in (projections_of(layer), [mlp.gate_proj, mlp.up_proj]):
-        if all(type(linear) is nn.Linear for linear in linears):
+        if len({getattr(linear, "format", None) for linear in linears}) == 1:
             with torch.inference_mode(False):  # the weights may be trained
                 _join(linears)
 
@@ -376,17 +380,27 @@ def _adjoining(tensors: Sequence[Tensor]) -> Tensor | None:
 
 def _product(*layers: Any) -> _Product:
     """Return what multiplies by the weights of layers, one after the other."""
-    biases = [layer.bias for layer in layers]
     weight = _adjoining([layer.weight for layer in layers])
+    biases = [layer.bias for layer in layers]
     has_bias = [bias is not None for bias in biases]
     bias = _adjoining(biases) if all(has_bias) else None
-    if weight is not None and (bias is not None or not any(has_bias)):
-        return _times(weight, bias)
-    products = [_times(layer.weight, layer.bias) for layer in layers]
+    formats = [getattr(layer, "format", None) for layer in layers]
+    if (
+        weight is not None
+        and (bias is not None or not any(has_bias))
+        and len(set(formats)) == 1
+    ):
+        return _times(weight, bias, formats[0])
+    products = [
+        _times(layer.weight, layer.bias, format)
+        for layer, format in zip(layers, formats, strict=True)
+    ]
     return lambda x: torch.cat([product(x) for product in products], -1)
 
 
-def _times(weight: Tensor, bias: Tensor | None) -> _Product:
+def _times(weight: Tensor, bias: Tensor | None, format: str | None) -> _Product:
+    if format is not None:
+        return lambda x: _linear_quantized(x, weight, bias, format)
     most = MOST_ROWS.get(weight.dtype, 0) * weight.shape[1]
     return lambda x: (
         _linear(x, weight, bias)
@@ -437,13 +451,14 @@ class _Room:
             and self.states.is_inference() <= torch.is_inference_mode_enabled()
         )
 
-    def append(self, layer: Any, new: Tensor) -> None:
+    def append(self, layer: Any, new: Tensor) -> tuple[Tensor, Tensor]:
         more, heads = new.shape[1], new.shape[2] // 2
         self.states.narrow(2, self.seq, more).copy_(new.transpose(1, 2))
         self.seq += more
         all_of_them = self.states.narrow(2, 0, self.seq)
         self.keys, self.values = all_of_them.split(heads, 1)
         layer.keys, layer.values = self.keys, self.values
+        return self.keys, self.values
 
 
 def _matches(states: Any, new: Tensor) -> bool:
@@ -472,11 +487,11 @@ def _append(cache: Cache, index: int, new: Tensor) -> tuple[Tensor, Tensor]:
         or not _matches(layer.values, new)
     ):
         keys, values = new.transpose(1, 2).chunk(2, 1)
-        states: tuple[Any, Any] = cache.update(keys, values, index)
+        states: tuple[Tensor, Tensor] = cache.update(keys, values, index)
         return states
     room = vars(layer).get(_ROOM)
     if room is None or not room.has(layer, more):
         room = _Room(layer, more)
         setattr(layer, _ROOM, room)
-    room.append(layer, new)
-    return layer.keys, layer.values
+    states = room.append(layer, new)
+    return states

@@ -32,6 +32,7 @@ from torch_foo.integrations.transformers._equivalence import (
 )
 from torch_foo.integrations.transformers._forwards import GATES, ROTATE
 from torch_foo.integrations.transformers._rebind import with_global
+from torch_foo.nn import QuantizedLinear
 
 #: A module, or a class that stands for all its modules.
 Target: TypeAlias = "nn.Module | type[nn.Module]"
@@ -248,7 +249,7 @@ def _tables(attention: _Class, classes: Collection[_Class]) -> list[_Class]:
 def resembles_linear(target: Target) -> bool:
     cls = class_of(target)
     if issubclass(cls, (nn.Linear, Conv1D)):
-        return True
+        return cls is not QuantizedLinear
     return "linear" in _vocabulary(cls) and not (
         isinstance(target, nn.Module) and "linear" in target._modules
     )
@@ -311,8 +312,9 @@ def _refused_parts(
         reason = refuse_norm(type(norm)) or refuse_weight(norm)
         yield norm, left(norm, reason)
     for linear in linears_of(layer):
-        reason = refuse_linear(type(linear)) or refuse_weight(linear)
-        yield linear, left(linear, reason)
+        if type(linear) is not QuantizedLinear:
+            reason = refuse_linear(type(linear)) or refuse_weight(linear)
+            yield linear, left(linear, reason)
 
 
 def _refuse_attention(attention: Any) -> str | None:
