@@ -113,14 +113,16 @@ std::string device_name(const Tensor& tensor) {
       return with_index("xla");
     case DeviceType::Meta:
       return "meta";
+    case DeviceType::PrivateUse1:
+      return with_index("foo");
     default:
       return "a device of type " + std::to_string(tensor.device_type());
   }
 }
 
 bool same_device(const Tensor& a, const Tensor& b) {
-  if (a.is_cpu()) return b.is_cpu();
-  return a.is_cuda() && b.is_cuda() && a.device_index() == b.device_index();
+  if (a.device_type() != b.device_type()) return false;
+  return a.is_cpu() || a.device_index() == b.device_index();
 }
 
 [[noreturn]] void wrong(const char* op, const Argument& argument,
@@ -146,7 +148,7 @@ void advise_huge_pages([[maybe_unused]] const Tensor& tensor,
 #ifdef MADV_HUGEPAGE
   constexpr std::int64_t kWorthIt = std::int64_t{4} << 20;
   constexpr std::uintptr_t kPage = 4096;
-  if (bytes < kWorthIt || !tensor.is_cpu()) return;
+  if (bytes < kWorthIt || tensor.is_cuda()) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
   const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
   // Advice: where there are no huge pages, nothing changes.

@@ -175,7 +175,7 @@ foo_core::Executor torch_threads();
 /// PyTorch's threads or on its current stream.
 template <class F, class... Args>
 void run(const Tensor& tensor, F function, const Args&... arguments) {
-  if (tensor.is_cpu()) {
+  if (!tensor.is_cuda()) {  // the CPU, or the device "foo", which it serves
     function(arguments..., torch_threads());
   } else {
     const std::int32_t device = tensor.device_index();
@@ -206,7 +206,7 @@ void launch(const Tensor& tensor, F function, const Args&... arguments) {
 template <class F, class... Args>
 std::int64_t scratch_size(F function, const Tensor& x, const Args&... others) {
   const auto executor =
-      x.is_cpu() ? foo_core::Executor() : foo_core::Executor::cuda(nullptr);
+      x.is_cuda() ? foo_core::Executor::cuda(nullptr) : foo_core::Executor();
   const foo_core::ConstTensorView vx = view(x);
   if (vx.ndim <= foo_core::kMaxDims) return function(vx, others..., executor);
   return function(Fold(vx)(vx), others..., executor);
