@@ -53,9 +53,14 @@ def arguments(overload: OpOverload) -> list[Any]:
     return list(overload._schema.arguments)
 
 
+def results(overload: OpOverload) -> list[Any]:
+    """Return the results of a schema."""
+    return list(overload._schema.returns)
+
+
 def returned_names(overload: OpOverload) -> list[str]:
     """Return the names of an operator's results."""
-    return [r.name or "result" for r in overload._schema.returns]
+    return [r.name or "result" for r in results(overload)]
 
 
 def operation(overload: OpOverload) -> Callable[..., Any]:
@@ -153,3 +158,12 @@ def cache_sharding_by_all_arguments(overload: OpOverload) -> None:
     info.static_kwargkey = [
         a.name for a in arguments(overload) if a.kwarg_only
     ] or None
+
+
+#: The name of the device PrivateUse1, "privateuseone" until a backend gives it
+#: another one.
+backend_name = torch._C._get_privateuse1_backend_name
+
+#: Make a tensor of a DLPack capsule on any device: torch.from_dlpack asks the
+#: object for its device first, and knows PyTorch's own.
+from_dlpack = torch._C._from_dlpack

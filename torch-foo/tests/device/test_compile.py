@@ -44,7 +44,7 @@ def test_training_step(backend):
 
     expected = losses(lambda step: step)
     compiled = losses(lambda step: torch.compile(step, backend=backend))
-    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
     assert compiled[2] < compiled[0]
 
 
@@ -69,12 +69,12 @@ def test_one_graph_with_our_operators_random_numbers_and_new_tensors():
         torch.testing.assert_close(on_cpu, expected[3])
 
 
-@pytest.mark.parametrize("is_exported", [False, True])
-def test_wrappers_in_cpp_are_refused(is_exported):
+def test_wrappers_in_cpp_are_refused():
     model, x = nn.GELU(), torch.ones(3, device="foo")
-    with pytest.raises(Exception, match="cpp_wrapper and AOTInductor need"):
-        if is_exported:
-            exported = torch.export.export(model, (x,))
-            torch._inductor.aoti_compile_and_package(exported)
-        else:
-            torch.compile(model, options={"cpp_wrapper": True})(x)
+    exported = torch.export.export(model, (x,))
+    for compile_ in (
+        lambda: torch.compile(model, options={"cpp_wrapper": True})(x),
+        lambda: torch._inductor.aoti_compile_and_package(exported),
+    ):
+        with pytest.raises(Exception, match="cpp_wrapper and AOTInductor need"):
+            compile_()

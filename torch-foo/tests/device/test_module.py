@@ -66,7 +66,7 @@ def test_one_device():
     ],
 )
 def test_another_device_is_refused(select):
-    with pytest.raises(RuntimeError, match="expected foo:0.*got foo:1"):
+    with pytest.raises(RuntimeError, match=r"expected foo:0.*got foo:1"):
         select(1)
 
 

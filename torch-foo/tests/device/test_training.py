@@ -1,5 +1,7 @@
 """What training takes: autograd, optimizers, torch.func, hooks, modules."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 def trained(device, make_optimizer, steps=3):
     """Return the losses of a small model on a device."""
     torch.manual_seed(0)
-    x, y = torch.randn(8, 3, 6, 6), torch.randint(0, 5, (8,))
+    x = torch.randn(8, 3, 6, 6, dtype=torch.float64)
+    y = torch.randint(0, 5, (8,))
     model = nn.Sequential(
         # A bias before BatchNorm has only noise for a gradient.
         nn.Conv2d(3, 4, 3, padding=1, bias=False),
@@ -23,7 +26,7 @@ def trained(device, make_optimizer, steps=3):
         nn.Flatten(),
         nn.Linear(36, 5),
     )
-    model, x, y = model.to(device), x.to(device), y.to(device)
+    model, x, y = model.to(device, x.dtype), x.to(device), y.to(device)
     parameters = list(model.parameters())
     optimizer = make_optimizer(parameters)
     losses = []
@@ -83,7 +86,7 @@ def test_muon_and_sparse_gradients():
         muon([weight]).step()
     assert weight.isfinite().all()
     embedding = nn.Embedding(5, 3, sparse=True).to("foo")
-    with pytest.raises((RuntimeError, NotImplementedError), match="[Ss]parse"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"[Ss]parse"):
         embedding(torch.tensor([1], device="foo")).sum().backward()
 
 
@@ -179,9 +182,9 @@ def test_modules_and_tensors_move():
     module.to("cpu", torch.float64).to("meta")
     module.to_empty(device="foo")
     for device in ("foo:1", torch.device("foo", 1)):
-        with pytest.raises(RuntimeError, match="foo:0.*got foo:1"):
+        with pytest.raises(RuntimeError, match=r"foo:0.*got foo:1"):
             x.to(device)
-    with pytest.raises(RuntimeError, match="same device.*foo:0 and cpu"):
+    with pytest.raises(RuntimeError, match=r"same device.*foo:0 and cpu"):
         x.foo() + x
     assert (x.foo() + torch.tensor(1)).tolist() == [[2] * 3] * 2
 
@@ -248,3 +251,5 @@ def test_functions_of_pytorch_with_lists_of_devices():
         nn.Linear(3, 2).to("foo"), (torch.ones(1, 3, device="foo"),)
     )
     assert exported.module()(torch.ones(1, 3, device="foo")).is_foo
+    del weights, exported
+    gc.collect()  # these have cycles

@@ -16,6 +16,8 @@ import threading
 
 import torch
 
+from torch_foo._torch_internals import backend_name
+
 OLDEST_TORCH = (2, 11)  # the first with a Python interface for backends
 
 _lock = threading.Lock()
@@ -55,7 +57,7 @@ def obstacle() -> str:
             "needs torch >= 2.11, whose backends can be written in Python, but "
             f"torch {torch.__version__} is installed"
         )
-    taken = torch._C._get_privateuse1_backend_name()
+    taken = backend_name()
     if taken != "privateuseone" or hasattr(torch, taken):
         return (
             "this process has another device of the kind PrivateUse1, "

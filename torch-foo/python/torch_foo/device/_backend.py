@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
+    generate_methods_for_privateuse1_backend,
 )
 
 from torch_foo.device import (
@@ -35,7 +36,7 @@ libraries: list[torch.library.Library] = []
 
 def register() -> None:
     _setup_privateuseone_for_python_backend("foo", backend_module=_module)
-    torch.utils.generate_methods_for_privateuse1_backend(
+    generate_methods_for_privateuse1_backend(
         for_tensor=False,
         for_module=False,
         for_packed_sequence=False,
@@ -43,7 +44,7 @@ def register() -> None:
     )
     _random.manual_seed(torch.initial_seed())  # which may be the user's
     _memory.register(library("torch_foo", "IMPL"))
-    torch.ops.torch_foo._device_enable()
+    _memory.ops._device_enable()
     aten = library("aten", "IMPL")
     _views.register(aten)
     _memory.register_factories(aten)

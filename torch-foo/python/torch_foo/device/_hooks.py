@@ -10,6 +10,7 @@ and operators that pin memory. All of them go on as before for other devices.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
+import ctypes
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -136,14 +137,16 @@ def reduce(storage: UntypedStorage) -> Any:
     An error here would leave the receiver waiting: a queue pickles in a thread.
     """
     if storage.device.type == "foo":
-        return _receive, (storage.cpu(),)
+        copy = storage.cpu()
+        return _receive, (ctypes.string_at(copy.data_ptr(), copy.nbytes()),)
     return reduce_storage(storage)
 
 
-def _receive(storage: UntypedStorage) -> UntypedStorage:
+def _receive(content: bytes) -> Any:
     torch_foo.device.enable()
-    received: UntypedStorage = storage.to(device="foo")
-    return received
+    copy = UntypedStorage(len(content))
+    ctypes.memmove(copy.data_ptr(), content, len(content))
+    return copy.to(device="foo")
 
 
 # --- pinned memory ----------------------------------------------------------

@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from torch_foo import _torch_internals as internals
 from torch_foo.device._module import device_index
 
-_ops = torch.ops.torch_foo
-_device_empty = _ops._device_empty.default._op
-_from_dlpack = torch._C._from_dlpack
+ops = torch.ops.torch_foo
+_device_empty = ops._device_empty.default._op
 _view_dtype = torch.ops.aten.view.dtype.redispatch
 _NEW_DTYPES = {torch.float8_e8m0fnu, torch.float4_e2m1fn_x2}
-_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_CPU = internals.dispatch_keys("CPU")
 _capsule: Any = ctypes.pythonapi.PyCapsule_New
 _capsule.restype = ctypes.py_object
 _capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
@@ -43,7 +43,7 @@ def adopt(managed: int, dtype: torch.dtype) -> Tensor:
     """Return the tensor of a DLManagedTensor in C++."""
     if managed == 0:  # C++ asks for the reason again, by device/_fallback.py
         raise torch.OutOfMemoryError("foo out of memory.")
-    tensor: Tensor = _from_dlpack(_capsule(managed, b"dltensor", None))
+    tensor: Tensor = internals.from_dlpack(_capsule(managed, b"dltensor", None))
     if tensor.dtype is dtype:
         return tensor
     tensor = _view_dtype(_CPU, tensor, dtype)
@@ -120,7 +120,7 @@ def fail_out_of_memory(
             "Storage size calculation overflowed with "
             f"sizes={list(size)} and strides={list(stride)}"
         )
-    allocated, _, limit = _ops._device_memory()
+    allocated, _, limit = ops._device_memory()
     raise torch.OutOfMemoryError(
         f"foo out of memory. Tried to allocate {bytes} bytes. {allocated} "
         f"bytes are allocated, and the limit is {limit} bytes."

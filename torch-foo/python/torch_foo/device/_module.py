@@ -81,6 +81,8 @@ __all__ = [
     "synchronize",
 ]
 
+_ops = torch.ops.torch_foo
+
 Device = torch.device | str | int | None
 
 
@@ -264,7 +266,7 @@ mem_get_info = get_memory_info
 
 def set_memory_limit(bytes: int | None) -> None:
     """Set from where on an allocation raises torch.OutOfMemoryError."""
-    torch.ops.torch_foo._device_set_limit(2**63 - 1 if bytes is None else bytes)
+    _ops._device_set_limit(2**63 - 1 if bytes is None else bytes)
 
 
 def set_per_process_memory_fraction(

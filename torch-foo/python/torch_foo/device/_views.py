@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_foo._torch_internals import OpOverload, dispatch_keys
+from torch_foo._torch_internals import OpOverload, dispatch_keys, results
 
 CPU = dispatch_keys("CPU")
 _aten = torch.ops.aten
@@ -40,15 +40,12 @@ def overload_of(name: str) -> OpOverload | None:
 
 def is_of_metadata(overload: OpOverload) -> bool:
     """Return whether its kernel for the CPU looks at metadata only."""
-    schema = overload._schema
-    if torch.Tag.inplace_view in overload.tags or schema.name in (
-        "aten::is_set_to",
-        "aten::set_",
-    ):
+    name = overload.name().partition(".")[0]
+    if name in ("aten::is_set_to", "aten::set_"):
         return True
-    return any(
+    return torch.Tag.inplace_view in overload.tags or any(
         r.alias_info is not None and not r.alias_info.is_write
-        for r in schema.returns
+        for r in results(overload)
     )
 
 
