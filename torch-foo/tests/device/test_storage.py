@@ -102,7 +102,10 @@ REFUSED = {
         lambda x: torch.ones(3).set_(x.untyped_storage()),
         "devices must match",
     ),
-    "data of CPU": (lambda x: setattr(x, "data", torch.ones(3)), "set_data"),
+    "data of meta": (
+        lambda x: setattr(x, "data", torch.ones(3, device="meta")),
+        "set_data",
+    ),
     "numpy": (lambda x: x.numpy(), r"can't convert foo:0.*Tensor\.cpu\(\)"),
     "cuda array": (lambda x: x.__cuda_array_interface__, "non-CUDA tensor"),
     "dlpack": (lambda x: torch.from_dlpack(x), "foo"),
