@@ -265,7 +265,7 @@ def work(
         for i, call in enumerate(calls(op_db[index], dtypes, most)):
             if i < skipped:
                 continue
-            connection.send((index, i, str(call)))
+            connection.send(((index, i), str(call)))
             connection.send(attempt(call))
         skipped, call = 0, None
         gc.collect()
@@ -291,14 +291,16 @@ def sweep(ops: list[int], dtypes: list[str], most: int) -> Counts:
     def start(ops: list[int], skipped: int) -> None:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=work, args=(ops, skipped, dtypes, most, theirs)
+            target=work,
+            args=(ops, skipped, dtypes, most, theirs),
+            daemon=True,
         )
         process.start()
         theirs.close()
         running[ours] = [process, ops, None, time.monotonic()]
 
     def count(call: Any, form: str, outcome: str, reason: str) -> None:
-        text = call[2]
+        _, text = call
         counts[text.split(", ")[1], form, outcome] += 1
         if reason:
             print(f"{outcome}: {text}: {reason}", flush=True)
@@ -325,7 +327,7 @@ def sweep(ops: list[int], dtypes: list[str], most: int) -> Counts:
                 if process.exitcode:
                     reason = f"with status {process.exitcode}"
                     count(call, FORMS[0], "crashed", reason)
-                    index, i = call[:2]
+                    index, i = call[0]
                     start(todo[todo.index(index) :], i + 1)
         if time.monotonic() - told > 10:
             told = time.monotonic()
