@@ -30,7 +30,8 @@ constexpr std::int64_t kScratchAlignment = 64;  // a cache line
 std::string text(std::int64_t value) { return std::to_string(value); }
 
 bool is_floating_point(DType dtype) {
-  return dtype != DType::kInt8 && dtype != DType::kInt64;
+  return dtype != DType::kInt8 && dtype != DType::kInt64 &&
+         dtype != DType::kUInt8;
 }
 
 /// How many elements a view has, and how far they lie apart. Numbers that would

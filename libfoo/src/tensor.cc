@@ -22,6 +22,8 @@ const char* name(DType dtype) noexcept {
       return "int8";
     case DType::kInt64:
       return "int64";
+    case DType::kUInt8:
+      return "uint8";
   }
   return "invalid";
 }

@@ -20,6 +20,7 @@ inline std::int64_t item_bytes(DType dtype) {
     case DType::kBFloat16:
       return 2;
     case DType::kInt8:
+    case DType::kUInt8:
       return 1;
     case DType::kInt64:
       return 8;

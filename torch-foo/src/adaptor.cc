@@ -29,6 +29,7 @@ std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
   if (dtype == aoti_torch_dtype_float64()) return DType::kFloat64;
   if (dtype == aoti_torch_dtype_int64()) return DType::kInt64;
   if (dtype == aoti_torch_dtype_int8()) return DType::kInt8;
+  if (dtype == aoti_torch_dtype_uint8()) return DType::kUInt8;
   return std::nullopt;
 }
 
@@ -47,6 +48,8 @@ std::int32_t torch_dtype(foo_core::DType dtype) {
       return aoti_torch_dtype_int64();
     case DType::kInt8:
       return aoti_torch_dtype_int8();
+    case DType::kUInt8:
+      return aoti_torch_dtype_uint8();
   }
   return -1;  // not reached
 }
@@ -199,9 +202,10 @@ Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, std::int32_t dtype,
 }  // namespace
 
 bool is_floating_point(const Tensor& tensor) {
+  using foo_core::DType;
   const auto dtype = dtype_of(tensor);
-  return dtype && *dtype != foo_core::DType::kInt64 &&
-         *dtype != foo_core::DType::kInt8;
+  return dtype && *dtype != DType::kInt64 && *dtype != DType::kInt8 &&
+         *dtype != DType::kUInt8;
 }
 
 void fail(const std::string& message) {

@@ -16,6 +16,7 @@ enum class DType : std::int32_t {
   kBFloat16 = 3,  ///< the upper half of a binary32
   kInt8 = 4,
   kInt64 = 5,
+  kUInt8 = 6,
 };
 
 /// Bytes per element; 0 if `dtype` is not a DType.

@@ -85,6 +85,18 @@ def names_with_kernel(key: str, namespace: str) -> list[str]:
     return [name for name in names if name.startswith(f"{namespace}::")]
 
 
+def owners(storage: torch.UntypedStorage) -> int:
+    """Return how many tensors and other owners a storage has.
+
+    The object given is no owner of its own. No public function tells.
+    """
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1
+
+
+#: Whether there are hooks on all modules.
+global_hooks_are_set: Callable[[], Any] = nn.modules.module._has_any_global_hook
+
+
 def saved_tensor_hooks_are_active() -> bool:
     """Return whether the user has set hooks, as gradient checkpointing does.
 

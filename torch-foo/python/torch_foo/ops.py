@@ -24,13 +24,82 @@ from torch_foo._torch_internals import (
 )
 from torch_foo.operators import OPERATORS as _OPERATORS
 
-__all__ = ["add", "add_rms_norm", "add_rms_norm_", "cross_entropy", "gelu_mul",
-    "linear", "mul", "muladd", "quantize_int8_rowwise", "rms_norm", "rope",
-    "rope_", "silu_mul"]
+__all__ = ["add", "add_rms_norm", "add_rms_norm_", "cross_entropy",
+    "dequantize", "gelu_mul", "linear", "linear_quantized", "mul", "muladd",
+    "quantize", "quantize_int8_rowwise", "rms_norm", "rope", "rope_",
+    "silu_mul"]
 
 _ops = torch.ops.torch_foo
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
+
+_quantize = _operation(_ops.quantize.default)
+_quantize_operator = _OPERATORS["quantize"]
+_quantize_apply = _quantize_operator.apply
+
+
+def quantize(weight: Tensor, format: str = "q8_0") -> Tensor:
+    if weight is None:
+        _refuse_none(_ops.quantize.default, weight, format)
+    is_recorded = (_is_dynamo_compiling() or _compiler_state._is_exporting_flag)
+    if is_recorded:
+        return _quantize_apply(weight, format)
+    return _quantize(weight, format)
+
+
+_dequantize = _operation(_ops.dequantize.default)
+_dequantize_out = _operation(_ops._dequantize_out.default)
+_dequantize_operator = _OPERATORS["dequantize"]
+_dequantize_apply = _dequantize_operator.apply
+
+
+def dequantize(blocks: Tensor, format: str = "q8_0", *, out: Tensor | None =
+    None) -> Tensor:
+    if blocks is None:
+        _refuse_none(_ops.dequantize.default, blocks, format)
+    is_recorded = (_is_dynamo_compiling() or _compiler_state._is_exporting_flag)
+    if out is not None:
+        if is_recorded:
+            return _dequantize_operator.documented(blocks, format, out=out)
+        versioned = _versioned("dequantize", out)
+        _dequantize_out(blocks, format, out)
+        _increment_version(versioned)
+        return out
+    if is_recorded:
+        return _dequantize_apply(blocks, format)
+    return _dequantize(blocks, format)
+
+
+_linear_quantized = _operation(_ops._linear_quantized.default)
+_linear_quantized_out = _operation(_ops._linear_quantized_out.default)
+_linear_quantized_operator = _OPERATORS["linear_quantized"]
+_linear_quantized_apply = _linear_quantized_operator.apply
+
+
+def linear_quantized(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+    format: str = "q8_0", out: Tensor | None = None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((x.requires_grad or
+            weight.requires_grad or (bias is not None and bias.requires_grad) or
+            (out is not None and out.requires_grad)) and _is_grad_enabled()))
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.linear_quantized.default, x, weight, bias, format)
+        return _linear_quantized_operator.documented(x, weight, bias, format,
+            out=out)
+    if out is not None:
+        if is_recorded:
+            return _linear_quantized_operator.documented(x, weight, bias,
+                format, out=out)
+        versioned = _versioned("linear_quantized", out)
+        _linear_quantized_out(x, weight, bias, format, out)
+        _increment_version(versioned)
+        return out
+    if is_recorded:
+        return _linear_quantized_apply(x, weight, bias, format)
+    return _linear_quantized(x, weight, bias, format)
+
 
 _cross_entropy = _operation(_ops._cross_entropy.default)
 _cross_entropy_operator = _OPERATORS["cross_entropy"]

@@ -16,6 +16,19 @@
 
 namespace torch_foo {
 
+Tensor quantize(const Tensor& weight, const std::string& format);
+
+Tensor dequantize(const Tensor& blocks, const std::string& format);
+void dequantize_out(const Tensor& blocks, const std::string& format,
+                    const Tensor& out);
+
+Tensor linear_quantized(const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias,
+                        const std::string& format);
+void linear_quantized_out(const Tensor& x, const Tensor& weight,
+                          const std::optional<Tensor>& bias,
+                          const std::string& format, const Tensor& out);
+
 std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits,
                                          const Tensor& target,
                                          std::int64_t ignore_index,

@@ -11,6 +11,24 @@
 namespace torch_foo {
 
 void define_operators(const Library& m) {
+  m.def("quantize(Tensor weight, str format=\"q8_0\") -> Tensor");
+  m.def("dequantize(Tensor blocks, str format=\"q8_0\") -> Tensor");
+  m.def(
+      "dequantize.out(Tensor blocks, str format=\"q8_0\", *, Tensor(a!) out) "
+      "-> ()");
+  m.def("_dequantize_out(Tensor blocks, str format, Tensor(a!) out) -> ()");
+  m.def(
+      "linear_quantized(Tensor x, Tensor weight, Tensor? bias=None, *, str "
+      "format=\"q8_0\") -> Tensor");
+  m.def(
+      "_linear_quantized(Tensor x, Tensor weight, Tensor? bias, str format) -> "
+      "Tensor");
+  m.def(
+      "linear_quantized.out(Tensor x, Tensor weight, Tensor? bias=None, *, str "
+      "format=\"q8_0\", Tensor(a!) out) -> ()");
+  m.def(
+      "_linear_quantized_out(Tensor x, Tensor weight, Tensor? bias, str "
+      "format, Tensor(a!) out) -> ()");
   m.def(
       "cross_entropy(Tensor logits, Tensor target, *, int ignore_index=-100, "
       "str reduction=\"mean\", float label_smoothing=0.0) -> (Tensor loss, "
@@ -116,6 +134,14 @@ void define_operators(const Library& m) {
 }
 
 void implement_operators(const Library& m) {
+  m.impl("quantize", boxed<&quantize>);
+  m.impl("dequantize", boxed<&dequantize>);
+  m.impl("dequantize.out", boxed<&dequantize_out>);
+  m.impl("_dequantize_out", boxed<&dequantize_out>);
+  m.impl("linear_quantized", boxed<&linear_quantized>);
+  m.impl("_linear_quantized", boxed<&linear_quantized>);
+  m.impl("linear_quantized.out", boxed<&linear_quantized_out>);
+  m.impl("_linear_quantized_out", boxed<&linear_quantized_out>);
   m.impl("cross_entropy", boxed<&cross_entropy>);
   m.impl("_cross_entropy", boxed<&cross_entropy>);
   m.impl("_cross_entropy_backward", boxed<&cross_entropy_backward>);

@@ -202,4 +202,10 @@ def test_pinned_memory():
     assert pinned.pin_memory() is pinned
     assert torch.equal(pinned.to("foo", non_blocking=True).cpu(), x)
     assert not x.is_pinned()
+    x = torch.arange(3, device="foo")
+    for moved in (x.to("cpu", non_blocking=True), x.cpu()):
+        assert moved.tolist() == [0, 1, 2]
+    target = torch.zeros(3).copy_(x, non_blocking=True)
+    assert target.tolist() == [0, 1, 2]
+    assert x.to(torch.float64, non_blocking=True).dtype is torch.float64
     assert not torch.ones(3, device="foo").is_pinned()

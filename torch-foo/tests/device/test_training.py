@@ -101,6 +101,11 @@ def test_gradients():
     checkpoint(lambda x: x.exp(), x, use_reentrant=False).sum().backward()
     torch.testing.assert_close(x.grad, x.exp().detach())
     assert seen == ["foo", (3, 4)]
+    for reentrant in (True, False):
+        x.grad = None
+        dropped = checkpoint(F.dropout, x, use_reentrant=reentrant)
+        dropped.sum().backward()
+        assert torch.equal(x.grad, dropped.ne(0) * 2.0)
     with torch.autograd.graph.save_on_cpu(pin_memory=True):
         y = x.sin().sum()
     (g,) = torch.autograd.grad(y, x, create_graph=True)
