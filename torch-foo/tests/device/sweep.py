@@ -356,6 +356,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=-1, help="per operator")
     parser.add_argument("--write", action="store_true", help="the page's table")
     options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write is for the table of all operators")
     ops = [i for i, o in enumerate(op_db) if re.search(options.only, name(o))]
     print(f"{len(ops)} operators")
     dtypes = options.dtypes.split(",")
@@ -363,12 +365,9 @@ def main() -> None:
     text = table(counts, dtypes)
     print(text)
     if options.write:
-        page = re.sub(
-            r"(?<=<!-- sweep -->\n).*?(?=\n<!-- end -->)",
-            text,
-            PAGE.read_text(),
-            flags=re.DOTALL,
-        )
+        before, _, rest = PAGE.read_text().partition("<!-- sweep -->\n")
+        _, end, after = rest.partition("<!-- end -->\n")
+        page = f"{before}<!-- sweep -->\n{text}\n{end}{after}"
         PAGE.write_text(page)
     total = Counter(outcome for *_, outcome in counts.elements())
     passed = total["passed"] / total.total()
