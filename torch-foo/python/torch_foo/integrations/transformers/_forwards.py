@@ -52,7 +52,7 @@ _ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
 #: torch_foo.linear beats torch up to this many rows (AVX-512, AVX2).
 MOST_ROWS = {torch.float32: 16, torch.bfloat16: 1}
 
-_DEVICES = {"cpu", "cuda"} if build_info().cuda else {"cpu"}
+_DEVICES = {"cpu", "foo"} | ({"cuda"} if build_info().cuda else set())
 
 
 def _serves(*tensors: Tensor) -> bool:
