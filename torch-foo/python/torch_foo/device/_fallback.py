@@ -63,6 +63,12 @@ def register(aten: torch.library.Library) -> None:
     key = "CompositeExplicitAutogradNonFunctional"
     named = internals.names_with_kernel(key, "aten")
     others = {name for name in named if "copy" not in name} - described.keys()
+    # Or one for all devices, and another for the CPU, as addr does.
+    shared = internals.names_with_kernel("CompositeExplicitAutograd", "aten")
+    on_cpu = set(internals.names_with_kernel("CPU", "aten")).intersection(
+        shared
+    )
+    others |= {name for name in on_cpu if "pin" not in name} - described.keys()
     # This one is for all devices, and refuses those whose names it lacks.
     others.add("aten::mode.values")
     others.remove("aten::add.Tensor")  # below
