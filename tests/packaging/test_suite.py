@@ -1,7 +1,8 @@
 """torch-foo's own tests, with the packages of dist/conda.
 
 The recipe runs a few of them; the others do not depend on how a package is
-made, but on what is in it.
+made, but on what is in it. So the slowest, of sizes and of model classes, run
+in test-python alone.
 """
 
 import re
@@ -19,6 +20,12 @@ from conda_tools import (
 # torch.compile needs a compiler.
 TOOLS = ["cxx-compiler", "hypothesis", "pytest", "pytest-xdist"]
 PLACE = "import torch_foo; print(torch_foo.__file__)"
+SLOW = ["test_huge.py", "test_transformers_models.py"]
+# The device's tests want processes of their own.
+SELECTIONS = [
+    [f"--ignore=tests/{name}" for name in ["device", *SLOW]],
+    ["tests/device"],
+]
 
 
 def test_the_suite_passes(run, root: Path, tmp_path: Path) -> None:
@@ -34,8 +41,17 @@ def test_the_suite_passes(run, root: Path, tmp_path: Path) -> None:
     place = run("python", "-c", PLACE, cwd=tmp_path, env=env)
     assert Path(place.splitlines()[-1]).is_relative_to(prefix.resolve())
     options = ["-n", "auto", "--dist", "worksteal", "-rfEs"]
-    output = run("python", "-m", "pytest", *options, cwd=tmp_path, env=env)
-    print(output[-3000:])
-    passed = re.search(r"(\d+) passed", output)
-    assert passed
-    assert int(passed[1]) > 4000
+    passed = 0
+    for selection in SELECTIONS:
+        output = run(
+            "python",
+            "-m",
+            "pytest",
+            *options,
+            *selection,
+            cwd=tmp_path,
+            env=env,
+        )
+        print(output[-3000:])
+        passed += int(re.findall(r"(\d+) passed", output)[-1])
+    assert passed > 4000

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from description import TYPES, DescriptionError, Operator, base_type, load
+from fallbacks import fallbacks_h
 from torchgen.model import Argument, OptionalType, Type
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -417,6 +418,7 @@ came. It is raised before anything is written.
 OUTPUTS: dict[str, Callable[[list[Operator]], str]] = {
     "src/generated/operators.h": operators_h,
     "src/generated/register.cc": register_cc,
+    "src/generated/fallbacks.h": lambda _: fallbacks_h(),
     "python/torch_foo/ops.py": ops_py,
     "docs/operators.md": operators_md,
 }

@@ -50,7 +50,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--model",
-        type=_model,
+        type=existing,
         required=True,
         metavar="PATH",
         help="a GGUF file, or a folder saved by transformers",
@@ -81,7 +81,7 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _model(text: str) -> Path:
+def existing(text: str) -> Path:
     path = Path(text)
     if not path.exists():
         raise argparse.ArgumentTypeError(f"there is no file or folder {text}")
@@ -94,12 +94,16 @@ def _plot(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not installed("matplotlib"):
         raise argparse.ArgumentTypeError(
             "needs matplotlib, which is not installed here: `pip install "
             "matplotlib` or `conda install matplotlib-base`"
         )
     return path
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 # --- the model ---------------------------------------------------------------
@@ -146,14 +150,15 @@ def patched(model: Any) -> Report:
 # --- figures -----------------------------------------------------------------
 
 
-def forget_peak() -> None:
-    """Reset the peak memory of this process to the memory in use.
+def forget_peak() -> float:
+    """Reset the peak memory of this process to the memory in use; return it.
 
     What malloc keeps of earlier runs is returned first, or it would count.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+    return peak()
 
 
 def peak() -> float:
@@ -205,8 +210,10 @@ def bars_of_times(title: str, times: dict[str, Time]) -> str:
 
 def draw_bars(axis: Any, title: str, values: Figures) -> None:
     """Draw a bar chart on a matplotlib axis."""
-    drawn = axis.bar(list(values), list(values.values()), color=["C7", "C0"])
+    colors = ["C7", *["C0"] * (len(values) - 1)]
+    drawn = axis.bar(list(values), list(values.values()), color=colors)
     axis.bar_label(drawn, fmt="{:,.4g}")
+    axis.tick_params("x", rotation=30)
     axis.set_title(title, fontsize=10)
     axis.margins(y=0.12)
 

@@ -33,13 +33,6 @@ std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
   return std::nullopt;
 }
 
-bool is_floating_point(const Tensor& tensor) {
-  using foo_core::DType;
-  const auto dtype = dtype_of(tensor);
-  return dtype && *dtype != DType::kInt64 && *dtype != DType::kInt8 &&
-         *dtype != DType::kUInt8;
-}
-
 std::int32_t torch_dtype(foo_core::DType dtype) {
   using foo_core::DType;
   switch (dtype) {
@@ -113,14 +106,16 @@ std::string device_name(const Tensor& tensor) {
       return with_index("xla");
     case DeviceType::Meta:
       return "meta";
+    case DeviceType::PrivateUse1:
+      return with_index("foo");
     default:
       return "a device of type " + std::to_string(tensor.device_type());
   }
 }
 
 bool same_device(const Tensor& a, const Tensor& b) {
-  if (a.is_cpu()) return b.is_cpu();
-  return a.is_cuda() && b.is_cuda() && a.device_index() == b.device_index();
+  if (a.device_type() != b.device_type()) return false;
+  return a.is_cpu() || a.device_index() == b.device_index();
 }
 
 [[noreturn]] void wrong(const char* op, const Argument& argument,
@@ -146,7 +141,7 @@ void advise_huge_pages([[maybe_unused]] const Tensor& tensor,
 #ifdef MADV_HUGEPAGE
   constexpr std::int64_t kWorthIt = std::int64_t{4} << 20;
   constexpr std::uintptr_t kPage = 4096;
-  if (bytes < kWorthIt || !tensor.is_cpu()) return;
+  if (bytes < kWorthIt || tensor.is_cuda()) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
   const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
   // Advice: where there are no huge pages, nothing changes.
@@ -168,7 +163,9 @@ void advise_huge_pages([[maybe_unused]] const Tensor& tensor,
   // PyTorch's own sentence may be about an earlier error of the device.
   const std::string reason = last_error();
   fail(std::string(op) + ": " +
-       (reason.empty() ? "CUDA out of memory." : reason) +
+       (!reason.empty()  ? reason
+        : like.is_cuda() ? "CUDA out of memory."
+                         : "foo out of memory.") +
        " (Tried to allocate " + text + " bytes on " + device_name(like) + ")");
 }
 
@@ -203,6 +200,13 @@ Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, std::int32_t dtype,
 }
 
 }  // namespace
+
+bool is_floating_point(const Tensor& tensor) {
+  using foo_core::DType;
+  const auto dtype = dtype_of(tensor);
+  return dtype && *dtype != DType::kInt64 && *dtype != DType::kInt8 &&
+         *dtype != DType::kUInt8;
+}
 
 void fail(const std::string& message) {
   throw std::runtime_error("torch_foo." + message);

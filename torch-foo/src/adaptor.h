@@ -33,8 +33,11 @@ struct Argument {
 /// Throws what Python sees as RuntimeError("torch_foo.{message}").
 [[noreturn]] void fail(const std::string& message);
 
+/// Whether the dtype is float32, float64, float16 or bfloat16.
+bool is_floating_point(const Tensor& tensor);
+
 /// Checks that the arguments are dense tensors of one floating-point dtype on
-/// one CPU or CUDA device. Shapes are foo_core's to check.
+/// one device. Shapes are foo_core's to check.
 void check_arguments(const char* op, std::initializer_list<Argument> arguments);
 
 /// Checks the same, but for the dtypes, which may differ.
@@ -175,7 +178,7 @@ foo_core::Executor torch_threads();
 /// PyTorch's threads or on its current stream.
 template <class F, class... Args>
 void run(const Tensor& tensor, F function, const Args&... arguments) {
-  if (tensor.is_cpu()) {
+  if (!tensor.is_cuda()) {  // the CPU, or the device "foo", which it serves
     function(arguments..., torch_threads());
   } else {
     const std::int32_t device = tensor.device_index();
@@ -206,7 +209,7 @@ void launch(const Tensor& tensor, F function, const Args&... arguments) {
 template <class F, class... Args>
 std::int64_t scratch_size(F function, const Tensor& x, const Args&... others) {
   const auto executor =
-      x.is_cpu() ? foo_core::Executor() : foo_core::Executor::cuda(nullptr);
+      x.is_cuda() ? foo_core::Executor::cuda(nullptr) : foo_core::Executor();
   const foo_core::ConstTensorView vx = view(x);
   if (vx.ndim <= foo_core::kMaxDims) return function(vx, others..., executor);
   return function(Fold(vx)(vx), others..., executor);

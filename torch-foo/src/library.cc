@@ -9,6 +9,8 @@
 #include <exception>
 #include <vector>
 
+#include "device/fallback.h"
+
 namespace torch_foo {
 namespace {
 
@@ -29,8 +31,12 @@ class Registration {
       const Library definitions(handles_.back());
       define_operators(definitions);
       define_build_info(definitions);
-      for (const char* key : kKeys) implement_operators(kernels(key));
-      implement_build_info(kernels("CompositeExplicitAutograd"));
+      define_device(definitions);
+      for (const char* key : kKeys)
+        implement_operators(kernels(kNamespace, key));
+      const Library others = kernels(kNamespace, "CompositeExplicitAutograd");
+      implement_build_info(others);
+      implement_device(others);
     } catch (const std::exception& error) {
       std::fprintf(stderr, "%s is not used. %s\n", library_path(),
                    error.what());
@@ -43,11 +49,18 @@ class Registration {
   }
   Registration(const Registration&) = delete;
 
+  void add_device() {
+    const Library own = kernels(kNamespace, "PrivateUse1");
+    implement_operators(own);
+    implement_device_tensors(own);
+    implement_device_tensors(kernels(kNamespace, "CPU"));
+    device::implement_fallbacks(kernels("aten", device::kFallbackKey));
+  }
+
  private:
   TorchLibraryHandle& next() { return handles_.emplace_back(nullptr); }
-  Library kernels(const char* key) {
-    check(aoti_torch_library_init_impl(kNamespace, key, library_path(), 0,
-                                       &next()),
+  Library kernels(const char* name, const char* key) {
+    check(aoti_torch_library_init_impl(name, key, library_path(), 0, &next()),
           "register kernels");
     return Library(handles_.back());
   }
@@ -55,7 +68,10 @@ class Registration {
   std::vector<TorchLibraryHandle> handles_;
 };
 
-const Registration registration;
+Registration registration;
 
 }  // namespace
+
+void register_device() { registration.add_device(); }
+
 }  // namespace torch_foo

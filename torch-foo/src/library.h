@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/c/shim.h>
 
+#include <vector>
+
 #include "tensor.h"
 
 namespace torch_foo {
@@ -34,5 +36,14 @@ void implement_operators(const Library& m);
 const char* library_path();
 void define_build_info(const Library& m);
 void implement_build_info(const Library& m);
+
+// In device/device.cc: what is behind torch_foo.device.
+void define_device(const Library& m);
+void implement_device(const Library& m);
+void implement_device_tensors(const Library& m);
+
+/// Registers the kernels of the device "foo": torch_foo's operators' and those
+/// of device/fallback.h.
+void register_device();
 
 }  // namespace torch_foo

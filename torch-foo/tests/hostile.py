@@ -613,7 +613,9 @@ def expect(call: Call) -> Expected:
     for a in call.schema:
         value = call.args[a.name]
         if isinstance(value, Tensor):
-            value = value.as_subclass(Tensor).detach().resolve_neg() + 0
+            value = value.as_subclass(Tensor).detach().resolve_neg()
+            if not value._is_zerotensor():  # with those, 0 * inf is 0 in torch
+                value = value + 0
             value = value.reshape(value.shape[call.leading.get(a.name, 0) :])
         plain.append(value)
     expected.args = promoted(plain) if call.promotes else plain

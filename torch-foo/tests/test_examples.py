@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -98,7 +99,7 @@ def check(plot: list[object], output: str) -> None:
     if plot:
         assert f"plot: {plot[1]}" in output
         assert plot[1].read_bytes().startswith(b"\x89PNG")
-    for title in ("peak memory, MiB", "# in matrix products", "##"):
+    for title in ("peak memory, MiB", "##"):
         assert title in output
     assert "rms_norm      in   5 x LlamaRMSNorm" in output
 
@@ -124,8 +125,10 @@ def test_generate(
     output = capsys.readouterr().out
     check(plot, output)
     assert "8 tokens, all the same" in output
-    assert "prefill, tokens per second" in output
-    assert "decode, tokens per second" in output
+    for name in ("as it is", "torch_foo", "Q8_0", "Q4_1"):
+        assert f"--- {name} ---" in output
+        # In the charts of decode, first token, memory and perplexity.
+        assert len(re.findall(f"^  {name} +#* +[0-9]", output, re.M)) == 4
     assert f"Prompt: {len(prompt)} tokens" in output
 
 
@@ -145,6 +148,7 @@ def test_train(
     assert "training on 448 tokens" in output  # 2 x (5 x 46 + 1), cut to 32s
     assert "relative: rounding" in output
     assert "step, seconds" in output
+    assert "# in matrix products" in output
 
 
 @pytest.mark.parametrize("script", ["generate.py", "train.py"])
@@ -181,6 +185,8 @@ def test_differences_are_reported(
         ("generate.py --model MODEL --tokens x", "'x', expected a whole"),
         ("generate.py --model MODEL --rounds 0", "at least 1"),
         ("generate.py --model MODEL BLANK", "the prompt is empty"),
+        ("generate.py --model MODEL --gguf NONE", "no file or folder NONE"),
+        ("generate.py --model MODEL --compare-llama-cpp", "needs --gguf"),
         ("generate.py --model MODEL --plot a.svg", "does not end in .png"),
         ("generate.py --model MODEL --plot no/a.png", "there is no folder no"),
         ("train.py --model MODEL", "are required: --text"),

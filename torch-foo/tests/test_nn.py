@@ -1,6 +1,7 @@
 """The modules of torch_foo.nn against those of torch.nn."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -340,3 +341,140 @@ def test_cross_entropy_loss_copies_and_compiles():
         torch.testing.assert_close(
             other(logits, target), module(logits, target)
         )
+
+
+# --- quantized ---------------------------------------------------------------
+
+FORMATS = list(torch_foo.operators.blocks.FORMATS)
+
+
+def quantized_pair(format="q8_0"):
+    """Return a linear layer and an embedding that share their blocks."""
+    weight = torch.randn(7, 256)
+    linear = torch.nn.Linear(256, 7)
+    table = torch.nn.Embedding(7, 256, padding_idx=1)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        table.weight.copy_(weight)
+    return torch.nn.ModuleDict(
+        {
+            "linear": torch_foo.nn.QuantizedLinear.from_linear(linear, format),
+            "table": torch_foo.nn.QuantizedEmbedding.from_embedding(
+                table, format
+            ),
+        }
+    ).requires_grad_(False)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_quantized_modules(format, dtype):
+    model = quantized_pair(format).to(dtype)
+    linear, table = model["linear"], model["table"]
+    assert isinstance(linear, torch.nn.Linear)
+    assert isinstance(table, torch.nn.Embedding)
+    assert (linear.in_features, linear.out_features) == (256, 7)
+    assert linear.weight.dtype == table.weight.dtype == torch.uint8
+    assert linear.bias.dtype == dtype
+    blocks = linear.weight
+    assert torch.equal(blocks, table.weight)
+    x = torch.randn(2, 3, 256, dtype=dtype)
+    expected = torch_foo.linear_quantized(x, blocks, linear.bias, format=format)
+    assert torch.equal(linear(x), expected)
+    ids = torch.tensor([[6, 0], [1, 1]])
+    rows = torch_foo.dequantize(blocks, format).to(dtype)
+    assert torch.equal(table(ids), rows[ids])
+    assert table(ids).dtype == dtype
+
+
+def through_safetensors(model):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = safetensors.load(safetensors.save(model.state_dict()))
+    twin = quantized_pair()
+    twin.load_state_dict(state)
+    return twin
+
+
+def through_state_dict(model):
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    twin = quantized_pair()
+    twin.load_state_dict(torch.load(file))
+    return twin
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        through_state_dict,
+        through_safetensors,
+    ],
+)
+def test_copies_of_quantized_modules(way):
+    model = quantized_pair()
+    twin = way(model)
+    x, ids = torch.randn(3, 256), torch.arange(7)
+    assert torch.equal(twin["linear"](x), model["linear"](x))
+    assert torch.equal(twin["table"](ids), model["table"](ids))
+    assert repr(twin) == repr(model)
+
+
+def test_blocks_of_another_format_are_refused():
+    state = quantized_pair("q4_0").state_dict()
+    model = quantized_pair("q4_k")
+    for name in ("linear", "table"):
+        assert state[f"{name}.weight"].shape == model[name].weight.shape
+    with pytest.raises(
+        RuntimeError, match="the format 'q4_0', expected 'q4_k'"
+    ):
+        model.load_state_dict(state)
+    with pytest.raises(
+        RuntimeError, match="size mismatch"
+    ):  # from another file
+        quantized_pair("q8_0").load_state_dict(dict(state))
+    floats = torch.nn.ModuleDict({"linear": torch.nn.Linear(256, 7)})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(floats.state_dict(), strict=False)
+
+
+def test_a_frozen_quantized_layer_lets_others_train():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 256), quantized_pair()["linear"]
+    )
+    model(torch.randn(2, 5)).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0
+    assert model[1].weight.grad is None
+    with pytest.raises(RuntimeError, match="floating point"):
+        model[1].weight.requires_grad_()
+
+
+def test_what_quantized_modules_refuse():
+    linear, table = (
+        torch_foo.nn.QuantizedLinear,
+        torch_foo.nn.QuantizedEmbedding,
+    )
+    blocks = torch.zeros(3, 34, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="format is 'q9', expected one of"):
+        linear(blocks, "q9")
+    with pytest.raises(ValueError, match=r"multiple of 20 for 'q4_1'"):
+        linear(blocks, "q4_1")
+    with pytest.raises(ValueError, match="blocks is float32 of shape"):
+        table(blocks.float(), "q8_0")
+    with pytest.raises(TypeError, match="blocks is list, expected a tensor"):
+        table([1], "q8_0")
+    with pytest.raises(ValueError, match=r"\(4,\), expected \(3,\)"):
+        linear(blocks, "q8_0", torch.zeros(4))
+    with pytest.raises(RuntimeError, match="a multiple of 32 for q8_0"):
+        linear.from_linear(torch.nn.Linear(33, 2), "q8_0")
+    with pytest.raises(ValueError, match=r"max_norm is 1\.0, expected None"):
+        table.from_embedding(torch.nn.Embedding(3, 32, max_norm=1.0), "q8_0")
+
+
+def test_quantized_modules_compile():
+    model = quantized_pair()
+    x, ids = torch.randn(3, 256), torch.arange(7)
+    for module, argument in ((model["linear"], x), (model["table"], ids)):
+        run = torch.compile(module, fullgraph=True, backend="aot_eager")
+        assert torch.equal(run(argument), module(argument))

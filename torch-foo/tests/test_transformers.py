@@ -134,23 +134,31 @@ def test_what_is_replaced(family):
     counts = {}
     for (op, _), count in report.replaced.items():
         counts[op] = counts.get(op, 0) + count
+    left = {}
+    if family == "granite":  # it scales what its layers add
+        counts["decode"] = LAYERS
+        reason = "it does not compute what LlamaDecoderLayer does"
+        left["GraniteDecoderLayer", reason] = LAYERS
     assert counts == {
         "cross_entropy": 1,
+        "decode": LAYERS,
         "linear": 7 * LAYERS + 1,
         "rope": LAYERS,
         "rms_norm": norms,
         "mlp": LAYERS,
     }
-    assert not report.left
+    assert report.left == left
 
 
 @pytest.mark.parametrize(
-    "op", ["rms_norm", "mlp", "rope", "cross_entropy", "linear"]
+    "op", ["rms_norm", "mlp", "rope", "cross_entropy", "linear", "decode"]
 )
 def test_each_kind_can_be_switched_off(op):
     report = patch(make(), **{op: False})
-    assert len(report.replaced) == 4
-    assert op not in {name for name, _ in report.replaced}
+    kinds = {kind for kind, _ in report.replaced}
+    every = {"rms_norm", "mlp", "rope", "cross_entropy", "linear", "decode"}
+    alone = op in ("cross_entropy", "decode")
+    assert every - kinds == ({op} if alone else {op, "decode"})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -563,14 +571,20 @@ def test_a_rotation_by_the_other_sign(monkeypatch):
     model, inputs = make(), batch()
     expected = results(model, inputs)
     reason = "its rotate_half is not Llama's"
-    assert patch(model).left == {("LlamaAttention", reason): LAYERS}
+    assert patch(model).left == {
+        ("LlamaAttention", reason): LAYERS,
+        ("LlamaDecoderLayer", "its LlamaAttention is left alone"): LAYERS,
+    }
     check_close(results(model, inputs), expected, 2e-6)
 
 
 def test_a_norm_that_another_library_replaced(monkeypatch):
     monkeypatch.setattr(llama.LlamaRMSNorm, "forward", lambda self, x: 2 * x)
     reason = "it does not compute what LlamaRMSNorm does"
-    assert patch(make()).left == {("LlamaRMSNorm", reason): 2 * LAYERS + 1}
+    assert patch(make()).left == {
+        ("LlamaRMSNorm", reason): 2 * LAYERS + 1,
+        ("LlamaDecoderLayer", "its LlamaRMSNorm is left alone"): LAYERS,
+    }
 
 
 EQUIVALENCE = """
@@ -671,7 +685,10 @@ def test_gemma_has_gelu():
 def test_unknown_activation():
     report = patch(make(hidden_act="relu"))
     reason = "its activation is ReLU, expected SiLU or GELU"
-    assert report.left == {("LlamaMLP", reason): LAYERS}
+    assert report.left == {
+        ("LlamaMLP", reason): LAYERS,
+        ("LlamaDecoderLayer", "its LlamaMLP is left alone"): LAYERS,
+    }
 
 
 def test_odd_head_dim():
@@ -679,7 +696,10 @@ def test_odd_head_dim():
     for layer in model.model.layers:
         layer.self_attn.head_dim = 7
     reason = "its head_dim is 7, expected an even number"
-    assert patch(model).left == {("LlamaAttention", reason): LAYERS}
+    assert patch(model).left == {
+        ("LlamaAttention", reason): LAYERS,
+        ("LlamaDecoderLayer", "its LlamaAttention is left alone"): LAYERS,
+    }
 
 
 def test_weights_that_are_not_plain_tensors():
@@ -752,6 +772,7 @@ def test_the_report_as_text():
         "  rope          in   2 x LlamaAttention\n"
         "  linear        in  15 x Linear\n"
         "  rms_norm      in   5 x LlamaRMSNorm\n"
+        "  left alone:   2 x LlamaDecoderLayer: its LlamaMLP is left alone\n"
         "  left alone:   2 x LlamaMLP: its activation is ReLU, expected SiLU "
         "or GELU"
     )

@@ -377,7 +377,7 @@ def test_copies_are_patched(way):
     if way is not data_parallel_replica:  # which shares its parameters
         check_same(twin, make())
         assert patch(twin).left == {}
-        assert unpatch(twin) == 25
+        assert unpatch(twin) == 27
         check_no_trace(twin)
         assert calls(model) == ALL_CALLS
     else:
@@ -386,7 +386,7 @@ def test_copies_are_patched(way):
             for m in twin.modules()
             if "forward" in vars(m)
         ]
-        assert own == [True] * 24
+        assert own == [True] * 26
 
 
 def test_a_copy_of_an_unpatched_copy():
@@ -485,7 +485,7 @@ def test_unpatch_leaves_what_others_put_around_it():
     wrap(other.model.norm)
     check_same(model, other)
     assert calls(model) == ALL_CALLS
-    assert unpatch(model) == 25
+    assert unpatch(model) == 27
     assert calls(model) == 0
     check_same(model, other)
     with pytest.warns(UserWarning, match="is not patched"):
@@ -495,7 +495,7 @@ def test_unpatch_leaves_what_others_put_around_it():
     assert calls(model) == ALL_CALLS
     model.model.norm.forward = inner  # the others leave
     check_same(model, make())
-    assert unpatch(model) == 25
+    assert unpatch(model) == 27
     check_no_trace(model)
 
 
@@ -668,7 +668,7 @@ def test_patch_and_unpatch_a_compiled_model():
     assert patch(compiled)
     assert calls(compiled) > 0
     check_same(compiled, make())
-    assert unpatch(compiled) == 25
+    assert unpatch(compiled) == 27
     assert calls(compiled) == 0
     check_no_trace(model)
 
@@ -701,7 +701,7 @@ def test_fully_shard(mesh):
     fully_shard(model, mesh=mesh)
     check_same(model, other)
     model(IDS, labels=IDS).loss.backward()
-    assert unpatch(model) == 25
+    assert unpatch(model) == 27
     check_no_trace(model)
     check_same(model, other)
 

@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_foo.ops import cross_entropy, gelu_mul, rms_norm, rope, silu_mul
+from torch_foo.operators.blocks import FORMATS
+from torch_foo.ops import (
+    cross_entropy,
+    dequantize,
+    gelu_mul,
+    linear_quantized,
+    quantize,
+    rms_norm,
+    rope,
+    silu_mul,
+)
 
 
 def _check_tensor(module: str, name: str, value: Any) -> None:
@@ -282,3 +292,200 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+class _Blocks(torch.nn.Module):
+    """A module whose weight is rows of blocks, a parameter without gradient.
+
+    Only floating-point tensors change their dtype with a module's, so the
+    blocks do not.
+    """
+
+    weight: Tensor
+    format: str
+
+    def _set_blocks(self, blocks: Tensor, format: str) -> tuple[int, int]:
+        """Set the weight, and return the number of rows and of columns."""
+        name = f"torch_foo.nn.{type(self).__name__}"
+        _check_tensor(type(self).__name__, "blocks", blocks)
+        if format not in FORMATS:
+            names = ", ".join(map(repr, FORMATS))
+            raise ValueError(
+                f"{name}: format is {format!r}, expected one of {names}"
+            )
+        elements, size = FORMATS[format][:2]
+        if (
+            blocks.dtype != torch.uint8
+            or blocks.dim() != 2
+            or blocks.shape[1] % size
+        ):
+            dtype = str(blocks.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{name}: blocks is {dtype} of shape {tuple(blocks.shape)}, "
+                f"expected uint8 with two dimensions, the last a multiple of "
+                f"{size} for {format!r}"
+            )
+        self.format = format
+        if not isinstance(blocks, torch.nn.Parameter):  # others may share it
+            blocks = torch.nn.Parameter(blocks, requires_grad=False)
+        self.weight = blocks
+        rows, columns = blocks.shape
+        return rows, columns // size * elements
+
+    def _save_to_state_dict(
+        self, destination: Any, prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination._metadata[prefix[:-1]]["format"] = self.format
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Refuse blocks of another format, which may be as large.
+
+        What was saved by other libraries does not tell the format.
+        """
+        found = local_metadata.get("format", self.format)
+        if found != self.format:
+            error_msgs.append(
+                f"{prefix}weight has the format {found!r}, expected "
+                f"{self.format!r}"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+    def reset_parameters(self) -> None:
+        """Leave the blocks alone: there is nothing to initialize."""
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, format={self.format!r}"
+
+
+class QuantizedLinear(_Blocks, torch.nn.Linear):
+    """torch.nn.Linear with a weight of blocks of 4 to 8 bits per number.
+
+    It computes :func:`torch_foo.linear_quantized`. The weight is a frozen
+    parameter of bytes: gradients flow to the input and the bias only. The
+    state_dict holds its bytes.
+
+    Args:
+        blocks: uint8, (out_features, bytes), as :func:`torch_foo.quantize` or a
+            GGUF file has them. They are not copied.
+        format: The blocks' format, as in :func:`torch_foo.quantize`.
+        bias: (out_features,), a tensor or a parameter; None means zeros.
+
+    Shape:
+        (..., in_features) to (..., out_features).
+
+    >>> linear = torch.nn.Linear(32, 2)
+    >>> torch_foo.nn.QuantizedLinear.from_linear(linear, "q8_0")
+    QuantizedLinear(in_features=32, out_features=2, bias=True, format='q8_0')
+    """
+
+    def __init__(
+        self, blocks: Tensor, format: str, bias: Tensor | None = None
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        self.out_features, self.in_features = self._set_blocks(blocks, format)
+        if bias is not None and bias.shape != (self.out_features,):
+            raise ValueError(
+                f"torch_foo.nn.QuantizedLinear: bias has shape "
+                f"{tuple(bias.shape)}, expected ({self.out_features},)"
+            )
+        if bias is not None and not isinstance(bias, torch.nn.Parameter):
+            bias = torch.nn.Parameter(bias)
+        self.register_parameter("bias", bias)
+
+    @classmethod
+    def from_linear(
+        cls, linear: torch.nn.Linear, format: str
+    ) -> "QuantizedLinear":
+        """Quantize the weight of a linear layer, and share its bias."""
+        with torch.no_grad():
+            blocks = quantize(linear.weight, format)
+        return cls(blocks, format, linear.bias).train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply the rows of the input by the weight."""
+        return linear_quantized(
+            input, self.weight, self.bias, format=self.format
+        )
+
+
+class QuantizedEmbedding(_Blocks, torch.nn.Embedding):
+    """torch.nn.Embedding with a table of blocks of 4 to 8 bits per number.
+
+    It dequantizes the rows that it looks up, with
+    :func:`torch_foo.dequantize`. The weight is as in :class:`QuantizedLinear`,
+    and the two may share it.
+
+    Args:
+        blocks: uint8, (num_embeddings, bytes).
+        format: The blocks' format, as in :func:`torch_foo.quantize`.
+        padding_idx: A row, as in torch.nn.Embedding; it changes nothing, since
+            the table is not trained.
+        dtype: That of the result. It changes with the module's.
+
+    Shape:
+        (...) of int64 or int32 to (..., embedding_dim).
+
+    >>> table = torch.nn.Embedding(10, 32)
+    >>> torch_foo.nn.QuantizedEmbedding.from_embedding(table, "q4_0")
+    QuantizedEmbedding(10, 32, format='q4_0')
+    """
+
+    like: Tensor
+
+    def __init__(
+        self,
+        blocks: Tensor,
+        format: str,
+        padding_idx: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        sizes = self._set_blocks(blocks, format)
+        self.num_embeddings, self.embedding_dim = sizes
+        self.padding_idx = padding_idx
+        self.max_norm = None
+        self.norm_type = 2.0
+        self.scale_grad_by_freq = self.sparse = False
+        # Without elements: it has the dtype of the result.
+        like = torch.empty(0, dtype=dtype, device=blocks.device)
+        self.register_buffer("like", like, persistent=False)
+
+    @classmethod
+    def from_embedding(
+        cls, embedding: torch.nn.Embedding, format: str
+    ) -> "QuantizedEmbedding":
+        """Quantize the table of an embedding."""
+        if embedding.max_norm is not None:
+            raise ValueError(
+                "torch_foo.nn.QuantizedEmbedding: max_norm is "
+                f"{embedding.max_norm}, expected None"
+            )
+        weight = embedding.weight
+        with torch.no_grad():
+            blocks = quantize(weight, format)
+        result = cls(blocks, format, embedding.padding_idx, weight.dtype)
+        return result.train(embedding.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up rows of the table."""
+        rows = torch.nn.functional.embedding(input, self.weight)
+        return dequantize(rows, self.format).to(self.like.dtype)

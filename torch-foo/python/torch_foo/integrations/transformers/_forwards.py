@@ -49,10 +49,10 @@ ROTATE = "apply_rotary_pos_emb"
 # Another library may replace it later.
 _ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
 
-# torch_foo.linear beats torch up to this many rows. With AVX-512, torch uses
-# instructions for products of bfloat16.
+# With AVX-512, torch uses instructions for products of bfloat16.
 _IS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-_MOST_ROWS = {
+#: torch_foo.linear beats torch up to this many rows.
+MOST_ROWS = {
     torch.float32: 16,
     torch.float16: 16,
     torch.bfloat16: 8 if _IS_AVX512 else 16,
@@ -98,7 +98,7 @@ def rms_norm_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
-        gate = _gate(self.act_fn)
+        gate = gate_of(self.act_fn)
         if gate is None:
             return original(self, x)
         with recomputed(x):
@@ -114,7 +114,7 @@ def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
-def _gate(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+def gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the gated operator, unless something else wants to be called."""
     gate = GATES.get(type(activation))
     if gate is not None and (
@@ -132,7 +132,7 @@ def linear_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:
         # Read once: a parametrization computes it, and may count how often.
         weight, bias = self.weight, self.bias
-        most = _MOST_ROWS.get(input.dtype, 0)
+        most = MOST_ROWS.get(input.dtype, 0)
         if (
             input.numel() > most * weight.shape[-1]
             or not input.is_cpu
@@ -189,19 +189,26 @@ def _rotate(
             more["unsqueeze_dim"] = unsqueeze_dim
         q, k = _ROTATE_AS_LLAMA(q, k, cos, sin, *rest, **more)
         return q, k
+    tables = rope_tables(cos, sin)
+    if unsqueeze_dim == 1:
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+    q, k = rope(q, *tables), rope(k, *tables)
+    if unsqueeze_dim == 1:
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+    return q, k
+
+
+def rope_tables(
+    cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return tables of transformers as rope takes them, and the positions."""
     batch, seq, n = cos.shape
     cos, sin = (t.reshape(-1, n)[:, : n // 2] for t in (cos, sin))
     positions = None
     if batch > 1:
         positions = torch.arange(batch * seq, device=cos.device)
         positions = positions.view(batch, seq)
-    if unsqueeze_dim == 1:
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-    q = rope(q, cos, sin, positions)
-    k = rope(k, cos, sin, positions)
-    if unsqueeze_dim == 1:
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-    return q, k
+    return cos, sin, positions
 
 
 def causal_lm_loss(

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from torch_foo.integrations.transformers import _recognize
+from torch_foo.integrations.transformers._decode import join_weights
 from torch_foo.integrations.transformers._forwards import causal_lm_loss
+from torch_foo.integrations.transformers._quantize import (
+    Rule,
+    quantize_weights,
+    restore_weights,
+)
 from torch_foo.integrations.transformers._recognize import Target, class_of
 from torch_foo.integrations.transformers._replace import (
     REPLACEMENTS,
@@ -28,6 +34,9 @@ def patch(
     rope: bool = True,
     cross_entropy: bool = True,
     linear: bool = True,
+    decode: bool = True,
+    weights: Rule | None = None,
+    keep: bool = False,
 ) -> Report:
     """Let a model, or all models of a class, compute with torch_foo.
 
@@ -49,21 +58,50 @@ def patch(
             CPU, as in text generation, by :func:`torch_foo.linear`. This
             concerns the torch.nn.Linear modules of a model, so it has no effect
             on a class.
+        decode: Whether to compute the layers of generated tokens, for up to 16
+            sequences on the CPU, by torch_foo's operators in a row. This needs
+            all of `rms_norm`, `mlp`, `rope` and `linear`, and concerns models,
+            not classes. The weights of queries, keys and values become parts
+            of one tensor, as do those of gate and up. Where something observes
+            the inside of a layer, as hooks and gradients do, the layer
+            computes as without this.
+        weights: The format to quantize weights to, as in
+            :func:`torch_foo.quantize`, such as "q8_0"; or a dict of formats by
+            name of module, such as ``{"lm_head": "q6_k", "*.mlp.*": "q4_0"}``,
+            of which the first that matches counts. The names are those of
+            ``model.named_modules()``, whose first parts may be missing. Linear
+            layers and embeddings on the CPU become
+            :class:`torch_foo.nn.QuantizedLinear` and
+            :class:`torch_foo.nn.QuantizedEmbedding`, which are not trained.
+            None quantizes nothing.
+        keep: Whether to keep the float weights beside the quantized ones, for
+            :func:`unpatch` and other formats. Without this, they are gone.
 
     Returns:
         What was replaced, and what was left alone and why. If nothing was
         replaced, the report is false and a warning is issued.
 
     Raises:
-        TypeError: The argument is neither a module nor a class of modules.
+        TypeError: The argument is neither a module nor a class of modules, or
+            is a class although there are `weights`.
+        ValueError: `weights` has an unknown format, or a name that no linear
+            layer or embedding has.
     """
     _check("patch", model_or_class)
     report = Report(class_of(model_or_class).__name__)
+    if weights is not None:
+        if isinstance(model_or_class, type):
+            raise TypeError(
+                "torch_foo.integrations.transformers.patch: weights needs a "
+                f"model, not the class {model_or_class.__name__}"
+            )
+        quantize_weights(model_or_class, weights, keep, report)
     targets = list(_targets(model_or_class))
     classes = {class_of(target) for target in targets}
     wanted = {"rms_norm": rms_norm, "mlp": mlp, "rope": rope, "linear": linear}
+    wanted["decode"] = decode and all(wanted.values())
     is_known = any(
-        kind != "linear"
+        kind not in ("linear", "decode")
         and REPLACEMENTS[kind].resembles(target)
         and not REPLACEMENTS[kind].refuse(target, classes)
         for kind in REPLACEMENTS
@@ -77,6 +115,8 @@ def patch(
             if kind == "linear" and not (reason or is_known):
                 reason = "no other module of the model is like one of Llama's"
             reason = reason or replace_forward(target, kind)
+            if kind == "decode" and not reason:
+                join_weights(target)
             _note(report, kind, target, reason)
         if cross_entropy and _recognize.resembles_loss(target):
             reason = _replace_loss(target)
@@ -89,6 +129,9 @@ def patch(
 def unpatch(model_or_class: nn.Module | type[nn.Module]) -> int:
     """Undo :func:`patch` on the same model or class.
 
+    Quantized weights stay, with a warning, unless patch() was told to keep the
+    float ones.
+
     Returns:
         The number of replacements undone. If it is 0, a warning is issued.
 
@@ -100,6 +143,17 @@ def unpatch(model_or_class: nn.Module | type[nn.Module]) -> int:
         restore_forward(target) + _restore_loss(target)
         for target in _targets(model_or_class)
     )
+    if isinstance(model_or_class, nn.Module):
+        restored, gone = restore_weights(model_or_class)
+        changes += restored
+        if gone:
+            warnings.warn(
+                f"torch_foo: {gone} modules of "
+                f"{type(model_or_class).__name__} stay quantized, because "
+                "their float weights are gone; patch(..., keep=True) keeps "
+                "them",
+                stacklevel=2,
+            )
     if not changes:
         warnings.warn(
             f"torch_foo: {class_of(model_or_class).__name__} is not patched, "

@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+from transformers.models.smollm3 import modeling_smollm3 as smollm3
 from transformers.pytorch_utils import Conv1D
 
 from torch_foo.integrations.transformers._equivalence import (
@@ -28,6 +32,7 @@ from torch_foo.integrations.transformers._equivalence import (
 )
 from torch_foo.integrations.transformers._forwards import GATES, ROTATE
 from torch_foo.integrations.transformers._rebind import with_global
+from torch_foo.nn import QuantizedLinear
 
 #: A module, or a class that stands for all its modules.
 Target: TypeAlias = "nn.Module | type[nn.Module]"
@@ -70,6 +75,17 @@ _MLP = forward_of(llama.LlamaMLP)
 _ROTARY = forward_of(llama.LlamaRotaryEmbedding)
 _LINEAR = nn.Linear.forward
 _ROTATE = llama.apply_rotary_pos_emb
+_LAYER = forward_of(llama.LlamaDecoderLayer)
+_ATTENTIONS: dict[_Class, Callable[..., Any]] = {
+    cls: forward_of(cls)
+    for cls in (
+        llama.LlamaAttention,
+        mistral.MistralAttention,
+        qwen2.Qwen2Attention,
+        qwen3.Qwen3Attention,
+        smollm3.SmolLM3Attention,
+    )
+}
 
 
 def _vocabulary(cls: _Class) -> frozenset[str]:
@@ -233,7 +249,7 @@ def _tables(attention: _Class, classes: Collection[_Class]) -> list[_Class]:
 def resembles_linear(target: Target) -> bool:
     cls = class_of(target)
     if issubclass(cls, (nn.Linear, Conv1D)):
-        return True
+        return cls is not QuantizedLinear
     return "linear" in _vocabulary(cls) and not (
         isinstance(target, nn.Module) and "linear" in target._modules
     )
@@ -245,6 +261,105 @@ def refuse_linear(cls: _Class) -> str | None:
     if _difference(cls.forward, _LINEAR) is not None:
         return "torch.nn.Linear.forward was replaced by another library"
     return None
+
+
+# --- layers -----------------------------------------------------------------
+
+
+def resembles_layer(target: Target) -> bool:
+    """Whether the target is a module with attention, then a gated block."""
+    return isinstance(target, nn.Module) and (
+        {"self_attn", "input_layernorm"} <= _vocabulary(class_of(target))
+    )
+
+
+def refuse_layer(cls: _Class) -> str | None:
+    return _differs(cls, forward_of(cls), llama.LlamaDecoderLayer, _LAYER)
+
+
+def refuse_step(layer: Any, classes: Collection[_Class] = ()) -> str | None:
+    """Refuse what the decode step does not know in a layer like Llama's.
+
+    Whether the rotation's tables are Llama's depends on `classes`, those in the
+    layer's model, if there are any.
+    """
+    for module, reason in _refused_parts(layer, classes):
+        cls = type(module)
+        if forward_of(cls) is not cls.forward:
+            return f"patch() was called for {cls.__name__}"
+        if reason:
+            return reason
+    return None
+
+
+def _refused_parts(
+    layer: Any, classes: Collection[_Class]
+) -> Iterator[tuple[nn.Module, str | None]]:
+    """Yield the parts of a layer, each with a reason not to compute with it."""
+    attention, mlp = layer.self_attn, layer.mlp
+
+    def left(module: nn.Module, reason: str | None) -> str | None:
+        return reason and f"its {type(module).__name__} is left alone"
+
+    cls = type(attention)
+    reason = refuse_rotation(cls)
+    if classes and not reason:
+        reason = refuse_tables(attention, classes)
+    yield attention, left(attention, reason) or _refuse_attention(attention)
+    reason = refuse_mlp(type(mlp)) or refuse_activation(mlp)
+    yield mlp, left(mlp, reason)
+    for norm in norms_of(layer):
+        reason = refuse_norm(type(norm)) or refuse_weight(norm)
+        yield norm, left(norm, reason)
+    for linear in linears_of(layer):
+        if type(linear) is not QuantizedLinear:
+            reason = refuse_linear(type(linear)) or refuse_weight(linear)
+            yield linear, left(linear, reason)
+
+
+def _refuse_attention(attention: Any) -> str | None:
+    cls: _Class = type(attention)
+    if all(
+        _differs(cls, forward_of(cls), other, expected)
+        for other, expected in _ATTENTIONS.items()
+    ):
+        known = ", ".join(other.__name__ for other in _ATTENTIONS)
+        return f"its {cls.__name__} computes what none of {known} does"
+    found = attention.config._attn_implementation
+    if found != "sdpa":
+        return f"its attention is {found}, expected sdpa"
+    return None
+
+
+def head_norms_of(attention: Any) -> list[Any]:
+    """Return the norms of queries' and keys' heads, if there are any."""
+    if "q_norm" not in _vocabulary(type(attention)):
+        return []
+    return [attention.q_norm, attention.k_norm]
+
+
+def rotates(attention: Any) -> bool:
+    """Whether this layer's queries and keys are rotated."""
+    return "use_rope" not in _vocabulary(type(attention)) or attention.use_rope
+
+
+def norms_of(layer: Any) -> list[Any]:
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    return norms + head_norms_of(layer.self_attn)
+
+
+def projections_of(layer: Any) -> list[Any]:
+    attention = layer.self_attn
+    return [attention.q_proj, attention.k_proj, attention.v_proj]
+
+
+def linears_of(layer: Any) -> list[Any]:
+    mlp = layer.mlp
+    return [
+        *projections_of(layer),
+        layer.self_attn.o_proj,
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    ]
 
 
 # --- losses -----------------------------------------------------------------

@@ -10,7 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from torch_foo.integrations.transformers import _forwards, _recognize
+from torch_foo.integrations.transformers import (
+    _decode,
+    _forwards,
+    _recognize,
+)
 from torch_foo.integrations.transformers._recognize import (
     MARK,
     Target,
@@ -63,6 +67,12 @@ REPLACEMENTS = {
         _recognize.refuse_weight,
         _forwards.linear_forward,
     ),
+    "decode": Replacement(
+        _recognize.resembles_layer,
+        _recognize.refuse_layer,
+        _recognize.refuse_step,
+        _decode.layer_forward,
+    ),
 }
 
 
@@ -79,6 +89,8 @@ class Mark:
         self.target = target
         self.kind = kind
         self.enabled = True
+        #: What the new forward has prepared for later calls.
+        self.prepared: Any = None
         self.original = forward_of(cls)
         self.inherited = "forward" not in vars(cls)
         self.forward = (

@@ -1,0 +1,167 @@
+"""Quantize the weights of a model, and bring the float ones back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_foo.integrations.transformers._recognize import MARK
+from torch_foo.integrations.transformers._replace import restore_forward
+from torch_foo.integrations.transformers._report import Report
+from torch_foo.nn import QuantizedEmbedding, QuantizedLinear
+from torch_foo.operators.base import DTYPES
+from torch_foo.operators.blocks import FORMATS
+from torch_foo.ops import quantize
+
+#: Formats by pattern of module names, or one for all.
+Rule = str | Mapping[str, str]
+
+# The attribute of a quantized module that keeps the original one: in a tuple,
+# so that it is no part of the model.
+_KEPT = "_torch_foo_original"
+
+_QUANTIZED = (QuantizedLinear, QuantizedEmbedding)
+
+
+def quantize_weights(
+    model: nn.Module, rule: Rule, keep: bool, report: Report
+) -> None:
+    """Replace the linear layers and embeddings that a rule is for."""
+    patterns = {"*": rule} if isinstance(rule, str) else dict(rule)
+    for format in patterns.values():
+        if format not in FORMATS:
+            names = ", ".join(map(repr, FORMATS))
+            raise ValueError(
+                "torch_foo.integrations.transformers.patch: weights has the "
+                f"format {format!r}, expected one of {names}"
+            )
+    modules = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear | nn.Embedding)
+    ]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name, _ in modules):
+            raise ValueError(
+                f"torch_foo.integrations.transformers.patch: {pattern!r} in "
+                "weights is the name of no linear layer or embedding"
+            )
+    # Those that share a weight, as embeddings and heads do, share the blocks.
+    formats: dict[int, str] = {}
+    for name, module in modules:
+        for pattern, format in patterns.items():
+            if _matches(name, pattern):
+                formats.setdefault(id(module.weight), format)
+                break
+    blocks: dict[int, Any] = {}
+    done: dict[nn.Module, nn.Module | None] = {}
+    for _, module in modules:
+        key = id(module.weight)
+        if key not in formats or module in done:
+            continue
+        done[module] = None
+        format = formats[key]
+        original = vars(module).get(_KEPT, (module,))[0]
+        name = type(original).__name__
+        reason = _refuse(module, original, format)
+        if reason:
+            report.left[name, reason] += 1
+            continue
+        if getattr(module, "format", None) != format:
+            restore_forward(original)
+            if key not in blocks:
+                blocks[key] = quantize(original.weight.detach(), format)
+            new = done[module] = _quantized(original, blocks[key], format)
+            blocks[key] = new.weight
+            if keep:
+                vars(new)[_KEPT] = (original,)
+        report.replaced[f"weights {format}", name] += 1
+    _put(model, {old: new for old, new in done.items() if new is not None})
+    if not keep and any(done.values()):
+        report.notes.append(
+            "the float weights are gone: unpatch() cannot bring them back "
+            "(keep=True keeps them)"
+        )
+
+
+def restore_weights(model: nn.Module) -> tuple[int, int]:
+    """Bring back what was kept; return the numbers of those and of others."""
+    modules = [m for m in model.modules() if type(m) in _QUANTIZED]
+    kept = {m: vars(m)[_KEPT][0] for m in modules if _KEPT in vars(m)}
+    for module, original in kept.items():
+        original.train(module.training)
+    _put(model, kept)
+    return len(kept), len(modules) - len(kept)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern is for a module, whose last names may be enough."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def _refuse(module: Any, original: Any, format: str) -> str | None:
+    """Return why a module cannot be quantized to a format, or None."""
+    if type(module) in _QUANTIZED and (
+        module.format == format or original is not module
+    ):
+        return None
+    if type(module) in _QUANTIZED:
+        return (
+            f"its weight is {module.format} already, and the float one is gone"
+        )
+    cls = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
+    if type(module) is not cls:
+        return f"it is not a torch.nn.{cls.__name__}"
+    weight = module.weight
+    if type(weight) is not nn.Parameter or weight.dtype not in DTYPES:
+        dtype = str(weight.dtype).removeprefix("torch.")
+        return (
+            f"its weight is a {type(weight).__name__} of {dtype}, expected a "
+            "plain parameter of floating point"
+        )
+    if not weight.is_cpu:
+        return f"its weight is on {weight.device.type}, expected the CPU"
+    elements = FORMATS[format].elements
+    if weight.shape[-1] % elements:
+        return (
+            f"its rows have {weight.shape[-1]} numbers, expected a multiple of "
+            f"{elements} for {format}"
+        )
+    if getattr(module, "max_norm", None) is not None:
+        return f"its max_norm is {module.max_norm}, expected None"
+    mark = vars(module).get(MARK)
+    if "forward" in vars(module) and (mark is None or not mark.is_in_place()):
+        return "its forward was already replaced by another library"
+    if any(
+        hooks for name, hooks in vars(module).items() if name.endswith("_hooks")
+    ):
+        return "it has hooks"
+    return None
+
+
+def _quantized(module: Any, blocks: Tensor, format: str) -> Any:
+    """Return a module like another, with a weight of blocks."""
+    new: nn.Module
+    if isinstance(module, nn.Linear):
+        new = QuantizedLinear(blocks, format, module.bias)
+    else:
+        dtype = module.weight.dtype
+        new = QuantizedEmbedding(blocks, format, module.padding_idx, dtype)
+    return new.train(module.training)
+
+
+def _put(model: nn.Module, replacements: dict[Any, Any]) -> None:
+    """Replace modules wherever they are in a model."""
+    for parent in list(model.modules()):
+        for name, child in _children(parent):
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            yield name, child

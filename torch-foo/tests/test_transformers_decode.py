@@ -1,0 +1,611 @@
+"""The decode step: the same tokens, and who may look into a model."""
+
+import copy
+import io
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+transformers = pytest.importorskip("transformers")
+
+# These imports would fail without transformers.
+from torch_foo.integrations.transformers import (  # noqa: E402
+    _decode,
+    patch,
+    unpatch,
+)
+from transformers import DynamicCache, StaticCache  # noqa: E402
+from transformers.generation.streamers import BaseStreamer  # noqa: E402
+
+STEPPING = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
+LAYERS = 2
+
+
+def make(family: str = "llama", seed: int = 0, **options: object) -> nn.Module:
+    """Make a tiny model with random weights."""
+    settings = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+    }
+    config = transformers.AutoConfig.for_model(family, **settings | options)
+    torch.manual_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Count the layers that the decode step computes."""
+    count = []
+    call = _decode._Plan.__call__
+
+    def counted(*args):
+        count.append(args)
+        return call(*args)
+
+    monkeypatch.setattr(_decode._Plan, "__call__", counted)
+    return count
+
+
+def prompt(rows: int = 2, length: int = 20) -> dict[str, torch.Tensor]:
+    """Make sequences, all but the last with padding on the left."""
+    ids = torch.randint(1, 97, (rows, length))
+    mask = torch.ones_like(ids)
+    for row in range(rows - 1):
+        mask[row, : 3 + row % 5] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+class Streamer(BaseStreamer):
+    """Collect the tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        pass
+
+
+WAYS = {
+    "greedy": {},
+    "sampled": {"do_sample": True, "top_k": 5},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"num_beams": 2, "do_sample": True},
+    "several": {"do_sample": True, "num_return_sequences": 4},
+    "penalty": {"repetition_penalty": 1.3},
+    "lookup": {"prompt_lookup_num_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", STEPPING)
+def test_same_tokens(family, way, steps):
+    model = make(family)
+    settings = {"max_new_tokens": 12, "do_sample": False, **WAYS[way]}
+    # Candidates from the prompt are for one sequence.
+    inputs = prompt(1 if way == "lookup" else 2)
+
+    def generate() -> torch.Tensor:
+        torch.manual_seed(0)
+        return model.generate(**inputs, **settings)
+
+    expected = generate()
+    patch(model)
+    assert torch.equal(generate(), expected)
+    assert len(steps) >= LAYERS * (1 if way == "lookup" else 11)
+    assert unpatch(model)
+    assert torch.equal(generate(), expected)
+
+
+def test_streaming(steps):
+    model = make()
+    inputs = {"input_ids": torch.randint(1, 97, (1, 5))}
+    tokens = []
+    for _ in range(2):
+        streamer = Streamer()
+        model.generate(
+            **inputs, max_new_tokens=9, do_sample=False, streamer=streamer
+        )
+        tokens.append(streamer.tokens)
+        patch(model)
+    assert tokens[0] == tokens[1]
+    assert len(steps) == 9 * LAYERS  # a short prompt, too
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", STEPPING)
+def test_16_bits_compute_the_same_as_module_by_module(family, dtype, steps):
+    model, inputs = make(family).to(dtype), prompt()
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    settings |= {"return_dict_in_generate": True, "output_logits": True}
+    patch(model, decode=False)
+    expected = model.generate(**inputs, **settings)
+    assert not steps
+    patch(model)
+    actual = model.generate(**inputs, **settings)
+    assert len(steps) == 7 * LAYERS
+    for a, b in zip(actual.logits, expected.logits, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# --- who looks into a model -------------------------------------------------
+
+
+def cached(model: nn.Module, length: int = 20) -> dict:
+    """Return the arguments of a decode step."""
+    with torch.no_grad():
+        ids = torch.arange(1, length + 1).view(1, -1)
+        output = model(ids, use_cache=True)
+    name = "cache" if "cache" in output else "past_key_values"
+    return {name: output[name], "input_ids": ids[:, :1], "use_cache": True}
+
+
+def step(model: nn.Module, length: int = 20, **more: object) -> torch.Tensor:
+    arguments = cached(model, length)
+    with torch.no_grad():
+        return model(**arguments, **more).logits
+
+
+PARTS = [
+    "self_attn",
+    "mlp",
+    "mlp.act_fn",
+    "mlp.down_proj",
+    "self_attn.q_proj",
+    "input_layernorm",
+    "post_attention_layernorm",
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_hooks_inside_of_a_layer(part, steps):
+    model = make()
+    expected = step(model)
+    patch(model)
+    module = model.model.layers[0].get_submodule(part)
+    calls = []
+    arguments = cached(model)
+    for register in (
+        module.register_forward_hook,
+        module.register_forward_pre_hook,
+    ):
+        calls.clear()
+        hook = register(lambda *_: calls.append(1))
+        steps.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(model(**arguments).logits, expected)
+        assert calls
+        assert len(steps) == LAYERS - 1  # the other layers are not observed
+        hook.remove()
+        arguments = cached(model)
+    step(model)
+    assert len(steps) == LAYERS - 1 + LAYERS
+
+
+def test_hooks_on_all_modules(steps):
+    model = make()
+    patch(model)
+    seen = set()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: seen.add(type(module).__name__)
+    )
+    try:
+        step(model)
+    finally:
+        hook.remove()
+    assert {"LlamaMLP", "LlamaRMSNorm", "LlamaAttention"} <= seen
+    assert not steps
+
+
+def test_a_forward_that_another_library_put_there(steps):
+    model = make()
+    expected = step(model)
+    patch(model)
+    for part in PARTS:
+        module = model.model.layers[0].get_submodule(part)
+        before = vars(module).get("forward")
+        inner, calls = module.forward, []
+
+        def forward(*args, inner=inner, calls=calls, **more):
+            calls.append(1)
+            return inner(*args, **more)
+
+        module.forward = forward
+        steps.clear()
+        torch.testing.assert_close(step(model), expected)
+        assert calls, part
+        assert len(steps) == LAYERS - 1, part
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+    steps.clear()
+    step(model)
+    assert len(steps) == LAYERS
+
+
+def test_modules_that_are_replaced(steps):
+    model, other = make(), make(seed=1)
+    patch(model)
+    step(model)
+    for name in ("self_attn.v_proj", "mlp.up_proj", "mlp"):
+        for m in (model, make()):
+            parent, _, child = name.rpartition(".")
+            layer = m.model.layers[1]
+            new = copy.deepcopy(other.model.layers[1].get_submodule(name))
+            setattr(layer.get_submodule(parent), child, new)
+            if m is model:
+                actual = step(m)
+            else:
+                m.load_state_dict(model.state_dict())
+                torch.testing.assert_close(actual, step(m))
+
+
+def test_gradients(steps):
+    model = make()
+    patch(model)
+    arguments = cached(model)
+    steps.clear()
+    logits = model(**arguments).logits
+    logits.sum().backward()
+    assert model.model.layers[0].mlp.up_proj.weight.grad is not None
+    assert not steps
+
+
+@pytest.mark.parametrize("output", ["attentions", "hidden_states"])
+def test_outputs_of_layers(output, steps):
+    model = make()
+    if output == "attentions":
+        model.set_attn_implementation("eager")
+    arguments = [cached(model) for _ in range(2)]
+    outputs = []
+    for inputs in arguments:
+        with torch.no_grad():
+            outputs.append(model(**inputs, **{f"output_{output}": True}))
+        patch(model)
+    expected, actual = (o[output] for o in outputs)
+    assert len(expected) == len(actual) == LAYERS + (output != "attentions")
+    for a, b in zip(expected, actual, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_attention_of_another_kind(steps):
+    model = make()
+    patch(model)
+    model.set_attn_implementation("eager")
+    step(model)
+    assert not steps
+    reason = "its attention is eager, expected sdpa"
+    assert patch(model).left == {("LlamaDecoderLayer", reason): LAYERS}
+
+
+def test_training_and_autocast(steps):
+    model = make(attention_dropout=0.5)
+    patch(model)
+    arguments = cached(model)
+    steps.clear()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        model(**arguments)
+    model.train()
+    step(model)
+    assert not steps
+
+
+@pytest.mark.parametrize(("rows", "used"), [(16, True), (17, False)])
+def test_rows(rows, used, steps):
+    model = make()
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    inputs = prompt(rows)
+    expected = model.generate(**inputs, **settings)
+    patch(model)
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    assert bool(steps) is used
+
+
+def test_a_static_cache_is_left_to_transformers(steps):
+    model = make()
+    patch(model)
+    inputs, settings = prompt(), {"max_new_tokens": 4, "do_sample": False}
+    settings["disable_compile"] = True
+    expected = make().generate(**inputs, **settings)
+    actual = model.generate(**inputs, **settings, cache_implementation="static")
+    assert torch.equal(actual, expected)
+    assert not steps
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compile(compiled):
+    model = make()
+    expected = step(model)
+    patch(model)
+    run = torch.compile(model, backend="eager") if compiled else model
+    torch.testing.assert_close(step(run), expected)
+
+
+# --- weights ----------------------------------------------------------------
+
+
+def joined(model: nn.Module) -> int:
+    """Count the layers in which gate and up have one memory."""
+    return sum(
+        _decode._adjoining(
+            [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]
+        )
+        is not None
+        for layer in model.model.layers
+    )
+
+
+def test_parameters_stay_what_they_are():
+    model = make("qwen2")  # which has biases
+    before = dict(model.named_parameters())
+    values = {name: p.detach().clone() for name, p in before.items()}
+    patch(model)
+    assert joined(model) == LAYERS
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name]
+        assert torch.equal(parameter, values[name])
+    unpatch(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, values[name])
+
+
+def test_memory_that_others_see_stays_where_it_is():
+    model = make()
+    state = model.state_dict()
+    patch(model)
+    assert joined(model) == 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3)
+    assert all((tensor == 3).all() for tensor in state.values())
+
+
+def test_weights_that_change(steps):
+    model, other = make(), make(seed=1)
+    patch(model)
+    before = step(model)
+    assert steps
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(step(model), step(other))
+    for layer in model.model.layers:  # of its own memory
+        weight = layer.mlp.up_proj.weight
+        weight.data = weight.data * 2
+    with torch.no_grad():
+        for layer in other.model.layers:
+            layer.mlp.up_proj.weight *= 2
+    torch.testing.assert_close(step(model), step(other))
+    assert (step(model) - before).abs().max() > 1e-3
+    model.bfloat16()
+    other.bfloat16()
+    steps.clear()
+    torch.testing.assert_close(step(model), step(other), atol=0.02, rtol=0.02)
+    assert len(steps) == LAYERS
+
+
+def test_weights_of_any_strides(steps):
+    model, other = make(), make()
+    patch(model)
+    for name in ("self_attn.o_proj", "self_attn.k_proj", "mlp.up_proj"):
+        weight = model.model.layers[0].get_submodule(name).weight
+        weight.data = weight.data.t().contiguous().t()
+    torch.testing.assert_close(step(model), step(other))
+    assert len(steps) == LAYERS
+
+
+def test_weights_of_two_dtypes(steps):
+    model, other = make(), make()
+    for m in (model, other):
+        m.model.layers[0].self_attn.k_proj.bfloat16()
+        m.model.layers[1].mlp.bfloat16()
+    patch(model)
+    for m in (model, other):
+        with pytest.raises(RuntimeError, match="dtype"):
+            step(m)
+
+
+def through_torch(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        through_torch,
+    ],
+)
+def test_copies(way, steps):
+    model = make()
+    patch(model)
+    expected = step(model)
+    steps.clear()
+    twin = way(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(step(twin), expected)
+    assert len(steps) == LAYERS
+
+
+def test_a_replica_of_a_layer(steps):
+    model = make()
+    patch(model)
+    step(model)
+    layer = model.model.layers[0]
+    twin = layer._replicate_for_data_parallel()
+    twin.mlp = copy.deepcopy(layer.mlp)
+    nn.init.zeros_(twin.mlp.down_proj.weight)
+    model.model.layers[0] = twin
+    actual = step(model)
+    nn.init.zeros_(layer.mlp.down_proj.weight)
+    model.model.layers[0] = layer
+    torch.testing.assert_close(actual, step(model))
+
+
+def test_patch_in_inference_mode_then_train():
+    model = make()
+    with torch.inference_mode():
+        patch(model)
+    ids = torch.ones(1, 20, dtype=torch.int64)
+    model(ids, labels=ids).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def test_saved_with_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = make()
+    patch(model)
+    model.save_pretrained(tmp_path / "model")
+    loaded = type(model).from_pretrained(tmp_path / "model")
+    safetensors.save_file(model.model.state_dict(), tmp_path / "state")
+    state = safetensors.load_file(tmp_path / "state")
+    for name, tensor in model.model.state_dict().items():
+        assert torch.equal(state[name], tensor)
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+
+# --- caches -----------------------------------------------------------------
+
+
+def tokens_after(model, cache, ids: list[int]) -> torch.Tensor:
+    """Return the logits of tokens that are given one by one."""
+    name = "cache" if "cache" in cached(model) else "past_key_values"
+    with torch.no_grad():
+        return torch.stack(
+            [
+                model(
+                    torch.tensor([[i]]), use_cache=True, **{name: cache}
+                ).logits.flatten()
+                for i in ids
+            ]
+        )
+
+
+def forked(model, fork) -> list[torch.Tensor]:
+    """Return the logits of two ends of a text after the same beginning."""
+    first = DynamicCache()
+    tokens_after(model, first, [*range(1, 30)])
+    second = fork(first)
+    ends = [first, [3, 4, 5]], [second, [6, 7]], [first, [8]], [second, [9]]
+    return [tokens_after(model, *end) for end in ends]
+
+
+def shallow(cache):
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
+
+
+def cropped(cache):
+    twin = copy.deepcopy(cache)
+    twin.crop(-2)
+    return twin
+
+
+@pytest.mark.parametrize("fork", [copy.deepcopy, shallow, cropped])
+def test_forks_of_a_cache(fork, steps):
+    model = make()
+    expected = forked(model, fork)
+    patch(model)
+    for a, b in zip(forked(model, fork), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert steps
+
+
+def test_states_that_were_given_out_never_change(steps):
+    model = make()
+    patch(model)
+    cache = DynamicCache()
+    tokens_after(model, cache, [*range(1, 30)])
+    held = [
+        tensor
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+    ]
+    values = [tensor.clone() for tensor in held]
+    cache.crop(-5)
+    tokens_after(model, cache, [*range(50, 60)])
+    assert all(map(torch.equal, held, values))
+
+
+def test_a_cache_appends_in_place(steps):
+    model = make()
+    patch(model)
+    cache = DynamicCache()
+    tokens_after(model, cache, [1, 2, 3])
+    pointers = set()
+    for token in range(40):
+        tokens_after(model, cache, [token])
+        pointers.add(cache.layers[0].keys.data_ptr())
+    assert len(pointers) == 1
+    assert cache.get_seq_length() == 43
+
+
+def test_a_cache_of_inference_mode_outside_of_it(steps):
+    model = make()
+    expected = forked(model, copy.deepcopy)[0]
+    patch(model)
+    with torch.inference_mode():
+        cache = DynamicCache()
+        tokens_after(model, cache, [*range(1, 30)])
+    actual = tokens_after(model, cache, [3, 4, 5])
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_cache_of_another_batch_is_refused(steps):
+    model = make()
+    patch(model)
+    arguments = cached(model)
+    arguments["input_ids"] = torch.ones(2, 1, dtype=torch.int64)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        model(**arguments)
+
+
+def test_a_window_slides(steps):
+    settings = {"sliding_window": 8, "max_position_embeddings": 64}
+    model, inputs = make("mistral", **settings), prompt()
+    expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    patch(model)
+    actual = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    assert torch.equal(actual, expected)
+    assert len(steps) == 11 * LAYERS
+
+
+def test_a_static_cache_given_by_the_user(steps):
+    model = make()
+    name = "cache" if "cache" in cached(model) else "past_key_values"
+    results = []
+    for _ in range(2):
+        cache = StaticCache(config=model.config, max_cache_len=32)
+        with torch.no_grad():
+            results.append(model(torch.ones(1, 4).long(), **{name: cache}))
+        patch(model)
+    torch.testing.assert_close(*(r.logits for r in results))
+    assert not steps
+
+
+def test_prompts_of_every_length():
+    model, other = make(), make()
+    patch(model)
+    for length, seq in itertools.product((1, 3, 15, 16, 17), (1, 2)):
+        ids = torch.randint(1, 97, (seq, length))
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, other(ids).logits)

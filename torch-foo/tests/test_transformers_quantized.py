@@ -1,0 +1,280 @@
+"""Models whose weights patch() quantizes."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch_foo
+from torch import nn
+
+transformers = pytest.importorskip("transformers")
+
+# These imports would fail without transformers.
+from torch_foo.integrations.transformers import (  # noqa: E402
+    _decode,
+    patch,
+    unpatch,
+)
+from torch_foo.nn import QuantizedEmbedding, QuantizedLinear  # noqa: E402
+
+LAYERS = 2
+LINEARS = 7 * LAYERS + 1
+GONE = pytest.warns(UserWarning, match="their float weights are gone")
+
+
+def make(family: str = "llama", **options: object) -> nn.Module:
+    """Make a tiny model with random weights."""
+    settings = {
+        "vocab_size": 97,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+    }
+    config = transformers.AutoConfig.for_model(family, **settings | options)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def dequantized(model: nn.Module, format: str, dtype: torch.dtype) -> nn.Module:
+    """Return a model of floats whose weights hold what blocks can hold."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in twin.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                blocks = torch_foo.quantize(module.weight, format)
+                module.weight.copy_(torch_foo.dequantize(blocks, format))
+    return twin.to(dtype)
+
+
+def logits(model: nn.Module, seq: int = 30) -> torch.Tensor:
+    ids = torch.arange(1, seq + 1).view(1, -1)
+    with torch.no_grad():
+        return model(ids).logits
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("format", ["q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite"])
+def test_results(family, format, tied):
+    model = make(family, tie_word_embeddings=tied)
+    exact = logits(dequantized(model, format, torch.float64))
+    report = patch(model, weights=format)
+    assert report.replaced[f"weights {format}", "Linear"] == LINEARS
+    assert report.replaced[f"weights {format}", "Embedding"] == 1
+    assert type(model.lm_head) is QuantizedLinear
+    assert type(model.model.embed_tokens) is QuantizedEmbedding
+    shared = model.lm_head.weight is model.model.embed_tokens.weight
+    assert shared is tied
+    # Activations are rounded to 8 bits.
+    error = (logits(model) - exact).norm() / exact.norm()
+    assert error < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_decode_step(dtype, monkeypatch):
+    model = make("qwen2").to(dtype)
+    patch(model, weights="q8_0")
+    other = copy.deepcopy(model)
+    patch(other, decode=False)
+    for layer in other.model.layers:
+        with pytest.warns(UserWarning, match="stay quantized"):
+            unpatch(layer)
+    patch(other, decode=False)
+    steps, call = [], _decode._Plan.__call__
+    monkeypatch.setattr(
+        _decode._Plan, "__call__", lambda *a: steps.append(1) or call(*a)
+    )
+    settings = {"max_new_tokens": 10, "do_sample": False}
+    ids = torch.randint(1, 97, (2, 20))
+    expected = other.generate(ids, **settings)
+    assert not steps
+    assert torch.equal(model.generate(ids, **settings), expected)
+    assert len(steps) == 9 * LAYERS
+
+
+def test_one_product_for_what_has_one_input():
+    model = make()
+    patch(model, weights="q4_0")
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for linears in (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (mlp.gate_proj, mlp.up_proj),
+        ):
+            weights = [linear.weight for linear in linears]
+            assert _decode._adjoining(weights) is not None
+
+
+def test_rules():
+    model = make(hidden_size=256, tie_word_embeddings=False)
+    report = patch(
+        model,
+        weights={
+            "lm_head": "q6_k",
+            "mlp.up_proj": "q4_0",
+            "*.1.mlp.*": "q4_1",
+            "self_attn.*": "q4_k",
+        },
+    )
+    layers = model.model.layers
+    assert model.lm_head.format == "q6_k"
+    assert layers[1].mlp.up_proj.format == "q4_0"  # the first that matches
+    assert layers[1].mlp.gate_proj.format == "q4_1"
+    assert type(layers[0].mlp.gate_proj) is nn.Linear
+    assert layers[0].self_attn.o_proj.format == "q4_k"
+    assert type(model.model.embed_tokens) is nn.Embedding
+    assert report.replaced["weights q4_k", "Linear"] == 4 * LAYERS
+    # Heads that share their weight with an embedding do so after it.
+    model = make(tie_word_embeddings=True)
+    patch(model, weights={"lm_head": "q8_0"})
+    assert model.model.embed_tokens.weight is model.lm_head.weight
+
+
+def test_what_cannot_be_quantized_is_left():
+    model = make(intermediate_size=90)
+    hooked = model.model.layers[0].self_attn.k_proj
+    hooked.register_forward_hook(lambda *_: None)
+    calls = model.model.layers[0].self_attn.v_proj
+    calls.forward = calls.forward
+    model.lm_head = nn.utils.parametrizations.weight_norm(model.lm_head)
+    model.model.embed_tokens.max_norm = 1.0
+    left = patch(model, weights="q8_0").left
+    reason = "its rows have 90 numbers, expected a multiple of 32 for q8_0"
+    assert left["Linear", reason] == LAYERS
+    assert left["Linear", "it has hooks"] == 1
+    reason = "its forward was already replaced by another library"
+    assert left["Linear", reason] >= 1
+    assert left["ParametrizedLinear", "it is not a torch.nn.Linear"] >= 1
+    assert left["Embedding", "its max_norm is 1.0, expected None"] == 1
+    logits(model)
+    left = patch(make().to("meta"), weights="q8_0").left
+    assert left["Linear", "its weight is on meta, expected the CPU"] == LINEARS
+
+
+def test_wrong_rules():
+    with pytest.raises(ValueError, match="the format 'q9', expected one of"):
+        patch(make(), weights="q9")
+    with pytest.raises(ValueError, match="'head' in weights is the name of no"):
+        patch(make(), weights={"head": "q8_0"})
+    with pytest.raises(TypeError, match="not the class LlamaForCausalLM"):
+        patch(transformers.LlamaForCausalLM, weights="q8_0")
+    model = make()
+    assert type(model.lm_head) is nn.Linear
+
+
+def test_twice():
+    model = make()
+    assert "the float weights are gone" in str(patch(model, weights="q8_0"))
+    blocks = model.lm_head.weight
+    again = patch(model, weights="q8_0")
+    assert not again.left
+    assert model.lm_head.weight is blocks
+    other = patch(model, weights="q4_0")
+    reason = "its weight is q8_0 already, and the float one is gone"
+    assert other.left["QuantizedLinear", reason] == LINEARS
+    assert model.lm_head.format == "q8_0"
+    with GONE:
+        assert unpatch(model)
+    assert model.lm_head.format == "q8_0"
+
+
+def test_keep():
+    model = make(tie_word_embeddings=True)
+    before = dict(model.named_parameters())
+    expected = logits(model)
+    names = list(model.state_dict())
+    for format in ("q8_0", "q4_0", "q4_0"):
+        report = patch(model, weights=format, keep=True)
+        assert not report.left
+        assert not report.notes
+        assert model.lm_head.format == format
+        assert "lm_head" in dict(model.named_modules())
+        assert list(model.state_dict()) == names
+    model = copy.deepcopy(model)
+    assert unpatch(model) > LINEARS
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(logits(model), expected)
+    with pytest.warns(UserWarning, match="is not patched"):
+        unpatch(model)
+
+
+def through_torch(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        through_torch,
+    ],
+)
+def test_copies(way):
+    model = make()
+    patch(model, weights="q4_1")
+    twin = way(model)
+    assert torch.equal(logits(twin), logits(model))
+    assert torch.equal(logits(twin, 1), logits(model, 1))
+
+
+def test_another_dtype():
+    model = make()
+    patch(model, weights="q8_0")
+    blocks = {
+        n: m.weight for n, m in model.named_modules() if hasattr(m, "format")
+    }
+    model.bfloat16()
+    assert logits(model).dtype == torch.bfloat16
+    for name, weight in blocks.items():
+        assert model.get_submodule(name).weight is weight
+        assert weight.dtype == torch.uint8
+
+
+def test_saved_weights(tmp_path):
+    model = make()
+    patch(model, weights="q4_0")
+    model.save_pretrained(tmp_path)
+    twin = make()
+    patch(twin, weights="q4_0")
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    from safetensors.torch import load_file
+
+    twin.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(logits(twin), logits(model))
+
+
+def test_what_is_not_quantized_trains():
+    """As adapters do, beside a frozen quantized weight."""
+    model = make("qwen2")
+    patch(model, weights="q8_0")
+    model.train()
+    ids = torch.randint(1, 97, (2, 9))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.5)
+    losses = []
+    for _ in range(5):
+        loss = model(ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None for p in parameters)
+    assert losses[-1] < losses[0]
+    with pytest.raises(RuntimeError, match="floating point"):
+        model.requires_grad_(True)
