@@ -3,10 +3,10 @@
 // x is rounded to 8 bits first, so that products are those of bytes. Four rows
 // of weight are unpacked to bytes together and transposed: a vector's 16 bytes
 // are 4 columns of each of the 4 rows, and so are the sums of 4 products that
-// instructions for bytes make. Thus a sum over 32 columns becomes a float in one
-// step for all 4 rows, and there are no sums across a vector before the end. The
-// 16-byte parts of a vector belong to different blocks of weight; x is stored in
-// the order in which they come.
+// instructions for bytes make. Thus a sum over 32 columns becomes a float in
+// one step for all 4 rows, and there are no sums across a vector before the
+// end. The 16-byte parts of a vector belong to different blocks of weight; x is
+// stored in the order in which they come.
 //
 // Unpacked bytes go through a buffer in the L1 cache, for one row of x as for
 // many, and never to memory.
@@ -39,11 +39,11 @@ namespace foo_core {
 namespace {
 
 constexpr std::int64_t kGroup = 32;  // columns of x with one scale
-constexpr int kQuad = 4;             // rows of weight that are multiplied at once
+constexpr int kQuad = 4;  // rows of weight that are multiplied at once
 
 /// Quads at a time. With few rows of x, reading weight takes the time: there is
-/// one quad, whose rows are read in long pieces. With many, arithmetic does, and
-/// what is loaded of x is used for several quads.
+/// one quad, whose rows are read in long pieces. With many, arithmetic does,
+/// and what is loaded of x is used for several quads.
 constexpr int kMostQuads = 4;
 constexpr std::int64_t kFewRows = 8;
 
@@ -132,7 +132,8 @@ constexpr int kParts = kBytes / 16;         // which belong to different blocks
 constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 constexpr int kQuads = 2;
 
-// --- formats: how the bytes of a row become vectors ----------------------------
+// --- formats: how the bytes of a row become vectors
+// ----------------------------
 
 // A unit is kGroups groups that share bytes, in pieces of 16. Piece p of unit u
 // begins Offset(u, p) bytes after its row. Expand makes half e of group g of a
@@ -253,8 +254,7 @@ struct Layout<Q4_K> {
       uint32_t words[3], bytes[4];
       hwy::CopyBytes<12>(block + 4, words);
       bytes[0] = words[0] & 0x3F3F3F3F;
-      bytes[1] =
-          (words[2] & 0x0F0F0F0F) | ((words[0] >> 6 & 0x03030303) << 4);
+      bytes[1] = (words[2] & 0x0F0F0F0F) | ((words[0] >> 6 & 0x03030303) << 4);
       bytes[2] = words[1] & 0x3F3F3F3F;
       bytes[3] =
           (words[2] >> 4 & 0x0F0F0F0F) | ((words[1] >> 6 & 0x03030303) << 4);
@@ -305,7 +305,8 @@ HWY_INLINE int64_t Place(int64_t g) {
   return step * kParts + unit % kParts;
 }
 
-// --- rounding x ------------------------------------------------------------------
+// --- rounding x
+// ------------------------------------------------------------------
 
 template <class T>
 void LoadGroup(Row x, int64_t begin, float* y) {
@@ -326,7 +327,8 @@ HWY_INLINE float RoundGroup(const float* x, int8_t* q) {
   const DF d;
   const DI32 di;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  // The bits without the sign are ordered like the numbers, with NaN at the end.
+  // The bits without the sign are ordered like the numbers, with NaN at the
+  // end.
   auto most_bits = hn::Zero(di);
   for (int64_t i = 0; i < kGroup; i += lanes) {
     const auto bits = hn::BitCast(di, hn::Abs(hn::LoadU(d, x + i)));
@@ -392,7 +394,8 @@ void RoundRow(Row x, int64_t k, QuantizedLoad load, int64_t row,
   }
 }
 
-// --- unpacking weight --------------------------------------------------------------
+// --- unpacking weight
+// --------------------------------------------------------------
 
 /// What is unpacked of four rows of weight. Vectors come in the order of x's
 /// groups: for each step of kParts groups there are two halves of 4 vectors, of
@@ -532,7 +535,8 @@ HWY_INLINE void Unpack(const uint8_t* const* rows, int64_t begin, int64_t count,
   }
 }
 
-// --- products --------------------------------------------------------------------
+// --- products
+// --------------------------------------------------------------------
 
 /// Column i of 4, repeated for each of 4 rows of weight.
 template <int i>
@@ -542,8 +546,8 @@ HWY_INLINE hn::Vec<DI8> Columns(hn::Vec<DI8> x) {
 }
 
 /// Sums of products of bytes of w, of kBits, and of x. Without an instruction
-/// that adds 4 products, sums of 16 bits hold those of 8 vectors with 4 bits, or
-/// of 2 with 6.
+/// that adds 4 products, sums of 16 bits hold those of 8 vectors with 4 bits,
+/// or of 2 with 6.
 template <int kBits>
 struct ByteSums {
 #if HWY_TARGET <= HWY_AVX3_DL
@@ -573,7 +577,8 @@ struct ByteSums {
     if constexpr (kBits == 4) {
       low = hn::Add(low, hn::Add(Products(w0, x0), Products(w1, x1)));
     } else if constexpr (kBits == 6) {
-      sum = hn::Add(sum, Widened(hn::Add(Products(w0, x0), Products(w1, x1)), 1));
+      sum =
+          hn::Add(sum, Widened(hn::Add(Products(w0, x0), Products(w1, x1)), 1));
     } else {
       low = hn::Add(low, hn::Add(Products(Nibbles(w0, 0), x0),
                                  Products(Nibbles(w1, 0), x1)));
@@ -648,9 +653,11 @@ HWY_INLINE void Multiply(const QuantizedRows& x, int64_t row, int64_t step,
           }
         }
       };
-      add(0, [](auto all) HWY_ATTR { return Columns<0>(all); },
+      add(
+          0, [](auto all) HWY_ATTR { return Columns<0>(all); },
           [](auto all) HWY_ATTR { return Columns<1>(all); });
-      add(2, [](auto all) HWY_ATTR { return Columns<2>(all); },
+      add(
+          2, [](auto all) HWY_ATTR { return Columns<2>(all); },
           [](auto all) HWY_ATTR { return Columns<3>(all); });
     };
     const auto add_products = [&](int e) HWY_ATTR {
@@ -659,9 +666,8 @@ HWY_INLINE void Multiply(const QuantizedRows& x, int64_t row, int64_t step,
         for (int n = 0; n < kQs; ++n) {
           const auto of_w = hn::LoadU(
               df, weight[n].scale + (s * L::kScales + e) * kParts * 4);
-          total[r][n] =
-              hn::MulAdd(hn::ConvertTo(df, products[r][n].Total()),
-                         hn::Mul(of_x, of_w), total[r][n]);
+          total[r][n] = hn::MulAdd(hn::ConvertTo(df, products[r][n].Total()),
+                                   hn::Mul(of_x, of_w), total[r][n]);
         }
       }
     };
@@ -741,8 +747,8 @@ void MultiplyTile(const QuantizedTile& tile) {
       Unpack<L>(rows, begin, count, next, unpacked[n]);
     }
     const int64_t step = begin / kParts;
-    const int64_t steps = (count + kParts * L::kGroups - 1) /
-                          (kParts * L::kGroups) * L::kGroups;
+    const int64_t steps =
+        (count + kParts * L::kGroups - 1) / (kParts * L::kGroups) * L::kGroups;
     int64_t n = 0;
     for (; n + kQuads <= quads; n += kQuads) {
       MultiplyRows<L, kQuads>(tile.x, tile.rows, step, steps, unpacked + n,
@@ -842,9 +848,8 @@ void multiply_exactly(const Call& call, const QuantizedKernels& kernels,
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     for (; begin < end; ++begin) {
       const Row bias = row_at(call.bias, begin * stride_of(call.bias, 0));
-      const double start = bias.data == nullptr
-                               ? 0
-                               : *static_cast<const double*>(bias.data);
+      const double start =
+          bias.data == nullptr ? 0 : *static_cast<const double*>(bias.data);
       Walker<2> at(call.nest, call.nest.ndim, 0);
       for (std::int64_t row = 0; row < call.rows; ++row, at.next()) {
         const Row x = row_at(&call.x, at.offset(0));
@@ -863,15 +868,14 @@ void multiply_panel(const Call& call, std::int64_t first, std::int64_t count,
                     const QuantizedKernels& kernels,
                     const QuantizedRows& rounded, const CpuThreads& threads) {
   const auto of_dtype = FOO_CORE_DISPATCH(LinearDType)(call.x.dtype);
-  threads.for_ranges(
-      count, call.k, [&](std::int64_t begin, std::int64_t end) {
-        Walker<2> at(call.nest, call.nest.ndim, first + begin);
-        for (; begin < end; ++begin) {
-          kernels.round(row_at(&call.x, at.offset(0)), call.k, of_dtype.load,
-                        begin, rounded);
-          if (begin + 1 < end) at.next();
-        }
-      });
+  threads.for_ranges(count, call.k, [&](std::int64_t begin, std::int64_t end) {
+    Walker<2> at(call.nest, call.nest.ndim, first + begin);
+    for (; begin < end; ++begin) {
+      kernels.round(row_at(&call.x, at.offset(0)), call.k, of_dtype.load, begin,
+                    rounded);
+      if (begin + 1 < end) at.next();
+    }
+  });
   const int quads = count < kFewRows ? 1 : kMostQuads;
   const std::int64_t columns = quads * kQuad;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
@@ -884,10 +888,10 @@ void multiply_panel(const Call& call, std::int64_t first, std::int64_t count,
       const Row bias = row_at(call.bias, column * stride_of(call.bias, 0));
       Walker<2> at(call.nest, call.nest.ndim, first);
       for (std::int64_t row = 0; row < count; ++row) {
-        const MutableRow out = row_at(
-            &call.out, at.offset(1) + column * last_stride(call.out));
-        of_dtype.store(y + row * columns,
-                        {bias.data, stride_of(call.bias, 0)}, out, n);
+        const MutableRow out =
+            row_at(&call.out, at.offset(1) + column * last_stride(call.out));
+        of_dtype.store(y + row * columns, {bias.data, stride_of(call.bias, 0)},
+                       out, n);
         if (row + 1 < count) at.next();
       }
     }
@@ -951,7 +955,8 @@ void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
   }
   QuantizedRows rounded;
   rounded.sums = kernels.sums;
-  rounded.groups = (k / kGroup + kernels.step - 1) / kernels.step * kernels.step;
+  rounded.groups =
+      (k / kGroup + kernels.step - 1) / kernels.step * kernels.step;
   const std::int64_t groups = std::min(rows, kPanel) * rounded.groups;
   rounded.q = static_cast<std::int8_t*>(scratch);
   rounded.scale = reinterpret_cast<float*>(rounded.q + groups * kGroup);
