@@ -51,6 +51,7 @@ _ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
 
 # With AVX-512, torch uses instructions for products of bfloat16.
 _IS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 #: torch_foo.linear beats torch up to this many rows.
 MOST_ROWS = {
     torch.float32: 16,
