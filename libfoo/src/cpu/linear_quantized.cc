@@ -3,10 +3,10 @@
 // x is rounded to 8 bits first, so that products are those of bytes. Four rows
 // of weight are unpacked to bytes together and transposed: a vector's 16 bytes
 // are 4 columns of each of the 4 rows, and so are the sums of 4 products that
-// instructions for bytes make. Thus a sum over 32 columns becomes a float in one
-// step for all 4 rows, and there are no sums across a vector before the end. The
-// 16-byte parts of a vector belong to different blocks of weight; x is stored in
-// the order in which they come.
+// instructions for bytes make. Thus a sum over 32 columns becomes a float in
+// one step for all 4 rows, and there are no sums across a vector before the
+// end. The 16-byte parts of a vector belong to different blocks of weight; x is
+// stored in the order in which they come.
 //
 // Unpacked bytes go through a buffer in the L1 cache, for one row of x as for
 // many, and never to memory.
@@ -39,11 +39,11 @@ namespace foo_core {
 namespace {
 
 constexpr std::int64_t kGroup = 32;  // columns of x with one scale
-constexpr int kQuad = 4;             // rows of weight that are multiplied at once
+constexpr int kQuad = 4;  // rows of weight that are multiplied at once
 
 /// Quads at a time. With few rows of x, reading weight takes the time: there is
-/// one quad, whose rows are read in long pieces. With many, arithmetic does, and
-/// what is loaded of x is used for several quads.
+/// one quad, whose rows are read in long pieces. With many, arithmetic does,
+/// and what is loaded of x is used for several quads.
 constexpr int kMostQuads = 4;
 constexpr std::int64_t kFewRows = 8;
 
@@ -132,23 +132,34 @@ constexpr int kParts = kBytes / 16;         // which belong to different blocks
 constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 constexpr int kQuads = 2;
 
-// --- formats: how the bytes of a row become vectors ----------------------------
+// --- formats: how the bytes of a row become vectors
 
 // A unit is kGroups groups that share bytes, in pieces of 16. Piece p of unit u
 // begins Offset(u, p) bytes after its row. Expand makes half e of group g of a
 // unit, in kBits without a sign: the number plus kOffset, unless kHasMinimum.
-// Scales writes the scales of groups [begin, begin + n) of a row, kScales for
-// each, and their minima.
+// Scales writes the scales of groups [begin, begin + n) of 4 rows, kScales for
+// each group and row, and their minima, in the order of x's groups; then zeros.
 
-/// Reads float16 numbers that are `stride` bytes apart.
-HWY_INLINE void LoadHalves(const uint8_t* p, int64_t stride, int64_t n,
-                           float* x) {
-  HWY_ALIGN hwy::float16_t halves[kMostGroups];
-  for (int64_t i = 0; i < n; ++i) hwy::CopyBytes<2>(p + i * stride, halves + i);
+/// Scales or minima of groups [begin, begin + n) of 4 rows, as [groups][4],
+/// where each is a float16 `offset` bytes after its block. Zeros follow, up to
+/// `padded` groups.
+template <class Format>
+HWY_INLINE void LoadHalves(const uint8_t* const* rows, int64_t begin, int64_t n,
+                           int64_t padded, int64_t offset, float* to) {
+  HWY_ALIGN hwy::float16_t halves[kMostGroups * kQuad];
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t at = (begin + i) * Format::kBytes + offset;
+    for (int r = 0; r < kQuad; ++r) {
+      hwy::CopyBytes<2>(rows[r] + at, halves + i * kQuad + r);
+    }
+  }
+  hwy::ZeroBytes(halves + n * kQuad,
+                 static_cast<size_t>(padded - n) * kQuad * sizeof(halves[0]));
   const int64_t step = Lanes<float>();
+  const int64_t count = padded * kQuad;
   int64_t i = 0;
-  for (; i + step <= n; i += step) Store(Load(halves + i), x + i);
-  if (i < n) StoreN(LoadN(halves + i, n - i), x + i, n - i);
+  for (; i + step <= count; i += step) Store(Load(halves + i), to + i);
+  if (i < count) StoreN(LoadN(halves + i, count - i), to + i, count - i);
 }
 
 /// Computes n products of bytes and d; n is a multiple of 8.
@@ -162,6 +173,62 @@ HWY_INLINE void ScaleBytes(const T* bytes, int64_t n, float d, float* x) {
     const auto v = hn::PromoteTo(di, hn::LoadU(db, bytes + i));
     hn::StoreU(hn::Mul(hn::ConvertTo(df, v), hn::Set(df, d)), df, x + i);
   }
+}
+
+/// Where group g of a row of x is stored.
+template <class L>
+HWY_INLINE int64_t Place(int64_t g) {
+  const int64_t unit = g / L::kGroups;
+  const int64_t step = unit / kParts * L::kGroups + g % L::kGroups;
+  return step * kParts + unit % kParts;
+}
+
+/// Stores floats of 4 rows, kScales for each group, as [groups][4] in the order
+/// of x's groups.
+template <class L, int kScales>
+HWY_INLINE void Interleave(const float (*rows)[kMostGroups * 2], int64_t count,
+                           float* to) {
+  const hn::FixedTag<float, 4> d;
+  const hn::Repartition<uint64_t, decltype(d)> d64;
+  for (int64_t i = 0; i < count * kScales; i += 4) {
+    const auto a = hn::LoadU(d, rows[0] + i), b = hn::LoadU(d, rows[1] + i);
+    const auto c = hn::LoadU(d, rows[2] + i), e = hn::LoadU(d, rows[3] + i);
+    const auto ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+    const auto ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
+    const auto ab1 = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+    const auto ce1 = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
+    const auto store = [&](int64_t at, auto v) HWY_ATTR {
+      int64_t place;
+      if constexpr (kScales == 1) {
+        place = Place<L>(at);
+      } else {
+        const int64_t group = Place<L>(at / 2);
+        place = (group / kParts * 2 + at % 2) * kParts + group % kParts;
+      }
+      hn::StoreU(hn::BitCast(d, v), d, to + place * 4);
+    };
+    store(i, hn::InterleaveLower(d64, ab, ce));
+    store(i + 1, hn::InterleaveUpper(d64, ab, ce));
+    store(i + 2, hn::InterleaveLower(d64, ab1, ce1));
+    store(i + 3, hn::InterleaveUpper(d64, ab1, ce1));
+  }
+}
+
+/// Scales of 4 rows by the scales of one: f(row, scale, minimum).
+template <class L, class F>
+HWY_INLINE void InterleaveRows(const uint8_t* const* rows, int64_t n,
+                               int64_t padded, float* scale, float* minimum,
+                               F of_row) {
+  HWY_ALIGN float scales[kQuad][kMostGroups * 2];
+  HWY_ALIGN float minima[kQuad][kMostGroups * 2];
+  for (int r = 0; r < kQuad; ++r) {
+    of_row(rows[r], scales[r], minima[r]);
+    for (int64_t i = n * L::kScales; i < padded * L::kScales; ++i) {
+      scales[r][i] = minima[r][i] = 0;
+    }
+  }
+  Interleave<L, L::kScales>(scales, padded, scale);
+  if constexpr (L::kHasMinimum) Interleave<L, 1>(minima, padded, minimum);
 }
 
 template <class Format>
@@ -182,9 +249,10 @@ struct Layout<Q8_0> : LayoutOf32 {
   static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
     return hn::Xor(pieces[e], hn::Set(D8(), 128));
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float*) {
-    LoadHalves(row + begin * Q8_0::kBytes, Q8_0::kBytes, n, scale);
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float*) {
+    LoadHalves<Q8_0>(rows, begin, n, padded, 0, scale);
   }
 };
 
@@ -208,9 +276,10 @@ struct Layout<Q4_0> : LayoutOf32 {
   static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
     return Nibbles(pieces[0], e);
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float*) {
-    LoadHalves(row + begin * Q4_0::kBytes, Q4_0::kBytes, n, scale);
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float*) {
+    LoadHalves<Q4_0>(rows, begin, n, padded, 0, scale);
   }
 };
 
@@ -225,10 +294,11 @@ struct Layout<Q4_1> : LayoutOf32 {
   static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
     return Nibbles(pieces[0], e);
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float* minimum) {
-    LoadHalves(row + begin * Q4_1::kBytes, Q4_1::kBytes, n, scale);
-    LoadHalves(row + begin * Q4_1::kBytes + 2, Q4_1::kBytes, n, minimum);
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float* minimum) {
+    LoadHalves<Q4_1>(rows, begin, n, padded, 0, scale);
+    LoadHalves<Q4_1>(rows, begin, n, padded, 2, minimum);
   }
 };
 
@@ -244,8 +314,8 @@ struct Layout<Q4_K> {
   static HWY_INLINE V8 Expand(const V8* pieces, int g, int e) {
     return Nibbles(pieces[e], g);
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float* minimum) {
+  static HWY_INLINE void ScalesOfRow(const uint8_t* row, int64_t begin,
+                                     int64_t n, float* scale, float* minimum) {
     const uint8_t* block = row + begin / 8 * Q4_K::kBytes;
     for (int64_t i = 0; i < n; i += 8, block += Q4_K::kBytes) {
       const float d = LoadHalf(block), m = -LoadHalf(block + 2);
@@ -253,8 +323,7 @@ struct Layout<Q4_K> {
       uint32_t words[3], bytes[4];
       hwy::CopyBytes<12>(block + 4, words);
       bytes[0] = words[0] & 0x3F3F3F3F;
-      bytes[1] =
-          (words[2] & 0x0F0F0F0F) | ((words[0] >> 6 & 0x03030303) << 4);
+      bytes[1] = (words[2] & 0x0F0F0F0F) | ((words[0] >> 6 & 0x03030303) << 4);
       bytes[2] = words[1] & 0x3F3F3F3F;
       bytes[3] =
           (words[2] >> 4 & 0x0F0F0F0F) | ((words[1] >> 6 & 0x03030303) << 4);
@@ -263,6 +332,14 @@ struct Layout<Q4_K> {
       ScaleBytes(single, 8, d, scale + i);
       ScaleBytes(single + 8, 8, m, minimum + i);
     }
+  }
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float* minimum) {
+    InterleaveRows<Layout>(
+        rows, n, padded, scale, minimum,
+        [&](const uint8_t* row, float* scales, float* minima)
+            HWY_ATTR { ScalesOfRow(row, begin, n, scales, minima); });
   }
 };
 
@@ -286,8 +363,8 @@ struct Layout<Q6_K> {
     return hn::Or(Nibbles(pieces[g % 2 * 2 + e], g / 2),
                   hn::And(hn::BitCast(D8(), high), hn::Set(D8(), 48)));
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float*) {
+  static HWY_INLINE void ScalesOfRow(const uint8_t* row, int64_t begin,
+                                     int64_t n, float* scale, float*) {
     const uint8_t* block = row + begin / 8 * Q6_K::kBytes;
     for (int64_t i = 0; i < n; i += 8, block += Q6_K::kBytes) {
       const float d = LoadHalf(block + 208);
@@ -295,17 +372,17 @@ struct Layout<Q6_K> {
                  scale + 2 * i);
     }
   }
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float* minimum) {
+    InterleaveRows<Layout>(
+        rows, n, padded, scale, minimum,
+        [&](const uint8_t* row, float* scales, float* minima)
+            HWY_ATTR { ScalesOfRow(row, begin, n, scales, minima); });
+  }
 };
 
-/// Where group g of a row of x is stored.
-template <class L>
-HWY_INLINE int64_t Place(int64_t g) {
-  const int64_t unit = g / L::kGroups;
-  const int64_t step = unit / kParts * L::kGroups + g % L::kGroups;
-  return step * kParts + unit % kParts;
-}
-
-// --- rounding x ------------------------------------------------------------------
+// --- rounding x
 
 template <class T>
 void LoadGroup(Row x, int64_t begin, float* y) {
@@ -326,7 +403,8 @@ HWY_INLINE float RoundGroup(const float* x, int8_t* q) {
   const DF d;
   const DI32 di;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  // The bits without the sign are ordered like the numbers, with NaN at the end.
+  // The bits without the sign are ordered like the numbers, with NaN at the
+  // end.
   auto most_bits = hn::Zero(di);
   for (int64_t i = 0; i < kGroup; i += lanes) {
     const auto bits = hn::BitCast(di, hn::Abs(hn::LoadU(d, x + i)));
@@ -392,7 +470,7 @@ void RoundRow(Row x, int64_t k, QuantizedLoad load, int64_t row,
   }
 }
 
-// --- unpacking weight --------------------------------------------------------------
+// --- unpacking weight
 
 /// What is unpacked of four rows of weight. Vectors come in the order of x's
 /// groups: for each step of kParts groups there are two halves of 4 vectors, of
@@ -401,37 +479,6 @@ struct Unpacked {
   uint8_t* q;
   float *scale, *minimum;
 };
-
-/// Stores floats of 4 rows, kScales for each group, as [groups][4] in the order
-/// of x's groups.
-template <class L, int kScales>
-HWY_INLINE void Interleave(const float (*rows)[kMostGroups * 2], int64_t count,
-                           float* to) {
-  const hn::FixedTag<float, 4> d;
-  const hn::Repartition<uint64_t, decltype(d)> d64;
-  for (int64_t i = 0; i < count * kScales; i += 4) {
-    const auto a = hn::LoadU(d, rows[0] + i), b = hn::LoadU(d, rows[1] + i);
-    const auto c = hn::LoadU(d, rows[2] + i), e = hn::LoadU(d, rows[3] + i);
-    const auto ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
-    const auto ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
-    const auto ab1 = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
-    const auto ce1 = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
-    const auto store = [&](int64_t at, auto v) HWY_ATTR {
-      int64_t place;
-      if constexpr (kScales == 1) {
-        place = Place<L>(at);
-      } else {
-        const int64_t group = Place<L>(at / 2);
-        place = (group / kParts * 2 + at % 2) * kParts + group % kParts;
-      }
-      hn::StoreU(hn::BitCast(d, v), d, to + place * 4);
-    };
-    store(i, hn::InterleaveLower(d64, ab, ce));
-    store(i + 1, hn::InterleaveUpper(d64, ab, ce));
-    store(i + 2, hn::InterleaveLower(d64, ab1, ce1));
-    store(i + 3, hn::InterleaveUpper(d64, ab1, ce1));
-  }
-}
 
 /// Piece p of units [unit, unit + kParts) of a row; zeros beyond the last.
 template <class L, bool kWhole>
@@ -498,19 +545,10 @@ HWY_INLINE void UnpackUnits(const uint8_t* const* rows, int64_t unit,
 template <class L>
 HWY_INLINE void Unpack(const uint8_t* const* rows, int64_t begin, int64_t count,
                        int64_t next, const Unpacked& to) {
-  HWY_ALIGN float scales[kQuad][kMostGroups * 2];
-  HWY_ALIGN float minima[kQuad][kMostGroups * 2];
   // Interleave takes 4 at a time.
   constexpr int64_t kStep = HWY_MAX(4, kParts * L::kGroups);
   const int64_t padded = (count + kStep - 1) / kStep * kStep;
-  for (int r = 0; r < kQuad; ++r) {
-    L::Scales(rows[r], begin, count, scales[r], minima[r]);
-    for (int64_t i = count * L::kScales; i < padded * L::kScales; ++i) {
-      scales[r][i] = minima[r][i] = 0;
-    }
-  }
-  Interleave<L, L::kScales>(scales, padded, to.scale);
-  if constexpr (L::kHasMinimum) Interleave<L, 1>(minima, padded, to.minimum);
+  L::Scales(rows, begin, count, padded, to.scale, to.minimum);
   const int64_t units = (begin + count) / L::kGroups;
   uint8_t* q = to.q;
   for (int64_t unit = begin / L::kGroups; unit < units; unit += kParts) {
@@ -532,7 +570,7 @@ HWY_INLINE void Unpack(const uint8_t* const* rows, int64_t begin, int64_t count,
   }
 }
 
-// --- products --------------------------------------------------------------------
+// --- products
 
 /// Column i of 4, repeated for each of 4 rows of weight.
 template <int i>
@@ -542,8 +580,8 @@ HWY_INLINE hn::Vec<DI8> Columns(hn::Vec<DI8> x) {
 }
 
 /// Sums of products of bytes of w, of kBits, and of x. Without an instruction
-/// that adds 4 products, sums of 16 bits hold those of 8 vectors with 4 bits, or
-/// of 2 with 6.
+/// that adds 4 products, sums of 16 bits hold those of 8 vectors with 4 bits,
+/// or of 2 with 6.
 template <int kBits>
 struct ByteSums {
 #if HWY_TARGET <= HWY_AVX3_DL
@@ -573,7 +611,8 @@ struct ByteSums {
     if constexpr (kBits == 4) {
       low = hn::Add(low, hn::Add(Products(w0, x0), Products(w1, x1)));
     } else if constexpr (kBits == 6) {
-      sum = hn::Add(sum, Widened(hn::Add(Products(w0, x0), Products(w1, x1)), 1));
+      sum =
+          hn::Add(sum, Widened(hn::Add(Products(w0, x0), Products(w1, x1)), 1));
     } else {
       low = hn::Add(low, hn::Add(Products(Nibbles(w0, 0), x0),
                                  Products(Nibbles(w1, 0), x1)));
@@ -648,9 +687,11 @@ HWY_INLINE void Multiply(const QuantizedRows& x, int64_t row, int64_t step,
           }
         }
       };
-      add(0, [](auto all) HWY_ATTR { return Columns<0>(all); },
+      add(
+          0, [](auto all) HWY_ATTR { return Columns<0>(all); },
           [](auto all) HWY_ATTR { return Columns<1>(all); });
-      add(2, [](auto all) HWY_ATTR { return Columns<2>(all); },
+      add(
+          2, [](auto all) HWY_ATTR { return Columns<2>(all); },
           [](auto all) HWY_ATTR { return Columns<3>(all); });
     };
     const auto add_products = [&](int e) HWY_ATTR {
@@ -659,9 +700,8 @@ HWY_INLINE void Multiply(const QuantizedRows& x, int64_t row, int64_t step,
         for (int n = 0; n < kQs; ++n) {
           const auto of_w = hn::LoadU(
               df, weight[n].scale + (s * L::kScales + e) * kParts * 4);
-          total[r][n] =
-              hn::MulAdd(hn::ConvertTo(df, products[r][n].Total()),
-                         hn::Mul(of_x, of_w), total[r][n]);
+          total[r][n] = hn::MulAdd(hn::ConvertTo(df, products[r][n].Total()),
+                                   hn::Mul(of_x, of_w), total[r][n]);
         }
       }
     };
@@ -741,8 +781,8 @@ void MultiplyTile(const QuantizedTile& tile) {
       Unpack<L>(rows, begin, count, next, unpacked[n]);
     }
     const int64_t step = begin / kParts;
-    const int64_t steps = (count + kParts * L::kGroups - 1) /
-                          (kParts * L::kGroups) * L::kGroups;
+    const int64_t steps =
+        (count + kParts * L::kGroups - 1) / (kParts * L::kGroups) * L::kGroups;
     int64_t n = 0;
     for (; n + kQuads <= quads; n += kQuads) {
       MultiplyRows<L, kQuads>(tile.x, tile.rows, step, steps, unpacked + n,
@@ -842,9 +882,8 @@ void multiply_exactly(const Call& call, const QuantizedKernels& kernels,
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     for (; begin < end; ++begin) {
       const Row bias = row_at(call.bias, begin * stride_of(call.bias, 0));
-      const double start = bias.data == nullptr
-                               ? 0
-                               : *static_cast<const double*>(bias.data);
+      const double start =
+          bias.data == nullptr ? 0 : *static_cast<const double*>(bias.data);
       Walker<2> at(call.nest, call.nest.ndim, 0);
       for (std::int64_t row = 0; row < call.rows; ++row, at.next()) {
         const Row x = row_at(&call.x, at.offset(0));
@@ -863,15 +902,14 @@ void multiply_panel(const Call& call, std::int64_t first, std::int64_t count,
                     const QuantizedKernels& kernels,
                     const QuantizedRows& rounded, const CpuThreads& threads) {
   const auto of_dtype = FOO_CORE_DISPATCH(LinearDType)(call.x.dtype);
-  threads.for_ranges(
-      count, call.k, [&](std::int64_t begin, std::int64_t end) {
-        Walker<2> at(call.nest, call.nest.ndim, first + begin);
-        for (; begin < end; ++begin) {
-          kernels.round(row_at(&call.x, at.offset(0)), call.k, of_dtype.load,
-                        begin, rounded);
-          if (begin + 1 < end) at.next();
-        }
-      });
+  threads.for_ranges(count, call.k, [&](std::int64_t begin, std::int64_t end) {
+    Walker<2> at(call.nest, call.nest.ndim, first + begin);
+    for (; begin < end; ++begin) {
+      kernels.round(row_at(&call.x, at.offset(0)), call.k, of_dtype.load, begin,
+                    rounded);
+      if (begin + 1 < end) at.next();
+    }
+  });
   const int quads = count < kFewRows ? 1 : kMostQuads;
   const std::int64_t columns = quads * kQuad;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
@@ -884,10 +922,10 @@ void multiply_panel(const Call& call, std::int64_t first, std::int64_t count,
       const Row bias = row_at(call.bias, column * stride_of(call.bias, 0));
       Walker<2> at(call.nest, call.nest.ndim, first);
       for (std::int64_t row = 0; row < count; ++row) {
-        const MutableRow out = row_at(
-            &call.out, at.offset(1) + column * last_stride(call.out));
-        of_dtype.store(y + row * columns,
-                        {bias.data, stride_of(call.bias, 0)}, out, n);
+        const MutableRow out =
+            row_at(&call.out, at.offset(1) + column * last_stride(call.out));
+        of_dtype.store(y + row * columns, {bias.data, stride_of(call.bias, 0)},
+                       out, n);
         if (row + 1 < count) at.next();
       }
     }
@@ -951,7 +989,8 @@ void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
   }
   QuantizedRows rounded;
   rounded.sums = kernels.sums;
-  rounded.groups = (k / kGroup + kernels.step - 1) / kernels.step * kernels.step;
+  rounded.groups =
+      (k / kGroup + kernels.step - 1) / kernels.step * kernels.step;
   const std::int64_t groups = std::min(rows, kPanel) * rounded.groups;
   rounded.q = static_cast<std::int8_t*>(scratch);
   rounded.scale = reinterpret_cast<float*>(rounded.q + groups * kGroup);

@@ -40,7 +40,7 @@ void set(const char* target);
   ([] {                                                                    \
     static constexpr decltype(&HWY_STATIC_DISPATCH(FUNCTION)) kTable[] = { \
         FOO_CORE_CHOOSE_AVX3_DL(FUNCTION), HWY_CHOOSE_AVX3(FUNCTION),      \
-        HWY_CHOOSE_AVX2(FUNCTION), HWY_CHOOSE_SSE4(FUNCTION),              \
-        HWY_CHOOSE_SSE2(FUNCTION), HWY_CHOOSE_FALLBACK(FUNCTION)};         \
+        HWY_CHOOSE_AVX2(FUNCTION),         HWY_CHOOSE_SSE4(FUNCTION),      \
+        HWY_CHOOSE_SSE2(FUNCTION),         HWY_CHOOSE_FALLBACK(FUNCTION)}; \
     return kTable[::foo_core::simd::current()];                            \
   }())
