@@ -130,6 +130,7 @@ def test_lazy_bits():
         lambda z: z.conj().imag + 1,
         lambda z: z.conj().mul_(2j),
         lambda z: z.copy_(z.conj().clone()),
+        lambda z: (z * z.conj(), z.exp(), z.cumsum(0), z.real.neg()),
         lambda z: torch.mm(z, z.mT, out=torch.empty_like(z @ z.mT).conj()),
     ):
         assert not isinstance(agree(call, z)[0], str)
