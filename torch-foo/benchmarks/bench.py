@@ -69,6 +69,11 @@ def parse() -> argparse.Namespace:
         help="measure only the overhead of a call: 4 elements, by grad mode",
     )
     parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="measure only products with weights of 4 and 8 bits: 1 to 16 rows",
+    )
+    parser.add_argument(
         "--scaling",
         action="store_true",
         help="measure only torch_foo, with 1 thread and with --threads",
@@ -134,14 +139,15 @@ def parse() -> argparse.Namespace:
 
 
 def check(parser: Parser, options: argparse.Namespace) -> None:
-    if options.device == "cuda" and (options.calls or options.scaling):
-        parser.error("--calls and --scaling need --device cpu")
+    only = [k for k in ("calls", "scaling", "weights") if getattr(options, k)]
+    if options.device == "cuda" and only:
+        parser.error("--calls, --scaling and --weights need --device cpu")
+    if len(only) > 1:
+        parser.error(f"--{only[0]} and --{only[1]}: one of them")
     if options.threads < 1:
         parser.error("--threads must be at least 1")
     if options.scaling and options.threads == 1:
         parser.error("--scaling needs --threads of at least 2")
-    if options.scaling and options.calls:
-        parser.error("--scaling: --calls are of one thread")
     if options.warm_allocator and platform.libc_ver()[0] != "glibc":
         parser.error("--warm-allocator: the C library is not glibc")
     check_device(parser, options)
@@ -167,9 +173,15 @@ def check(parser: Parser, options: argparse.Namespace) -> None:
             parser.error(f"--{option}: cannot write to {file}")
     if options.plot is None:
         return
-    if options.calls or options.scaling or options.device == "cuda":
+    if (
+        options.calls
+        or options.scaling
+        or options.weights
+        or (options.device == "cuda")
+    ):
         parser.error(
-            "--plot: there is none of --calls, --scaling and --device cuda"
+            "--plot: there is none of --calls, --scaling, --weights and "
+            "--device cuda"
         )
     if Path(options.plot).suffix not in (".png", ".svg", ".pdf"):
         parser.error("--plot: the file must end in .png, .svg or .pdf")
@@ -259,7 +271,8 @@ class Results(list):
 
 
 def run_calls(options: argparse.Namespace, results: Results) -> None:
-    for case in cases.call_cases():
+    make = cases.weight_cases if options.weights else cases.call_cases
+    for case in make():
         with case.mode():
             times, skipped = measure(case.calls, options.seconds)
         results.add(report.results_of(case, times, skipped))
@@ -377,7 +390,9 @@ def main() -> None:
         keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    kind = "calls" if options.calls else "scaling" if options.scaling else ""
+    kind = "scaling" if options.scaling else ""
+    if options.calls or options.weights:
+        kind = "calls"
     start = time.monotonic()
     facts = report.environment()
     if options.device == "cuda":
@@ -386,7 +401,8 @@ def main() -> None:
         facts |= report.gpu() | {"copy_gb_per_s": round(rate / 1e9, 1)}
     print(report.heading(kind, facts), flush=True)
     results = Results(options, facts)
-    (run_calls if options.calls else run_operators)(options, results)
+    is_list = options.calls or options.weights
+    (run_calls if is_list else run_operators)(options, results)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     if options.plot:
         import plot  # needs matplotlib

@@ -5,7 +5,7 @@ are other ways to the same result. torch.compile gets the eager composition.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -330,3 +330,59 @@ def call_cases() -> list[Case]:
         }
         cases.append(Case(f"rms_norm, {name}", calls, mode))
     return cases
+
+
+def weight_cases() -> Iterator[Case]:
+    """Products with weights of 8 and 4 bits, which no cache holds.
+
+    The others' are the most similar that torch has: of int8 with a scale for
+    each row, and of 4 bits with a scale and a zero for each 32; and of float32
+    and bfloat16.
+    """
+    for n, k in ((4096, 4096), (11008, 4096)):
+        weight = torch.randn(n, k)
+        peers = (weight, weight.bfloat16())
+        for bits, format in ((8, "q8_0"), (4, "q4_0")):
+            for rows in (1, 4, 16):
+                x = torch.randn(rows, k)
+                ours = torch_foo.quantize(weight, format)
+                functions = {
+                    "torch_foo": (
+                        partial(torch_foo.linear_quantized, x, format=format),
+                        (ours,),
+                    ),
+                    "float32": (partial(F.linear, x), (peers[0],)),
+                    "bfloat16": (partial(F.linear, x.bfloat16()), (peers[1],)),
+                    f"aten int{bits}": packed(x.bfloat16(), weight, bits),
+                }
+                yield Case(
+                    f"{rows}x{n}x{k} {format}",
+                    {name: copied(*call) for name, call in functions.items()},
+                    torch.inference_mode,
+                )
+
+
+def packed(x: Tensor, weight: Tensor, bits: int) -> tuple[Function, Tensors]:
+    """Return torch's product of packed weights of any values."""
+    n, k = weight.shape
+    if bits == 8:
+        q = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+        return partial(torch._weight_int8pack_mm, x), (
+            q,
+            weight[:, 0].bfloat16(),
+        )
+    q = torch.randint(0, 16, (n, k), dtype=torch.int32)
+    scales = torch.ones(k // 32, n, 2, dtype=torch.bfloat16)
+
+    def product(q: Tensor, scales: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, q, 32, scales)
+
+    return product, (torch._convert_weight_to_int4pack_for_cpu(q, 1), scales)
+
+
+def copied(function: Function, tensors: Tensors) -> Rotation:
+    """Call with copies in turn, which together have 256 MiB."""
+    count = max(2, (256 << 20) // size(tensors))
+    return Rotation(
+        [partial(function, *(t.clone() for t in tensors)) for _ in range(count)]
+    )

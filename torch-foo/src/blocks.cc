@@ -60,19 +60,6 @@ Shape scaled(const char* op, const Argument& argument, std::int64_t divisor,
   return shape;
 }
 
-void dequantize_into(const char* op, const Tensor& blocks, BlockFormat format,
-                     const Tensor& out) {
-  const WholeRows whole(op, blocks);
-  launch(blocks, foo_core::dequantize, view(whole), format, mutable_view(out));
-}
-
-Shape check_dequantize(const char* op, const Tensor& blocks,
-                       BlockFormat format) {
-  check_argument(op, {"blocks", blocks}, DType::kUInt8, {"blocks", blocks});
-  return scaled(op, {"blocks", blocks}, foo_core::block_bytes(format),
-                foo_core::block_elements(format), format);
-}
-
 void check(const Tensor& x, const Tensor& weight,
            const std::optional<Tensor>& bias) {
   const char* op = "linear_quantized";
@@ -113,19 +100,14 @@ Tensor quantize(const Tensor& weight, const std::string& format) {
 Tensor dequantize(const Tensor& blocks, const std::string& format) {
   const char* op = "dequantize";
   const BlockFormat parsed = parse(op, format);
-  const Shape shape = check_dequantize(op, blocks, parsed);
+  check_argument(op, {"blocks", blocks}, DType::kUInt8, {"blocks", blocks});
+  const Shape shape =
+      scaled(op, {"blocks", blocks}, foo_core::block_bytes(parsed),
+             foo_core::block_elements(parsed), parsed);
   Tensor out = empty(op, shape, DType::kFloat32, blocks);
-  dequantize_into(op, blocks, parsed, out);
+  const WholeRows whole(op, blocks);
+  launch(blocks, foo_core::dequantize, view(whole), parsed, mutable_view(out));
   return out;
-}
-
-void dequantize_out(const Tensor& blocks, const std::string& format,
-                    const Tensor& out) {
-  const char* op = "dequantize";
-  const BlockFormat parsed = parse(op, format);
-  check_dequantize(op, blocks, parsed);
-  check_argument(op, {"out", out}, DType::kFloat32, {"blocks", blocks});
-  dequantize_into(op, blocks, parsed, out);
 }
 
 Tensor linear_quantized(const Tensor& x, const Tensor& weight,

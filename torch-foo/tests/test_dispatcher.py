@@ -786,6 +786,8 @@ def batched(tensor: Tensor, dim: int | None, size: int = 3) -> Tensor:
         return tensor
     if tensor.dtype == torch.int64:  # indices, which stay in their range
         return torch.stack([tensor.roll(i) for i in range(size)], dim)
+    if tensor.dtype == torch.uint8:  # blocks, which stay whole
+        return torch.stack([tensor.roll(i, 0) for i in range(size)], dim)
     factors = [1.0 + i for i in range(size)]
     return torch.stack([tensor * f + f for f in factors], dim)
 
@@ -961,14 +963,15 @@ def test_mixed_dtypes(with_several, device, dtypes, autocast):
     for args, tensors in mixed_leaves(case, dtypes, device):
         function = case.of_leaves(args)
         leaves = [t.requires_grad_() for t in tensors]
-        if case.op == "linear" and not autocast:
+        is_linear = case.op in ("linear", "linear_quantized")
+        if is_linear and not autocast:
             with pytest.raises(RuntimeError, match="has dtype"):
                 function(*leaves)
             continue
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             got = tree_leaves(function(*leaves))
         formula = case.reference
-        if case.op == "linear":  # brings them to the widest
+        if is_linear:  # autocast brings them to the widest
             leaves = [t.to(torch.promote_types(*dtypes)) for t in leaves]
         expected = tree_leaves(formula(*case.with_leaves(args, leaves)))
         assert_close(got, expected)

@@ -435,6 +435,19 @@ def test_metadata_that_is_wrong(good, tmp_path, never_mapped):
     for key, (x, message) in cases.items():
         raw = written({**metadata, key: x}, tensors)
         assert message in refused(raw, tmp_path)
+    for wrong in (7, ["llama"]):
+        raw = written({**metadata, "general.architecture": wrong}, tensors)
+        assert "expected one of llama, qwen2" in refused(raw, tmp_path)
+    numbers = bytearray(written({**metadata, "own.key": 2**31}, tensors))
+    place = numbers.index(string("own.key")) + 15
+    struct.pack_into("<IIQ", numbers, place, 9, 9, 1)  # an array of arrays
+    assert "'own.key' is an array of the unknown type 9" in refused(
+        bytes(numbers), tmp_path
+    )
+    numbers = bytearray(good)  # an array of numbers in place of a string
+    place = numbers.index(b"general.architecture") + 20
+    struct.pack_into("<IIQ", numbers, place, 9, 0, 1)
+    refused(bytes(numbers), tmp_path)
     twice = written({**metadata, "general.architecturf": "llama"}, tensors)
     twice = twice.replace(b"architecturf", b"architecture")
     assert "is there twice" in refused(twice, tmp_path)

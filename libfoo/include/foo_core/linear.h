@@ -9,9 +9,8 @@
 /// rounded once; float64 is computed in float64. Strides are arbitrary. A row
 /// is one slice along the last dimension.
 ///
-/// With a few rows of float32, or one row of a 16-bit type, reading weight from
-/// memory takes all the time. With many rows the arithmetic does, and a BLAS is
-/// faster.
+/// With up to about 16 rows, reading weight from memory takes most of the time.
+/// With many rows the arithmetic does, and a BLAS is faster.
 ///
 /// out must not overlap any other argument, or InvalidArgument is thrown.
 #pragma once

@@ -200,6 +200,8 @@ class Case {
     for (std::int64_t& size : sizes) size = input.byte() % 5;
     sizes[kN] = sizes[kN] * 5 + sizes[kHalf];
     sizes[kOne] = 1;
+    sizes[kBlockBytes] = sizes[kBlocked] % 3 * 34;
+    sizes[kBlocked] = sizes[kBlocked] % 3 * 32;
     fill_ = options / 128 != 0 ? 0x11 : 0;
     std::memset(arena(), fill_, kArena);
 

@@ -129,11 +129,13 @@ TEST(DTypes, SizesAndNames) {
   EXPECT_EQ(item_size(DType::kBFloat16), 2);
   EXPECT_EQ(item_size(DType::kInt8), 1);
   EXPECT_EQ(item_size(DType::kInt64), 8);
-  EXPECT_EQ(item_size(static_cast<DType>(6)), 0);
+  EXPECT_EQ(item_size(DType::kUInt8), 1);
+  EXPECT_EQ(item_size(static_cast<DType>(7)), 0);
   EXPECT_STREQ(name(DType::kFloat32), "float32");
   EXPECT_STREQ(name(DType::kFloat64), "float64");
   EXPECT_STREQ(name(DType::kFloat16), "float16");
   EXPECT_STREQ(name(DType::kBFloat16), "bfloat16");
+  EXPECT_STREQ(name(DType::kUInt8), "uint8");
   EXPECT_STREQ(name(static_cast<DType>(-1)), "invalid");
 }
 

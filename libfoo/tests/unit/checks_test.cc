@@ -86,7 +86,7 @@ constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
 class ValidCall {
  public:
   explicit ValidCall(const Operator& op) : op_(op) {
-    constexpr std::int64_t kSizesOf[kSizes] = {1, 3, 2, 6, 2, 4, 1};
+    constexpr std::int64_t kSizesOf[kSizes] = {1, 3, 2, 6, 2, 4, 1, 32, 34};
     for (const Parameter& parameter : op.parameters) {
       Shape sizes;
       for (const Size size : parameter.shape) sizes.push_back(kSizesOf[size]);
@@ -198,7 +198,7 @@ TEST(EveryOperator, RefusesDimensions) {
 
 TEST(EveryOperator, RefusesDTypes) {
   for_each_parameter([](ValidCall& call, std::size_t i, TensorView& view) {
-    for (const int number : {-1, 6, 1 << 30}) {
+    for (const int number : {-1, 7, 1 << 30}) {
       view.dtype = static_cast<DType>(number);
       call.expect_refused(i, " has dtype number " + std::to_string(number));
     }

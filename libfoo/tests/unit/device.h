@@ -114,11 +114,16 @@ inline constexpr OnDevice<&foo_core::cross_entropy_backward_scratch_size>
     cross_entropy_backward_scratch_size;
 inline constexpr OnDevice<&foo_core::cross_entropy_scratch_size>
     cross_entropy_scratch_size;
+inline constexpr OnDevice<&foo_core::dequantize> dequantize;
 inline constexpr OnDevice<&foo_core::gelu_mul> gelu_mul;
 inline constexpr OnDevice<&foo_core::gelu_mul_backward> gelu_mul_backward;
 inline constexpr OnDevice<&foo_core::linear> linear;
+inline constexpr OnDevice<&foo_core::linear_quantized> linear_quantized;
+inline constexpr OnDevice<&foo_core::linear_quantized_scratch_size>
+    linear_quantized_scratch_size;
 inline constexpr OnDevice<&foo_core::mul> mul;
 inline constexpr OnDevice<&foo_core::muladd> muladd;
+inline constexpr OnDevice<&foo_core::quantize> quantize;
 inline constexpr OnDevice<&foo_core::quantize_int8_rowwise>
     quantize_int8_rowwise;
 inline constexpr OnDevice<&foo_core::rms_norm> rms_norm;

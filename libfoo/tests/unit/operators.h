@@ -12,7 +12,18 @@
 namespace foo_core::testing {
 
 /// A size that several arguments share.
-enum Size { kBatch, kSeq, kHeads, kN, kHalf, kColumns, kOne, kSizes };
+enum Size {
+  kBatch,
+  kSeq,
+  kHeads,
+  kN,
+  kHalf,
+  kColumns,
+  kOne,
+  kBlocked,     // a multiple of 32
+  kBlockBytes,  // of as many numbers in Q8_0
+  kSizes
+};
 
 /// The dtype of most tensors of a call, and that of cross_entropy's loss.
 constexpr auto kOfCall = static_cast<DType>(-1);
@@ -183,6 +194,30 @@ inline std::vector<Operator> all_operators() {
        [](Call& c) {
          foo_core::rope(c[0], c[1], c[2], c.input(3), {c.flag, false}, c[4],
                         c.executor);
+       }},
+      {"quantize",
+       {{"x", kIn, kF, {kBatch, kOne, kBlocked}},
+        {"blocks", kOut, DType::kUInt8, {kBatch, kOne, kBlockBytes}}},
+       [](Call& c) {
+         foo_core::quantize(c[0], BlockFormat::kQ8_0, c[1], c.executor);
+       }},
+      {"dequantize",
+       {{"blocks", kIn, DType::kUInt8, {kBatch, kOne, kBlockBytes}},
+        {"out", kOut, DType::kFloat32, {kBatch, kOne, kBlocked}}},
+       [](Call& c) {
+         foo_core::dequantize(c[0], BlockFormat::kQ8_0, c[1], c.executor);
+       }},
+      {"linear_quantized",
+       {{"x", kIn, kF, {kBatch, kOne, kBlocked}},
+        {"weight", kIn, DType::kUInt8, {kColumns, kBlockBytes}},
+        {"bias", kMay, kF, {kColumns}},
+        {"out", kOut, kF, {kBatch, kOne, kColumns}}},
+       [](Call& c) {
+         foo_core::linear_quantized(c[0], c[1], BlockFormat::kQ8_0, c.input(2),
+                                    c[3], c.scratch, c.executor);
+       },
+       [](const Call& c) {
+         return foo_core::linear_quantized_scratch_size(c[0], c.executor);
        }},
       {"quantize_int8_rowwise",
        {{"x", kIn, kF, rows},

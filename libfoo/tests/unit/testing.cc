@@ -122,6 +122,7 @@ double round_to(DType dtype, double value) {
 
 double decode(DType dtype, const void* p) {
   if (dtype == DType::kInt8) return *static_cast<const std::int8_t*>(p);
+  if (dtype == DType::kUInt8) return *static_cast<const std::uint8_t*>(p);
   if (dtype == DType::kInt64) {
     std::int64_t value;
     std::memcpy(&value, p, sizeof(value));
@@ -143,6 +144,10 @@ double decode(DType dtype, const void* p) {
 }
 
 void encode(DType dtype, double value, void* p) {
+  if (dtype == DType::kUInt8) {
+    *static_cast<std::uint8_t*>(p) = static_cast<std::uint8_t>(value);
+    return;
+  }
   if (dtype == DType::kInt8) {
     *static_cast<std::int8_t*>(p) = static_cast<std::int8_t>(value);
     return;

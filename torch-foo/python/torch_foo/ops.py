@@ -48,23 +48,14 @@ def quantize(weight: Tensor, format: str = "q8_0") -> Tensor:
 
 
 _dequantize = _operation(_ops.dequantize.default)
-_dequantize_out = _operation(_ops._dequantize_out.default)
 _dequantize_operator = _OPERATORS["dequantize"]
 _dequantize_apply = _dequantize_operator.apply
 
 
-def dequantize(blocks: Tensor, format: str = "q8_0", *, out: Tensor | None =
-    None) -> Tensor:
+def dequantize(blocks: Tensor, format: str = "q8_0") -> Tensor:
     if blocks is None:
         _refuse_none(_ops.dequantize.default, blocks, format)
     is_recorded = (_is_dynamo_compiling() or _compiler_state._is_exporting_flag)
-    if out is not None:
-        if is_recorded:
-            return _dequantize_operator.documented(blocks, format, out=out)
-        versioned = _versioned("dequantize", out)
-        _dequantize_out(blocks, format, out)
-        _increment_version(versioned)
-        return out
     if is_recorded:
         return _dequantize_apply(blocks, format)
     return _dequantize(blocks, format)

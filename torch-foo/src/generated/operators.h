@@ -19,8 +19,6 @@ namespace torch_foo {
 Tensor quantize(const Tensor& weight, const std::string& format);
 
 Tensor dequantize(const Tensor& blocks, const std::string& format);
-void dequantize_out(const Tensor& blocks, const std::string& format,
-                    const Tensor& out);
 
 Tensor linear_quantized(const Tensor& x, const Tensor& weight,
                         const std::optional<Tensor>& bias,

@@ -14,10 +14,6 @@ void define_operators(const Library& m) {
   m.def("quantize(Tensor weight, str format=\"q8_0\") -> Tensor");
   m.def("dequantize(Tensor blocks, str format=\"q8_0\") -> Tensor");
   m.def(
-      "dequantize.out(Tensor blocks, str format=\"q8_0\", *, Tensor(a!) out) "
-      "-> ()");
-  m.def("_dequantize_out(Tensor blocks, str format, Tensor(a!) out) -> ()");
-  m.def(
       "linear_quantized(Tensor x, Tensor weight, Tensor? bias=None, *, str "
       "format=\"q8_0\") -> Tensor");
   m.def(
@@ -136,8 +132,6 @@ void define_operators(const Library& m) {
 void implement_operators(const Library& m) {
   m.impl("quantize", boxed<&quantize>);
   m.impl("dequantize", boxed<&dequantize>);
-  m.impl("dequantize.out", boxed<&dequantize_out>);
-  m.impl("_dequantize_out", boxed<&dequantize_out>);
   m.impl("linear_quantized", boxed<&linear_quantized>);
   m.impl("_linear_quantized", boxed<&linear_quantized>);
   m.impl("linear_quantized.out", boxed<&linear_quantized_out>);
