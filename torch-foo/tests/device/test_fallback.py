@@ -200,6 +200,8 @@ WRONG = {
     "dtype": lambda a: a.long().mul_(0.5),
     "view": lambda a: a.t().view(-1),
     "negative size": lambda a: a.new_empty(-1),
+    "alpha": lambda a: torch.add(a, a, alpha=True),
+    "complex alpha": lambda a: torch.add(a, a, alpha=1 + 0j),
 }
 
 
@@ -449,7 +451,7 @@ OWNED = {
     "tensors": lambda a: torch.cat([a, a]),
     "tensors of the CPU": lambda a: torch.cat([a, a.cpu()]),
     "list": lambda a: a.flip([0, 1]),
-    "list, complex": lambda a: torch.complex(a, a).flip([0, 1]),
+    "list, beside the CPU": lambda a: F.layer_norm(a, (4,), a[0].cpu()),
     "list, wrong": lambda a: a.flip([7]),
     "None": lambda a: a[numbers(a), :, None],
     "None, of the CPU": lambda a: a[:, numbers(a).cpu()],
