@@ -10,8 +10,6 @@ namespace torch_foo::device {
 
 // clang-format off
 constexpr Fallback kFallbacks[] = {
-    {"aten::_new_zeros_with_same_feature_meta", "", "TT.", "T"},
-    {"aten::_has_same_storage_numel", "", "TT", "."},
     {"aten::_assert_async", "", "T", ""},
     {"aten::native_dropout_backward", "", "TT.", "T"},
     {"aten::abs", "", "T", "T"},
