@@ -9,10 +9,8 @@ from pathlib import Path
 import torchgen
 from torchgen.gen import parse_native_yaml
 from torchgen.model import (
-    Argument,
-    BaseTy,
     BaseType,
-    FunctionSchema,
+    DispatchKey,
     ListType,
     NativeFunction,
     OptionalType,
@@ -20,18 +18,45 @@ from torchgen.model import (
     Type,
 )
 
-# Types that torch_call_dispatcher refuses, in all versions since 2.11.
-REFUSED = {"Scalar", "Generator", "Storage", "Stream", "Dimname", "QScheme"}
+# Types that torch_call_dispatcher refuses, in some version since 2.11, and
+# Device, for which the results may not be on foo.
+REFUSED = {
+    "Device",
+    "Dimname",
+    "Generator",
+    "QScheme",
+    "Scalar",
+    "Storage",
+    "Stream",
+}
 
-# What device/_memory.py, _views.py and _fallback.py implement.
+# What device/_memory.py, _views.py and _fallback.py implement, or ATen by
+# these.
 OWN = {
-    "empty.memory_format",
-    "empty_strided",
-    "resize_",
     "_copy_from",
     "_copy_from_and_resize",
+    "_efficientzerotensor",
     "_local_scalar_dense",
+    "clone",
+    "copy_",
+    "empty.memory_format",
+    "empty_strided",
+    "is_set_to",
+    "resize_",
 }
+
+# They return memory of an argument, which their schemas do not say.
+VIEWS = {
+    "_lazy_clone",
+    "_reshape_copy",
+    "_unsafe_view",
+    "lift",
+    "unsafe_split.Tensor",
+    "unsafe_split_with_sizes",
+}
+
+# They return a tensor of the CPU, whatever the device.
+ON_CPU = {"_pack_padded_sequence"}
 
 
 def _base(type_: Type) -> str:
@@ -40,52 +65,54 @@ def _base(type_: Type) -> str:
     return type_.name.name
 
 
-def _letter(type_: Type) -> str:
-    """Return the letter of device/fallback.h for a type."""
-    optional = isinstance(type_, OptionalType)
-    inner = type_.elem if optional else type_
-    if isinstance(inner, ListType):
-        if _base(inner) != "Tensor" or optional:
-            return "."
-        return "M" if isinstance(inner.elem, OptionalType) else "L"
-    letters = {BaseTy.Tensor: "TO", BaseTy.Device: "DE"}
-    return letters.get(inner.name, "..")[optional]
-
-
-def _result_letter(schema: FunctionSchema, i: int) -> str:
-    result = schema.returns[i]
-    if result.annotation is None:
-        return _letter(result.type)
-    written = [
-        k
-        for k, argument in enumerate(schema.arguments.flat_all)
-        if isinstance(argument, Argument)
-        and argument.annotation is not None
-        and argument.annotation.alias_set == result.annotation.alias_set
-    ]
-    return str(written[0])
+def _code(type_: Type) -> str:
+    """Return the code of device/fallback.h for a type."""
+    if isinstance(type_, OptionalType):
+        return "?" + _code(type_.elem)
+    if isinstance(type_, ListType):
+        return "[" + _code(type_.elem)
+    return {"Tensor": "T", "str": "S"}.get(_base(type_), ".")
 
 
 def is_carried(function: NativeFunction) -> bool:
     """Return whether an operator goes through C++.
 
     Views and what changes a tensor's shape need its own metadata, and out= may
-    be resized: device/_fallback.py does these.
+    be resized: device/_fallback.py does these. It also knows from where random
+    numbers come.
     """
     schema = function.func
+    kind = schema.kind()
     if (
-        str(schema.name) in OWN
-        or function.has_composite_implicit_autograd_kernel
+        str(schema.name) in OWN | VIEWS | ON_CPU
+        or (
+            function.has_composite_implicit_autograd_kernel
+            and not function.structured_delegate
+        )
         or function.is_view_op
-        or "inplace_view" in function.tags
-        or schema.kind() in (SchemaKind.out, SchemaKind.scratch)
-        or schema.kind() is SchemaKind.mutable
+        or {"inplace_view", "nondeterministic_seeded"} & function.tags
+        or kind not in (SchemaKind.functional, SchemaKind.inplace)
     ):
         return False
-    types = [a.type for a in schema.arguments.flat_all]
-    types += [r.type for r in schema.returns]
-    tensors = [t for t in types if _base(t) == "Tensor"]
-    return bool(tensors) and not REFUSED & {_base(t) for t in types}
+    arguments = schema.arguments.flat_all
+    written = [a for a in arguments if a.is_write]
+    if kind is SchemaKind.inplace and (
+        written != arguments[:1]
+        or not written[0].type.is_tensor_like()
+        or written[0].type.is_list_like()
+        or len(schema.returns) != 1
+    ):
+        return False
+    types = [a.type for a in arguments] + [r.type for r in schema.returns]
+    # torch_call_dispatcher makes of SymInt[] a list of anything, which kernels
+    # with int[] refuse, as structured ones are.
+    if function.structured_delegate and any(
+        t.is_list_like() and _base(t) == "SymInt" for t in types
+    ):
+        return False
+    return any(_base(t) == "Tensor" for t in types) and not (
+        REFUSED & {_base(t) for t in types}
+    )
 
 
 def fallbacks() -> list[tuple[str, str, str, str]]:
@@ -94,15 +121,20 @@ def fallbacks() -> list[tuple[str, str, str, str]]:
     parsed = parse_native_yaml(
         str(folder / "native_functions.yaml"), str(folder / "tags.yaml")
     )
+    on_cpu = parsed.backend_indices[DispatchKey.CPU]
     rows = []
     for function in parsed.native_functions:
-        if not is_carried(function):
+        if not is_carried(function) or not (
+            function.has_composite_explicit_autograd_kernel
+            or function.structured_delegate
+            or on_cpu.has_kernel(function)
+        ):
             continue
         schema = function.func
-        arguments = "".join(_letter(a.type) for a in schema.arguments.flat_all)
-        results = "".join(
-            _result_letter(schema, i) for i in range(len(schema.returns))
-        )
+        arguments = "".join(_code(a.type) for a in schema.arguments.flat_all)
+        results = "".join(_code(r.type) for r in schema.returns)
+        if schema.kind() is SchemaKind.inplace:
+            results = "0"
         name = f"aten::{schema.name.name}"
         rows.append((name, schema.name.overload_name, arguments, results))
     return rows

@@ -33,13 +33,6 @@ std::optional<foo_core::DType> dtype_of(const Tensor& tensor) {
   return std::nullopt;
 }
 
-bool is_floating_point(const Tensor& tensor) {
-  using foo_core::DType;
-  const auto dtype = dtype_of(tensor);
-  return dtype && *dtype != DType::kInt64 && *dtype != DType::kInt8 &&
-         *dtype != DType::kUInt8;
-}
-
 std::int32_t torch_dtype(foo_core::DType dtype) {
   using foo_core::DType;
   switch (dtype) {
@@ -170,7 +163,9 @@ void advise_huge_pages([[maybe_unused]] const Tensor& tensor,
   // PyTorch's own sentence may be about an earlier error of the device.
   const std::string reason = last_error();
   fail(std::string(op) + ": " +
-       (reason.empty() ? "CUDA out of memory." : reason) +
+       (!reason.empty()  ? reason
+        : like.is_cuda() ? "CUDA out of memory."
+                         : "foo out of memory.") +
        " (Tried to allocate " + text + " bytes on " + device_name(like) + ")");
 }
 
@@ -205,6 +200,13 @@ Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, std::int32_t dtype,
 }
 
 }  // namespace
+
+bool is_floating_point(const Tensor& tensor) {
+  using foo_core::DType;
+  const auto dtype = dtype_of(tensor);
+  return dtype && *dtype != DType::kInt64 && *dtype != DType::kInt8 &&
+         *dtype != DType::kUInt8;
+}
 
 void fail(const std::string& message) {
   throw std::runtime_error("torch_foo." + message);

@@ -33,8 +33,11 @@ struct Argument {
 /// Throws what Python sees as RuntimeError("torch_foo.{message}").
 [[noreturn]] void fail(const std::string& message);
 
+/// Whether the dtype is float32, float64, float16 or bfloat16.
+bool is_floating_point(const Tensor& tensor);
+
 /// Checks that the arguments are dense tensors of one floating-point dtype on
-/// one CPU or CUDA device. Shapes are foo_core's to check.
+/// one device. Shapes are foo_core's to check.
 void check_arguments(const char* op, std::initializer_list<Argument> arguments);
 
 /// Checks the same, but for the dtypes, which may differ.

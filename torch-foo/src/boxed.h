@@ -2,6 +2,7 @@
 // kernels that take torch_foo::Tensor.
 #pragma once
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
 #include <cstddef>
@@ -10,6 +11,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "tensor.h"
 
@@ -44,6 +46,32 @@ struct OnStack<std::optional<Tensor>> {
         torch::stable::detail::to<std::optional<AtenTensorHandle>>(value);
     if (!handle) return std::nullopt;
     return Tensor(*handle);
+  }
+};
+
+template <>
+struct OnStack<std::vector<Tensor>> {
+  static std::vector<Tensor> take(StableIValue value) {
+    const auto items = torch::stable::detail::to<StableListHandle>(value);
+    std::vector<Tensor> tensors;
+    std::size_t size;
+    check(torch_list_size(items, &size), "read a list");
+    for (std::size_t i = 0; i < size; ++i) {
+      StableIValue item;
+      check(torch_list_get_item(items, i, &item), "read a list");
+      tensors.push_back(OnStack<Tensor>::take(item));
+    }
+    check(torch_delete_list(items), "free a list");
+    return tensors;
+  }
+  static StableIValue put(std::vector<Tensor>&& tensors) {
+    StableListHandle items;
+    check(torch_new_list_reserve_size(tensors.size(), &items), "make a list");
+    for (Tensor& tensor : tensors) {
+      const StableIValue item = OnStack<Tensor>::put(std::move(tensor));
+      check(torch_list_push_back(items, item), "fill a list");
+    }
+    return torch::stable::detail::from(items);
   }
 };
 

@@ -49,12 +49,12 @@ class Registration {
   }
   Registration(const Registration&) = delete;
 
-  void add_device(const std::vector<bool>& use) {
+  void add_device() {
     const Library own = kernels(kNamespace, "PrivateUse1");
     implement_operators(own);
     implement_device_tensors(own);
     implement_device_tensors(kernels(kNamespace, "CPU"));
-    device::implement_fallbacks(kernels("aten", "PrivateUse1"), use);
+    device::implement_fallbacks(kernels("aten", device::kFallbackKey));
   }
 
  private:
@@ -72,8 +72,6 @@ Registration registration;
 
 }  // namespace
 
-void register_device(const std::vector<bool>& fallbacks) {
-  registration.add_device(fallbacks);
-}
+void register_device() { registration.add_device(); }
 
 }  // namespace torch_foo

@@ -42,8 +42,8 @@ void define_device(const Library& m);
 void implement_device(const Library& m);
 void implement_device_tensors(const Library& m);
 
-/// Registers the kernels of the device "foo": torch_foo's operators', and of
-/// ATen's those of device/fallback.h that are to be used.
-void register_device(const std::vector<bool>& fallbacks);
+/// Registers the kernels of the device "foo": torch_foo's operators' and those
+/// of device/fallback.h.
+void register_device();
 
 }  // namespace torch_foo

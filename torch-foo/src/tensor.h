@@ -85,4 +85,19 @@ class Tensor {
   const std::int64_t* strides_ = nullptr;
 };
 
+/// A tensor that somebody else owns, until it is taken.
+class Borrowed {
+ public:
+  explicit Borrowed(AtenTensorHandle handle) : tensor_(handle) {}
+  Borrowed(const Borrowed&) = delete;
+  ~Borrowed() { tensor_.release(); }
+
+  const Tensor& operator*() const { return tensor_; }
+  const Tensor* operator->() const { return &tensor_; }
+  Tensor take() { return std::move(tensor_); }
+
+ private:
+  Tensor tensor_;
+};
+
 }  // namespace torch_foo

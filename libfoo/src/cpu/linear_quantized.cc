@@ -133,23 +133,33 @@ constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 constexpr int kQuads = 2;
 
 // --- formats: how the bytes of a row become vectors
-// ----------------------------
 
 // A unit is kGroups groups that share bytes, in pieces of 16. Piece p of unit u
 // begins Offset(u, p) bytes after its row. Expand makes half e of group g of a
 // unit, in kBits without a sign: the number plus kOffset, unless kHasMinimum.
-// Scales writes the scales of groups [begin, begin + n) of a row, kScales for
-// each, and their minima.
+// Scales writes the scales of groups [begin, begin + n) of 4 rows, kScales for
+// each group and row, and their minima, in the order of x's groups; then zeros.
 
-/// Reads float16 numbers that are `stride` bytes apart.
-HWY_INLINE void LoadHalves(const uint8_t* p, int64_t stride, int64_t n,
-                           float* x) {
-  HWY_ALIGN hwy::float16_t halves[kMostGroups];
-  for (int64_t i = 0; i < n; ++i) hwy::CopyBytes<2>(p + i * stride, halves + i);
+/// Scales or minima of groups [begin, begin + n) of 4 rows, as [groups][4],
+/// where each is a float16 `offset` bytes after its block. Zeros follow, up to
+/// `padded` groups.
+template <class Format>
+HWY_INLINE void LoadHalves(const uint8_t* const* rows, int64_t begin, int64_t n,
+                           int64_t padded, int64_t offset, float* to) {
+  HWY_ALIGN hwy::float16_t halves[kMostGroups * kQuad];
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t at = (begin + i) * Format::kBytes + offset;
+    for (int r = 0; r < kQuad; ++r) {
+      hwy::CopyBytes<2>(rows[r] + at, halves + i * kQuad + r);
+    }
+  }
+  hwy::ZeroBytes(halves + n * kQuad,
+                 static_cast<size_t>(padded - n) * kQuad * sizeof(halves[0]));
   const int64_t step = Lanes<float>();
+  const int64_t count = padded * kQuad;
   int64_t i = 0;
-  for (; i + step <= n; i += step) Store(Load(halves + i), x + i);
-  if (i < n) StoreN(LoadN(halves + i, n - i), x + i, n - i);
+  for (; i + step <= count; i += step) Store(Load(halves + i), to + i);
+  if (i < count) StoreN(LoadN(halves + i, count - i), to + i, count - i);
 }
 
 /// Computes n products of bytes and d; n is a multiple of 8.
@@ -163,6 +173,62 @@ HWY_INLINE void ScaleBytes(const T* bytes, int64_t n, float d, float* x) {
     const auto v = hn::PromoteTo(di, hn::LoadU(db, bytes + i));
     hn::StoreU(hn::Mul(hn::ConvertTo(df, v), hn::Set(df, d)), df, x + i);
   }
+}
+
+/// Where group g of a row of x is stored.
+template <class L>
+HWY_INLINE int64_t Place(int64_t g) {
+  const int64_t unit = g / L::kGroups;
+  const int64_t step = unit / kParts * L::kGroups + g % L::kGroups;
+  return step * kParts + unit % kParts;
+}
+
+/// Stores floats of 4 rows, kScales for each group, as [groups][4] in the order
+/// of x's groups.
+template <class L, int kScales>
+HWY_INLINE void Interleave(const float (*rows)[kMostGroups * 2], int64_t count,
+                           float* to) {
+  const hn::FixedTag<float, 4> d;
+  const hn::Repartition<uint64_t, decltype(d)> d64;
+  for (int64_t i = 0; i < count * kScales; i += 4) {
+    const auto a = hn::LoadU(d, rows[0] + i), b = hn::LoadU(d, rows[1] + i);
+    const auto c = hn::LoadU(d, rows[2] + i), e = hn::LoadU(d, rows[3] + i);
+    const auto ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+    const auto ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
+    const auto ab1 = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+    const auto ce1 = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
+    const auto store = [&](int64_t at, auto v) HWY_ATTR {
+      int64_t place;
+      if constexpr (kScales == 1) {
+        place = Place<L>(at);
+      } else {
+        const int64_t group = Place<L>(at / 2);
+        place = (group / kParts * 2 + at % 2) * kParts + group % kParts;
+      }
+      hn::StoreU(hn::BitCast(d, v), d, to + place * 4);
+    };
+    store(i, hn::InterleaveLower(d64, ab, ce));
+    store(i + 1, hn::InterleaveUpper(d64, ab, ce));
+    store(i + 2, hn::InterleaveLower(d64, ab1, ce1));
+    store(i + 3, hn::InterleaveUpper(d64, ab1, ce1));
+  }
+}
+
+/// Scales of 4 rows by the scales of one: f(row, scale, minimum).
+template <class L, class F>
+HWY_INLINE void InterleaveRows(const uint8_t* const* rows, int64_t n,
+                               int64_t padded, float* scale, float* minimum,
+                               F of_row) {
+  HWY_ALIGN float scales[kQuad][kMostGroups * 2];
+  HWY_ALIGN float minima[kQuad][kMostGroups * 2];
+  for (int r = 0; r < kQuad; ++r) {
+    of_row(rows[r], scales[r], minima[r]);
+    for (int64_t i = n * L::kScales; i < padded * L::kScales; ++i) {
+      scales[r][i] = minima[r][i] = 0;
+    }
+  }
+  Interleave<L, L::kScales>(scales, padded, scale);
+  if constexpr (L::kHasMinimum) Interleave<L, 1>(minima, padded, minimum);
 }
 
 template <class Format>
@@ -183,9 +249,10 @@ struct Layout<Q8_0> : LayoutOf32 {
   static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
     return hn::Xor(pieces[e], hn::Set(D8(), 128));
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float*) {
-    LoadHalves(row + begin * Q8_0::kBytes, Q8_0::kBytes, n, scale);
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float*) {
+    LoadHalves<Q8_0>(rows, begin, n, padded, 0, scale);
   }
 };
 
@@ -209,9 +276,10 @@ struct Layout<Q4_0> : LayoutOf32 {
   static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
     return Nibbles(pieces[0], e);
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float*) {
-    LoadHalves(row + begin * Q4_0::kBytes, Q4_0::kBytes, n, scale);
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float*) {
+    LoadHalves<Q4_0>(rows, begin, n, padded, 0, scale);
   }
 };
 
@@ -226,10 +294,11 @@ struct Layout<Q4_1> : LayoutOf32 {
   static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
     return Nibbles(pieces[0], e);
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float* minimum) {
-    LoadHalves(row + begin * Q4_1::kBytes, Q4_1::kBytes, n, scale);
-    LoadHalves(row + begin * Q4_1::kBytes + 2, Q4_1::kBytes, n, minimum);
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float* minimum) {
+    LoadHalves<Q4_1>(rows, begin, n, padded, 0, scale);
+    LoadHalves<Q4_1>(rows, begin, n, padded, 2, minimum);
   }
 };
 
@@ -245,8 +314,8 @@ struct Layout<Q4_K> {
   static HWY_INLINE V8 Expand(const V8* pieces, int g, int e) {
     return Nibbles(pieces[e], g);
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float* minimum) {
+  static HWY_INLINE void ScalesOfRow(const uint8_t* row, int64_t begin,
+                                     int64_t n, float* scale, float* minimum) {
     const uint8_t* block = row + begin / 8 * Q4_K::kBytes;
     for (int64_t i = 0; i < n; i += 8, block += Q4_K::kBytes) {
       const float d = LoadHalf(block), m = -LoadHalf(block + 2);
@@ -263,6 +332,14 @@ struct Layout<Q4_K> {
       ScaleBytes(single, 8, d, scale + i);
       ScaleBytes(single + 8, 8, m, minimum + i);
     }
+  }
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float* minimum) {
+    InterleaveRows<Layout>(
+        rows, n, padded, scale, minimum,
+        [&](const uint8_t* row, float* scales, float* minima)
+            HWY_ATTR { ScalesOfRow(row, begin, n, scales, minima); });
   }
 };
 
@@ -286,8 +363,8 @@ struct Layout<Q6_K> {
     return hn::Or(Nibbles(pieces[g % 2 * 2 + e], g / 2),
                   hn::And(hn::BitCast(D8(), high), hn::Set(D8(), 48)));
   }
-  static HWY_INLINE void Scales(const uint8_t* row, int64_t begin, int64_t n,
-                                float* scale, float*) {
+  static HWY_INLINE void ScalesOfRow(const uint8_t* row, int64_t begin,
+                                     int64_t n, float* scale, float*) {
     const uint8_t* block = row + begin / 8 * Q6_K::kBytes;
     for (int64_t i = 0; i < n; i += 8, block += Q6_K::kBytes) {
       const float d = LoadHalf(block + 208);
@@ -295,18 +372,17 @@ struct Layout<Q6_K> {
                  scale + 2 * i);
     }
   }
+  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
+                                int64_t n, int64_t padded, float* scale,
+                                float* minimum) {
+    InterleaveRows<Layout>(
+        rows, n, padded, scale, minimum,
+        [&](const uint8_t* row, float* scales, float* minima)
+            HWY_ATTR { ScalesOfRow(row, begin, n, scales, minima); });
+  }
 };
 
-/// Where group g of a row of x is stored.
-template <class L>
-HWY_INLINE int64_t Place(int64_t g) {
-  const int64_t unit = g / L::kGroups;
-  const int64_t step = unit / kParts * L::kGroups + g % L::kGroups;
-  return step * kParts + unit % kParts;
-}
-
 // --- rounding x
-// ------------------------------------------------------------------
 
 template <class T>
 void LoadGroup(Row x, int64_t begin, float* y) {
@@ -395,7 +471,6 @@ void RoundRow(Row x, int64_t k, QuantizedLoad load, int64_t row,
 }
 
 // --- unpacking weight
-// --------------------------------------------------------------
 
 /// What is unpacked of four rows of weight. Vectors come in the order of x's
 /// groups: for each step of kParts groups there are two halves of 4 vectors, of
@@ -404,37 +479,6 @@ struct Unpacked {
   uint8_t* q;
   float *scale, *minimum;
 };
-
-/// Stores floats of 4 rows, kScales for each group, as [groups][4] in the order
-/// of x's groups.
-template <class L, int kScales>
-HWY_INLINE void Interleave(const float (*rows)[kMostGroups * 2], int64_t count,
-                           float* to) {
-  const hn::FixedTag<float, 4> d;
-  const hn::Repartition<uint64_t, decltype(d)> d64;
-  for (int64_t i = 0; i < count * kScales; i += 4) {
-    const auto a = hn::LoadU(d, rows[0] + i), b = hn::LoadU(d, rows[1] + i);
-    const auto c = hn::LoadU(d, rows[2] + i), e = hn::LoadU(d, rows[3] + i);
-    const auto ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
-    const auto ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
-    const auto ab1 = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
-    const auto ce1 = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
-    const auto store = [&](int64_t at, auto v) HWY_ATTR {
-      int64_t place;
-      if constexpr (kScales == 1) {
-        place = Place<L>(at);
-      } else {
-        const int64_t group = Place<L>(at / 2);
-        place = (group / kParts * 2 + at % 2) * kParts + group % kParts;
-      }
-      hn::StoreU(hn::BitCast(d, v), d, to + place * 4);
-    };
-    store(i, hn::InterleaveLower(d64, ab, ce));
-    store(i + 1, hn::InterleaveUpper(d64, ab, ce));
-    store(i + 2, hn::InterleaveLower(d64, ab1, ce1));
-    store(i + 3, hn::InterleaveUpper(d64, ab1, ce1));
-  }
-}
 
 /// Piece p of units [unit, unit + kParts) of a row; zeros beyond the last.
 template <class L, bool kWhole>
@@ -501,19 +545,10 @@ HWY_INLINE void UnpackUnits(const uint8_t* const* rows, int64_t unit,
 template <class L>
 HWY_INLINE void Unpack(const uint8_t* const* rows, int64_t begin, int64_t count,
                        int64_t next, const Unpacked& to) {
-  HWY_ALIGN float scales[kQuad][kMostGroups * 2];
-  HWY_ALIGN float minima[kQuad][kMostGroups * 2];
   // Interleave takes 4 at a time.
   constexpr int64_t kStep = HWY_MAX(4, kParts * L::kGroups);
   const int64_t padded = (count + kStep - 1) / kStep * kStep;
-  for (int r = 0; r < kQuad; ++r) {
-    L::Scales(rows[r], begin, count, scales[r], minima[r]);
-    for (int64_t i = count * L::kScales; i < padded * L::kScales; ++i) {
-      scales[r][i] = minima[r][i] = 0;
-    }
-  }
-  Interleave<L, L::kScales>(scales, padded, to.scale);
-  if constexpr (L::kHasMinimum) Interleave<L, 1>(minima, padded, to.minimum);
+  L::Scales(rows, begin, count, padded, to.scale, to.minimum);
   const int64_t units = (begin + count) / L::kGroups;
   uint8_t* q = to.q;
   for (int64_t unit = begin / L::kGroups; unit < units; unit += kParts) {
@@ -536,7 +571,6 @@ HWY_INLINE void Unpack(const uint8_t* const* rows, int64_t begin, int64_t count,
 }
 
 // --- products
-// --------------------------------------------------------------------
 
 /// Column i of 4, repeated for each of 4 rows of weight.
 template <int i>

@@ -2,8 +2,8 @@
 
 It prints the versions, paths and build options of the loaded libraries, and
 tests each operator on small tensors against its formula in plain PyTorch, on
-the CPU and, if the operators run there, on CUDA. The exit status is 1 if an
-operator fails.
+the CPU and, if the operators run there, on CUDA and the device foo. The exit
+status is 1 if an operator fails.
 """
 
 # mypy: allow-untyped-calls
@@ -70,6 +70,14 @@ def no_cuda() -> str:
     return ""
 
 
+def device_foo() -> str:
+    """Return whether the device "foo" is enabled, or what enables it."""
+    if torch_foo.device.is_enabled():
+        return "enabled"
+    reason = torch_foo.device.obstacle()
+    return reason or "off: torch_foo.device.enable() or TORCH_FOO_DEVICE=1"
+
+
 def version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
@@ -89,6 +97,7 @@ def facts() -> dict[str, str]:
         "CUDA in torch": torch.version.cuda or "no",
         "GPUs": gpus() or "none that torch can use",
         "CUDA operators": f"no: {no_cuda()}" if no_cuda() else "yes",
+        "device foo": device_foo(),
         "transformers": version("transformers"),
         "threads": str(torch.get_num_threads()),
         "autoload": autoload(),
@@ -130,7 +139,10 @@ def main() -> int:
         print(f"{name + ':':<18}{value}")
     start = time.perf_counter()
     failures = 0
-    for device in ("cpu",) if no_cuda() else ("cpu", "cuda"):
+    devices = ["cpu"]
+    devices += [] if no_cuda() else ["cuda"]
+    devices += ["foo"] if torch_foo.device.is_enabled() else []
+    for device in devices:
         print(f"\n{device}, float32 and bfloat16 against plain PyTorch:")
         for name, operator in OPERATORS.items():
             if operator.is_public():

@@ -61,7 +61,7 @@ def register(operator: type[Operator]) -> None:
             overload.name(), _vmap_of(operator, full, overload)
         )
         if operator.autocast:
-            for device in ("CPU", "CUDA"):
+            for device in ("CPU", "CUDA", "PrivateUse1"):
                 _register_autocast(overload, f"Autocast{device}", _promote)
     if is_differentiable:
         _show_instead(raw, full)

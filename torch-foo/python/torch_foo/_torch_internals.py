@@ -9,11 +9,13 @@ dispatch, errors and modules passed with torch 2.10.0, 2.13.0 and 2.14.1.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, compiler, nn
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._ops import resolve_key
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -51,14 +53,36 @@ def arguments(overload: OpOverload) -> list[Any]:
     return list(overload._schema.arguments)
 
 
+def results(overload: OpOverload) -> list[Any]:
+    """Return the results of a schema."""
+    return list(overload._schema.returns)
+
+
 def returned_names(overload: OpOverload) -> list[str]:
     """Return the names of an operator's results."""
-    return [r.name or "result" for r in overload._schema.returns]
+    return [r.name or "result" for r in results(overload)]
 
 
 def operation(overload: OpOverload) -> Callable[..., Any]:
     """Return what an overload calls; calling that directly saves 0.2 µs."""
     return overload._op
+
+
+def kernel(overload: OpOverload, key: str) -> Callable[..., Any]:
+    """Return an operator's kernel for a key, as a function of its arguments.
+
+    Unlike overload.redispatch, it takes numbers for tensors, as kernels in
+    Python are given them. It raises NotImplementedError if there is none.
+    """
+    asked = getattr(torch._C.DispatchKey, key)
+    # _op_dk crashes for a key whose kernel is one of an alias key.
+    return partial(overload._op_dk, resolve_key(overload, asked))
+
+
+def names_with_kernel(key: str, namespace: str) -> list[str]:
+    """Return the operators of a namespace that have a kernel for a key."""
+    names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    return [name for name in names if name.startswith(f"{namespace}::")]
 
 
 def owners(storage: torch.UntypedStorage) -> int:
@@ -146,3 +170,12 @@ def cache_sharding_by_all_arguments(overload: OpOverload) -> None:
     info.static_kwargkey = [
         a.name for a in arguments(overload) if a.kwarg_only
     ] or None
+
+
+#: The name of the device PrivateUse1, "privateuseone" until a backend gives it
+#: another one.
+backend_name = torch._C._get_privateuse1_backend_name
+
+#: Make a tensor of a DLPack capsule on any device: torch.from_dlpack asks the
+#: object for its device first, and knows PyTorch's own.
+from_dlpack = torch._C._from_dlpack

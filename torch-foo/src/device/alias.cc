@@ -10,8 +10,7 @@
 
 #include <algorithm>
 #include <memory>
-#include <stdexcept>
-#include <string>
+#include <optional>
 #include <utility>
 
 #include "memory.h"
@@ -75,12 +74,10 @@ DLDataType dlpack_dtype(ScalarType dtype) {
 
 // What a DLManagedTensor is over: memory of the device or a tensor of the CPU.
 struct Managed {
-  DLManagedTensor managed;
-  std::vector<std::int64_t> sizes, strides;
-  std::int64_t bytes;
-  void* memory;
-  std::optional<Tensor> tensor;
-
+  Managed(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides)
+      : sizes(sizes.begin(), sizes.end()),
+        strides(strides.begin(), strides.end()) {}
+  Managed(const Managed&) = delete;
   ~Managed() {
     if (tensor) {
       unreserve(bytes);
@@ -88,6 +85,12 @@ struct Managed {
       release(memory, bytes);
     }
   }
+
+  DLManagedTensor managed;
+  std::vector<std::int64_t> sizes, strides;
+  std::int64_t bytes = 0;
+  void* memory = nullptr;
+  std::optional<Tensor> tensor;
 };
 
 std::int64_t hand_over(std::unique_ptr<Managed> owned, ScalarType dtype) {
@@ -105,29 +108,53 @@ std::int64_t hand_over(std::unique_ptr<Managed> owned, ScalarType dtype) {
   return reinterpret_cast<std::int64_t>(&self->managed);
 }
 
-std::int64_t storage_bytes(IntHeaderOnlyArrayRef sizes,
-                           IntHeaderOnlyArrayRef strides, ScalarType dtype) {
-  std::int64_t last = 0;
-  bool overflows = false;
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    if (sizes[i] == 0) return 0;
-    std::int64_t span;
-    overflows |= __builtin_mul_overflow(sizes[i] - 1, strides[i], &span);
-    overflows |= __builtin_add_overflow(last, span, &last);
-  }
-  const auto item = static_cast<std::int64_t>(
-      aoti_torch_dtype_element_size(static_cast<std::int32_t>(dtype)));
-  std::int64_t bytes;
-  overflows |= __builtin_mul_overflow(last + 1, item, &bytes);
-  if (overflows) {
-    throw std::runtime_error("foo: a tensor has too many bytes to count");
-  }
-  return bytes;
+std::int64_t item_size(std::int32_t dtype) {
+  return static_cast<std::int64_t>(aoti_torch_dtype_element_size(dtype));
 }
 
-}  // namespace
+/// The bytes from the first element to the last one, or none for what is no
+/// shape or has too many bytes to count.
+std::optional<std::int64_t> span(IntHeaderOnlyArrayRef sizes,
+                                 IntHeaderOnlyArrayRef strides,
+                                 ScalarType dtype) {
+  if (sizes.size() != strides.size()) return std::nullopt;
+  std::int64_t last = 0, bytes = 0;
+  bool wrong = false, empty = false;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    empty |= sizes[i] == 0;
+    wrong |= sizes[i] < 0 || strides[i] < 0;
+    std::int64_t step = 0;
+    wrong |= __builtin_mul_overflow(sizes[i] - 1, strides[i], &step);
+    wrong |= __builtin_add_overflow(last, step, &last);
+  }
+  if (empty && !wrong) return 0;
+  wrong |= __builtin_add_overflow(last, 1, &last);
+  wrong |= __builtin_mul_overflow(
+      last, item_size(static_cast<std::int32_t>(dtype)), &bytes);
+  return wrong ? std::nullopt : std::optional(bytes);
+}
 
-Tensor cpu_alias(const Tensor& tensor) {
+Tensor same(const Tensor& tensor) {
+  AtenTensorHandle handle;
+  check(aoti_torch_new_tensor_handle(tensor.handle(), &handle),
+        "keep a tensor");
+  return Tensor(handle);
+}
+
+/// A tensor in the storage of another one.
+Tensor part_of(const Tensor& whole, IntHeaderOnlyArrayRef sizes,
+               IntHeaderOnlyArrayRef strides, std::int64_t offset) {
+  AtenTensorHandle handle;
+  check(aoti_torch__reinterpret_tensor(
+            whole.handle(), static_cast<std::int64_t>(sizes.size()),
+            sizes.data(), strides.data(), offset, &handle),
+        "make a view");
+  return Tensor(handle);
+}
+
+/// A CPU tensor over memory of `owner`, whose storage it keeps alive.
+Tensor from_blob(const Tensor& owner, const void* data,
+                 IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides) {
   using FromBlob = AOTITorchError (*)(
       void*, std::int64_t, const std::int64_t*, const std::int64_t*,
       std::int64_t, std::int32_t, std::int32_t, std::int32_t, AtenTensorHandle*,
@@ -136,56 +163,123 @@ Tensor cpu_alias(const Tensor& tensor) {
   // Since torch 2.11, while this library runs with 2.10, too.
   static const auto from_blob = reinterpret_cast<FromBlob>(
       find_symbol("libtorch_cpu.so", "torch_from_blob"));
-  AtenTensorHandle kept;
-  check(aoti_torch_new_tensor_handle(tensor.handle(), &kept), "keep a tensor");
-  AtenTensorHandle alias;
   static char nothing;  // torch_from_blob refuses null
-  void* data = tensor.mutable_data_ptr();
-  const AOTITorchError error = from_blob(
-      data != nullptr ? data : &nothing, tensor.dim(), tensor.sizes().data(),
-      tensor.strides().data(), 0, tensor.dtype(), aoti_torch_device_type_cpu(),
-      -1, &alias, aoti_torch_layout_strided(), nullptr, 0,
-      [](void*, void* context) {
-        aoti_torch_delete_tensor_object(static_cast<AtenTensorHandle>(context));
-      },
-      kept);
-  if (error != AOTI_TORCH_SUCCESS) aoti_torch_delete_tensor_object(kept);
-  check(error, "make a CPU tensor over memory of foo");
-  return Tensor(alias);
+  void* start = data != nullptr ? const_cast<void*>(data) : &nothing;
+  // The owner may be given another storage, as by resize_.
+  Tensor kept = part_of(owner, {}, {}, 0);
+  AtenTensorHandle handle;
+  check(from_blob(
+            start, static_cast<std::int64_t>(sizes.size()), sizes.data(),
+            strides.data(), 0, owner.dtype(), aoti_torch_device_type_cpu(), -1,
+            &handle, aoti_torch_layout_strided(), nullptr, 0,
+            [](void*, void* context) {
+              aoti_torch_delete_tensor_object(
+                  static_cast<AtenTensorHandle>(context));
+            },
+            kept.handle()),
+        "make a CPU tensor over memory of foo");
+  kept.release();
+  return Tensor(handle);
 }
 
-Tensor foo_alias(Tensor tensor) {
-  auto owned = std::make_unique<Managed>();
-  owned->sizes.assign(tensor.sizes().begin(), tensor.sizes().end());
-  owned->strides.assign(tensor.strides().begin(), tensor.strides().end());
-  owned->memory = tensor.mutable_data_ptr();
-  const auto dtype = static_cast<ScalarType>(tensor.dtype());
-  const std::int64_t bytes =
-      storage_bytes(tensor.sizes(), tensor.strides(), dtype);
-  const bool fits = reserve(bytes);
-  owned->bytes = fits ? bytes : 0;
-  owned->tensor = std::move(tensor);
-  // For 0, _adopt raises an error of too little memory.
-  StableIValue stack[3] = {
-      torch::stable::detail::from(fits ? hand_over(std::move(owned), dtype)
-                                       : std::int64_t{0}),
-      torch::stable::detail::from(bytes), torch::stable::detail::from(dtype)};
+/// A vector over a whole storage, in another dtype, less what is left over.
+Tensor seen_as(const Tensor& whole, std::int32_t dtype) {
+  if (whole.dtype() == dtype) return same(whole);
+  const std::int64_t from = item_size(whole.dtype()), to = item_size(dtype);
+  const std::int64_t bytes = whole.sizes()[0] * from / to * to;
+  const std::int64_t size = bytes / from, stride = 1;
+  StableIValue stack[2] = {
+      torch::stable::detail::from(
+          part_of(whole, {&size, 1}, {&stride, 1}, 0).release()),
+      torch::stable::detail::from(static_cast<ScalarType>(dtype))};
+  check(torch_call_dispatcher("aten::view", "dtype", stack, TORCH_ABI_VERSION),
+        "view memory as another dtype");
+  return Tensor(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
+}
+
+template <class... A>
+Tensor adopt(ScalarType dtype, const A&... managed_of) {
+  // Not all dtypes have a value for the stack, and what is managed, an owner.
+  StableIValue stack[2] = {0, torch::stable::detail::from(dtype)};
+  stack[0] = torch::stable::detail::from(new_managed_tensor(managed_of...));
   check(
       torch_call_dispatcher("torch_foo::_adopt", "", stack, TORCH_ABI_VERSION),
       "make a foo tensor");
   return Tensor(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
 }
 
-std::int64_t new_managed_tensor(const std::vector<std::int64_t>& sizes,
-                                const std::vector<std::int64_t>& strides,
-                                ScalarType dtype) {
-  const std::int64_t bytes = storage_bytes(
-      {sizes.data(), sizes.size()}, {strides.data(), strides.size()}, dtype);
-  void* memory = allocate(bytes);
-  if (memory == nullptr) return 0;
-  std::unique_ptr<Managed> owned(
-      new Managed{{}, sizes, strides, bytes, memory, std::nullopt});
+}  // namespace
+
+const char* storage_of(const Tensor& tensor) {
+  const auto* data = static_cast<const char*>(tensor.const_data_ptr());
+  if (data == nullptr) return nullptr;
+  std::int64_t offset;
+  check(aoti_torch_get_storage_offset(tensor.handle(), &offset),
+        "read a tensor");
+  return data - offset * item_size(tensor.dtype());
+}
+
+Tensor cpu_alias(const Tensor& tensor) {
+  return from_blob(tensor, tensor.mutable_data_ptr(), tensor.sizes(),
+                   tensor.strides());
+}
+
+std::vector<Tensor> cpu_aliases(const std::vector<Tensor>& tensors) {
+  std::vector<std::pair<const char*, Tensor>> storages;
+  std::vector<Tensor> aliases;
+  for (const Tensor& x : tensors) {
+    const char* data = storage_of(x);
+    if (data == nullptr) {  // without elements, nothing overlaps
+      aliases.push_back(cpu_alias(x));
+      continue;
+    }
+    const auto found =
+        std::find_if(storages.begin(), storages.end(),
+                     [data](const auto& known) { return known.first == data; });
+    std::int64_t bytes, offset, stride = 1;
+    check(aoti_torch_get_storage_size(x.handle(), &bytes), "read a tensor");
+    check(aoti_torch_get_storage_offset(x.handle(), &offset), "read a tensor");
+    const std::int64_t size = bytes / item_size(x.dtype());
+    Tensor whole = found != storages.end()
+                       ? seen_as(found->second, x.dtype())
+                       : from_blob(x, data, {&size, 1}, {&stride, 1});
+    aliases.push_back(part_of(whole, x.sizes(), x.strides(), offset));
+    if (found == storages.end()) storages.emplace_back(data, std::move(whole));
+  }
+  return aliases;
+}
+
+std::int64_t new_managed_tensor(const Tensor& tensor) {
+  const auto dtype = static_cast<ScalarType>(tensor.dtype());
+  const auto bytes = span(tensor.sizes(), tensor.strides(), dtype);
+  auto owned = std::make_unique<Managed>(tensor.sizes(), tensor.strides());
+  owned->memory = tensor.mutable_data_ptr();
+  owned->tensor = same(tensor);
+  if (!bytes || !reserve(*bytes)) return 0;
+  owned->bytes = *bytes;
   return hand_over(std::move(owned), dtype);
+}
+
+std::int64_t new_managed_tensor(IntHeaderOnlyArrayRef sizes,
+                                IntHeaderOnlyArrayRef strides,
+                                ScalarType dtype) {
+  const auto bytes = span(sizes, strides, dtype);
+  if (!bytes) return 0;
+  void* memory = allocate(*bytes);
+  if (memory == nullptr) return 0;
+  auto owned = std::make_unique<Managed>(sizes, strides);
+  owned->memory = memory;
+  owned->bytes = *bytes;
+  return hand_over(std::move(owned), dtype);
+}
+
+Tensor foo_alias(const Tensor& tensor) {
+  return adopt(static_cast<ScalarType>(tensor.dtype()), tensor);
+}
+
+Tensor new_tensor(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides,
+                  ScalarType dtype) {
+  return adopt(dtype, sizes, strides, dtype);
 }
 
 }  // namespace torch_foo::device

@@ -8,11 +8,10 @@
 
 namespace torch_foo::device {
 
-/// An operator of ATen that has no kernel of ours. A letter stands for each
-/// argument and result: T a tensor, O a tensor or None, L a list of tensors, M
-/// a list of tensors or None, D a device, E a device or None, and . for what is
-/// passed on as it is. A result that is a written argument is the argument's
-/// number, from 0.
+/// An operator of ATen. The types of its arguments and results are written one
+/// after the other: T for a tensor, S for a string, . for anything else, each
+/// behind ? where it is optional and [ where it is a list of them. A result
+/// that is a written argument is the argument's number, from 0.
 struct Fallback {
   const char* name;
   const char* overload;
@@ -23,7 +22,12 @@ struct Fallback {
 /// "aten::mul.Tensor TT T" for each operator of the generated table.
 std::vector<std::string> describe_fallbacks();
 
-/// Registers a kernel for each of them that is to be used.
-void implement_fallbacks(const Library& aten, const std::vector<bool>& use);
+/// The dispatcher's key that they are kernels of: one that no backend uses,
+/// from which device/_fallback.py calls them.
+constexpr const char* kFallbackKey = "PrivateUse2";
+
+/// Registers a kernel for each of them. It throws for arguments that it does
+/// not take, before anything is written; device/_fallback.py takes all.
+void implement_fallbacks(const Library& aten);
 
 }  // namespace torch_foo::device

@@ -16,6 +16,8 @@ import threading
 
 import torch
 
+from torch_foo._torch_internals import backend_name
+
 OLDEST_TORCH = (2, 11)  # the first with a Python interface for backends
 
 _lock = threading.Lock()
@@ -38,23 +40,27 @@ def enable() -> None:
     with _lock:
         if _enabled:
             return
-        _check()
+        reason = obstacle()
+        if reason:
+            raise RuntimeError(f"torch_foo.device.enable: {reason}")
         from torch_foo.device import _backend
 
         _backend.register()
         _enabled = True
 
 
-def _check() -> None:
+def obstacle() -> str:
+    """Return why ``enable`` cannot work in this process, or nothing."""
     found = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if found and tuple(map(int, found.groups())) < OLDEST_TORCH:
-        raise RuntimeError(
-            "torch_foo.device.enable: needs torch >= 2.11, whose backends can "
-            f"be written in Python, but torch {torch.__version__} is installed"
+        return (
+            "needs torch >= 2.11, whose backends can be written in Python, but "
+            f"torch {torch.__version__} is installed"
         )
-    taken = torch._C._get_privateuse1_backend_name()
+    taken = backend_name()
     if taken != "privateuseone" or hasattr(torch, taken):
-        raise RuntimeError(
-            "torch_foo.device.enable: this process has another device of the "
-            f'kind PrivateUse1, "{taken}", and PyTorch can have one'
+        return (
+            "this process has another device of the kind PrivateUse1, "
+            f'"{taken}", and PyTorch can have one'
         )
+    return ""

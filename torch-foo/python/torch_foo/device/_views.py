@@ -8,66 +8,76 @@ on any device's tensor. The dispatcher is told to go on there.
 # (parts of torch have no types)
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from torch_foo._torch_internals import OpOverload, dispatch_keys
+from torch_foo._torch_internals import OpOverload, dispatch_keys, results
 
-_CPU = dispatch_keys("CPU")
+CPU = dispatch_keys("CPU")
 _aten = torch.ops.aten
 _set = _aten.set_.source_Storage_storage_offset
 
 
 def register(aten: torch.library.Library) -> None:
-    for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("aten::") and _has_cpu_kernel(name):
-            overload = overload_of(name)
-            if overload is not None and _is_of_metadata(overload):
-                aten.impl(
-                    name, partial(overload.redispatch, _CPU), "PrivateUse1"
-                )
     aten.impl("resize_", resize_, "PrivateUse1")
+    aten.impl("set_", set_, "PrivateUse1")
 
 
 def overload_of(name: str) -> OpOverload | None:
-    """Return torch.ops.aten.NAME.OVERLOAD of "aten::NAME.OVERLOAD"."""
-    packet, _, overload = name.removeprefix("aten::").partition(".")
+    """Return the operator of a name such as "aten::add.Tensor"."""
+    namespace, _, name = name.rpartition("::")
+    packet, _, overload = name.partition(".")
+    operators = getattr(torch.ops, namespace or "aten")
     try:
         found: OpOverload = getattr(
-            getattr(_aten, packet), overload or "default"
+            getattr(operators, packet), overload or "default"
         )
         return found
-    except AttributeError:  # with types that Python does not have
+    except AttributeError:  # not in this torch
         return None
 
 
-def _has_cpu_kernel(name: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
-
-
-def _is_of_metadata(overload: OpOverload) -> bool:
-    schema = overload._schema
-    if torch.Tag.inplace_view in overload.tags or schema.name == "aten::set_":
-        return schema.name != "aten::resize_"
-    return any(
+def is_of_metadata(overload: OpOverload) -> bool:
+    """Return whether its kernel for the CPU looks at metadata only."""
+    name = overload.name().partition(".")[0]
+    if name in ("aten::is_set_to", "aten::set_"):
+        return True
+    return torch.Tag.inplace_view in overload.tags or any(
         r.alias_info is not None and not r.alias_info.is_write
-        for r in schema.returns
+        for r in results(overload)
     )
 
 
 def set_storage(tensor: Tensor, source: Tensor) -> Tensor:
     """Let a tensor have another one's storage and geometry."""
+    return _set_to(tensor, source.untyped_storage(), source)
+
+
+def set_geometry(tensor: Tensor, source: Tensor) -> Tensor:
+    """Let a tensor have another one's geometry in its own storage."""
+    return _set_to(tensor, tensor.untyped_storage(), source)
+
+
+def _set_to(
+    tensor: Tensor, storage: torch.UntypedStorage, geometry: Tensor
+) -> Tensor:
     result: Tensor = _set.redispatch(
-        _CPU,
+        CPU,
         tensor,
-        source.untyped_storage(),
-        source.storage_offset(),
-        list(source.shape),
-        list(source.stride()),
+        storage,
+        geometry.storage_offset(),
+        list(geometry.shape),
+        list(geometry.stride()),
     )
     return result
+
+
+def set_(self: Tensor) -> Tensor:
+    """Let a tensor have no elements."""
+    return set_storage(
+        self, torch.empty(0, dtype=self.dtype, device=self.device)
+    )
 
 
 def resize_(
@@ -77,6 +87,8 @@ def resize_(
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Resize in place; a storage that is too small is replaced by a new one."""
+    if self.shape == torch.Size(size) and memory_format is None:
+        return self
     strides = torch.empty(
         size, device="meta", memory_format=memory_format
     ).stride()
@@ -84,7 +96,7 @@ def resize_(
     have = self.untyped_storage().nbytes() // self.element_size()
     if count <= have - self.storage_offset():
         view = _aten.as_strided.default.redispatch(
-            _CPU, self, size, strides, self.storage_offset()
+            CPU, self, size, strides, self.storage_offset()
         )
         return set_storage(self, view)
     new = torch.empty_strided(
@@ -94,8 +106,8 @@ def resize_(
     if kept:
         # What is behind the old elements in memory stays there.
         old = _aten.as_strided.default.redispatch(
-            _CPU, self, [kept], [1], self.storage_offset()
+            CPU, self, [kept], [1], self.storage_offset()
         )
-        flat = _aten.as_strided.default.redispatch(_CPU, new, [kept], [1], 0)
+        flat = _aten.as_strided.default.redispatch(CPU, new, [kept], [1], 0)
         flat.copy_(old)
     return set_storage(self, new)
