@@ -265,7 +265,7 @@ def work(
         for i, call in enumerate(calls(op_db[index], dtypes, most)):
             if i < skipped:
                 continue
-            connection.send((index, i, str(call)))
+            connection.send(((index, i), str(call)))
             connection.send(attempt(call))
         skipped, call = 0, None
         gc.collect()
@@ -291,14 +291,16 @@ def sweep(ops: list[int], dtypes: list[str], most: int) -> Counts:
     def start(ops: list[int], skipped: int) -> None:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=work, args=(ops, skipped, dtypes, most, theirs)
+            target=work,
+            args=(ops, skipped, dtypes, most, theirs),
+            daemon=True,
         )
         process.start()
         theirs.close()
         running[ours] = [process, ops, None, time.monotonic()]
 
     def count(call: Any, form: str, outcome: str, reason: str) -> None:
-        text = call[2]
+        _, text = call
         counts[text.split(", ")[1], form, outcome] += 1
         if reason:
             print(f"{outcome}: {text}: {reason}", flush=True)
@@ -325,7 +327,7 @@ def sweep(ops: list[int], dtypes: list[str], most: int) -> Counts:
                 if process.exitcode:
                     reason = f"with status {process.exitcode}"
                     count(call, FORMS[0], "crashed", reason)
-                    index, i = call[:2]
+                    index, i = call[0]
                     start(todo[todo.index(index) :], i + 1)
         if time.monotonic() - told > 10:
             told = time.monotonic()
@@ -354,6 +356,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=-1, help="per operator")
     parser.add_argument("--write", action="store_true", help="the page's table")
     options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write is for the table of all operators")
     ops = [i for i, o in enumerate(op_db) if re.search(options.only, name(o))]
     print(f"{len(ops)} operators")
     dtypes = options.dtypes.split(",")
@@ -361,12 +365,9 @@ def main() -> None:
     text = table(counts, dtypes)
     print(text)
     if options.write:
-        page = re.sub(
-            r"(?<=<!-- sweep -->\n).*?(?=\n<!-- end -->)",
-            text,
-            PAGE.read_text(),
-            flags=re.DOTALL,
-        )
+        before, _, rest = PAGE.read_text().partition("<!-- sweep -->\n")
+        _, end, after = rest.partition("<!-- end -->\n")
+        page = f"{before}<!-- sweep -->\n{text}\n{end}{after}"
         PAGE.write_text(page)
     total = Counter(outcome for *_, outcome in counts.elements())
     passed = total["passed"] / total.total()

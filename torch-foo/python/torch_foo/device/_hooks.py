@@ -19,9 +19,11 @@ from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import reduce_storage
 
 import torch_foo.device
+from torch_foo import _torch_internals as internals
 from torch_foo.device import _module
 
 _ops = torch.ops.torch_foo
+_to_copy = internals.kernel(torch.ops.aten._to_copy.default, "CPU")
 
 
 def register(aten: torch.library.Library) -> None:
@@ -42,6 +44,7 @@ def register(aten: torch.library.Library) -> None:
     ForkingPickler.register(UntypedStorage, reduce)
     aten.impl("_pin_memory", pin_memory, "CPU")
     aten.impl("is_pinned", is_pinned, "CPU")
+    aten.impl("_to_copy", to_copy, "PrivateUse1")
     aten.impl("record_stream", record_stream, "PrivateUse1")
 
 
@@ -162,6 +165,12 @@ def pin_memory(x: Tensor, device: torch.device | None = None) -> Tensor:
 
 def is_pinned(x: Tensor, device: torch.device | None = None) -> bool:
     return hasattr(x.untyped_storage(), "pinned_for_foo")
+
+
+def to_copy(x: Tensor, *, non_blocking: bool = False, **named: Any) -> Tensor:
+    """Copy at once: PyTorch's would pin what it copies to without blocking."""
+    copied: Tensor = _to_copy(x, **named)
+    return copied
 
 
 # --- streams ----------------------------------------------------------------

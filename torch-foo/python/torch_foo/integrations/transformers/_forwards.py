@@ -59,7 +59,7 @@ MOST_ROWS = {
     torch.bfloat16: 8 if _IS_AVX512 else 16,
 }
 
-_DEVICES = {"cpu", "cuda"} if build_info().cuda else {"cpu"}
+_DEVICES = {"cpu", "foo"} | ({"cuda"} if build_info().cuda else set())
 
 
 def _serves(*tensors: Tensor) -> bool:
