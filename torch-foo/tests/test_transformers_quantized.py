@@ -208,6 +208,17 @@ def test_keep():
         unpatch(model)
 
 
+def test_kept_weights_follow_to_another_dtype():
+    model = make(tie_word_embeddings=True)
+    expected = logits(copy.deepcopy(model).bfloat16())
+    patch(model, weights="q8_0", keep=True)
+    model.bfloat16()
+    unpatch(model)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(model), expected)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def through_torch(model):
     file = io.BytesIO()
     torch.save(model, file)

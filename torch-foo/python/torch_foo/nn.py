@@ -303,6 +303,17 @@ class _Blocks(torch.nn.Module):
 
     weight: Tensor
     format: str
+    #: The float module that it was made from, where that is kept: in a tuple,
+    #: so that it is no part of this one. It follows to devices and dtypes.
+    original: tuple[torch.nn.Module, ...] = ()
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "_Blocks":
+        for module in self.original:
+            module._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def _set_blocks(self, blocks: Tensor, format: str) -> tuple[int, int]:
         """Set the weight, and return the number of rows and of columns."""

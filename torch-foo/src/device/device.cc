@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "alias.h"
 #include "boxed.h"
 #include "fallback.h"
+#include "kernels.h"
 #include "library.h"
 #include "memory.h"
 
@@ -41,6 +44,13 @@ std::vector<Tensor> to_cpu(const std::vector<Tensor>& tensors) {
   return cpu_aliases(tensors);
 }
 std::int64_t to_foo(const Tensor& x) { return new_managed_tensor(x); }
+Tensor add_tensors(const Tensor& a, const Tensor& b) {
+  const StableIValue stack[2] = {torch::stable::detail::from(a.handle()),
+                                 torch::stable::detail::from(b.handle())};
+  std::optional<Tensor> sum = add(stack);
+  if (!sum) throw std::runtime_error("foo: left to the fallback in Python");
+  return std::move(*sum);
+}
 std::tuple<std::int64_t, std::int64_t, std::int64_t> memory() {
   const MemoryStatistics now = memory_statistics();
   return {now.allocated, now.peak, now.limit};
@@ -52,6 +62,7 @@ std::tuple<std::int64_t, std::int64_t, std::int64_t> memory() {
 void define_device(const Library& m) {
   m.def("_adopt(int managed, ScalarType dtype) -> Tensor");
   m.def("_device_empty(int[] size, int[]? stride, ScalarType dtype) -> int");
+  m.def("_device_add(Tensor a, Tensor b) -> Tensor");
   m.def("_device_to_cpu(Tensor[] tensors) -> Tensor[]");
   m.def("_device_to_foo(Tensor x) -> int");
   m.def("_device_memory() -> (int allocated, int peak, int limit)");
@@ -72,6 +83,7 @@ void implement_device(const Library& m) {
 }
 
 void implement_device_tensors(const Library& m) {
+  m.impl("_device_add", boxed<&device::add_tensors>);
   m.impl("_device_to_cpu", boxed<&device::to_cpu>);
   m.impl("_device_to_foo", boxed<&device::to_foo>);
 }

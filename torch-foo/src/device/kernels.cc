@@ -120,6 +120,12 @@ std::optional<Tensor> activation_backward(const StableIValue* stack, F function,
 
 }  // namespace
 
+std::optional<Tensor> add(const StableIValue* stack) {
+  const Operands x(stack, 2);
+  if (!x.suit()) return std::nullopt;
+  return run(x, foo_core::add, x[0], x[1]);
+}
+
 std::optional<Tensor> mul(const StableIValue* stack) {
   const Operands x(stack, 2);
   if (!x.suit()) return std::nullopt;

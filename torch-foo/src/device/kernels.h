@@ -12,6 +12,9 @@ namespace torch_foo::device {
 /// result if the kernel is not made for such arguments.
 using Kernel = std::optional<Tensor> (*)(const StableIValue* stack);
 
+/// Of add.Tensor, where alpha is 1: the stable ABI has no Scalar. So Python
+/// calls it, as torch_foo::_device_add.
+std::optional<Tensor> add(const StableIValue* stack);
 std::optional<Tensor> mul(const StableIValue* stack);
 std::optional<Tensor> silu(const StableIValue* stack);
 std::optional<Tensor> silu_backward(const StableIValue* stack);

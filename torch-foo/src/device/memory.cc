@@ -1,46 +1,39 @@
-// Counts what is allocated, so that a limit can be set and tested.
+// Counts what is allocated, so that a limit can be set and tested. The counts
+// are atomic and there is no lock, because a process that forks would leave it
+// locked for its child if another thread held it.
 #include "memory.h"
 
-#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <limits>
-#include <mutex>
 
 namespace torch_foo::device {
 namespace {
 
-std::mutex mutex;
-MemoryStatistics statistics{0, 0, std::numeric_limits<std::int64_t>::max()};
+std::atomic<std::int64_t> allocated{0}, peak{0};
+std::atomic<std::int64_t> limit{std::numeric_limits<std::int64_t>::max()};
 
 }  // namespace
 
-MemoryStatistics memory_statistics() {
-  const std::lock_guard lock(mutex);
-  return statistics;
-}
+MemoryStatistics memory_statistics() { return {allocated, peak, limit}; }
 
-void reset_peak_memory() {
-  const std::lock_guard lock(mutex);
-  statistics.peak = statistics.allocated;
-}
+void reset_peak_memory() { peak = allocated.load(); }
 
-void set_memory_limit(std::int64_t bytes) {
-  const std::lock_guard lock(mutex);
-  statistics.limit = bytes;
-}
+void set_memory_limit(std::int64_t bytes) { limit = bytes; }
 
 bool reserve(std::int64_t bytes) {
-  const std::lock_guard lock(mutex);
-  if (bytes > statistics.limit - statistics.allocated) return false;
-  statistics.allocated += bytes;
-  statistics.peak = std::max(statistics.peak, statistics.allocated);
+  std::int64_t before = allocated;
+  do {
+    if (bytes > limit - before) return false;
+  } while (!allocated.compare_exchange_weak(before, before + bytes));
+  std::int64_t highest = peak;
+  while (highest < before + bytes &&
+         !peak.compare_exchange_weak(highest, before + bytes)) {
+  }
   return true;
 }
 
-void unreserve(std::int64_t bytes) {
-  const std::lock_guard lock(mutex);
-  statistics.allocated -= bytes;
-}
+void unreserve(std::int64_t bytes) { allocated -= bytes; }
 
 void* allocate(std::int64_t bytes) {
   constexpr std::size_t kAlignment = 64;

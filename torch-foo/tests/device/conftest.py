@@ -11,6 +11,7 @@ import torch
 import torch_foo.device
 
 torch_foo.device.enable()
+torch.set_num_threads(1)  # small tensors, and a worker on each core
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """torch.autocast("foo") and GradScaler: as CUDA's."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -39,10 +41,14 @@ HALF, BFLOAT16, SINGLE, DOUBLE = (
     torch.float32,
     torch.float64,
 )
-X, H, D = (
-    (lambda t: lambda: torch.rand(4, 4, device="foo", dtype=t))(t)
-    for t in (SINGLE, HALF, DOUBLE)
-)
+
+
+def square(dtype):
+    return torch.rand(4, 4, dtype=dtype, device="foo")
+
+
+X, H, D = (partial(square, dtype) for dtype in (SINGLE, HALF, DOUBLE))
+
 RULES = {
     "linear": (lambda: F.linear(X(), X()), HALF),
     "@": (lambda: X() @ H(), HALF),

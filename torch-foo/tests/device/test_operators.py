@@ -111,6 +111,7 @@ def test_mixed_devices(typical):
 # --- ATen's operators that foo_core has a kernel for ------------------------
 
 ATEN = {
+    "add": lambda a: a + a,
     "mul": lambda a: a * a,
     "silu": F.silu,
     "gelu": F.gelu,
@@ -164,6 +165,7 @@ def test_foo_core_is_used(function, monkeypatch):
     a = torch.randn(1000)
     ones = torch.ones_like(a)
     expected = {
+        "add": lambda: torch_foo.add(a, a),
         "mul": lambda: torch_foo.mul(a, a),
         "silu": lambda: torch_foo.silu_mul(a, ones),
         "gelu": lambda: torch_foo.gelu_mul(a, ones),

@@ -102,7 +102,10 @@ REFUSED = {
         lambda x: torch.ones(3).set_(x.untyped_storage()),
         "devices must match",
     ),
-    "data of CPU": (lambda x: setattr(x, "data", torch.ones(3)), "set_data"),
+    "data of meta": (
+        lambda x: setattr(x, "data", torch.ones(3, device="meta")),
+        "set_data",
+    ),
     "numpy": (lambda x: x.numpy(), r"can't convert foo:0.*Tensor\.cpu\(\)"),
     "cuda array": (lambda x: x.__cuda_array_interface__, "non-CUDA tensor"),
     "dlpack": (lambda x: torch.from_dlpack(x), "foo"),
@@ -199,4 +202,10 @@ def test_pinned_memory():
     assert pinned.pin_memory() is pinned
     assert torch.equal(pinned.to("foo", non_blocking=True).cpu(), x)
     assert not x.is_pinned()
+    x = torch.arange(3, device="foo")
+    for moved in (x.to("cpu", non_blocking=True), x.cpu()):
+        assert moved.tolist() == [0, 1, 2]
+    target = torch.zeros(3).copy_(x, non_blocking=True)
+    assert target.tolist() == [0, 1, 2]
+    assert x.to(torch.float64, non_blocking=True).dtype is torch.float64
     assert not torch.ones(3, device="foo").is_pinned()

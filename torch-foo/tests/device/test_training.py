@@ -101,6 +101,11 @@ def test_gradients():
     checkpoint(lambda x: x.exp(), x, use_reentrant=False).sum().backward()
     torch.testing.assert_close(x.grad, x.exp().detach())
     assert seen == ["foo", (3, 4)]
+    for reentrant in (True, False):
+        x.grad = None
+        dropped = checkpoint(F.dropout, x, use_reentrant=reentrant)
+        dropped.sum().backward()
+        assert torch.equal(x.grad, dropped.ne(0) * 2.0)
     with torch.autograd.graph.save_on_cpu(pin_memory=True):
         y = x.sin().sum()
     (g,) = torch.autograd.grad(y, x, create_graph=True)
@@ -187,6 +192,26 @@ def test_modules_and_tensors_move():
     with pytest.raises(RuntimeError, match=r"same device.*foo:0 and cpu"):
         x.foo() + x
     assert (x.foo() + torch.tensor(1)).tolist() == [[2] * 3] * 2
+
+
+def test_modules_keep_their_parameters():
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+    model[1].weight = weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    values = weight.tolist()
+    model(torch.tensor([1])).sum().backward()
+    for device in ("foo", "cpu", "foo"):
+        model.to(device)
+        assert model[0].weight is model[1].weight is weight
+        assert weight.device.type == weight.grad.device.type == device
+        assert weight.tolist() == values
+    weight.grad = None
+    model(torch.tensor([1], device="foo")).sum().backward()
+    optimizer.step()
+    assert weight.tolist() != values
+    with torch.no_grad():
+        weight.data = torch.ones(4, 3)
+        assert weight.device.type == "cpu"
 
 
 def test_printing():

@@ -32,6 +32,7 @@ from torch_foo.device._views import (
 )
 
 _ops = torch.ops.torch_foo
+_add = _ops._device_add.default._op
 _to_cpu = _ops._device_to_cpu.default._op
 _to_foo = _ops._device_to_foo.default._op
 _NATIVE = "PrivateUse2"  # kFallbackKey in fallback.h
@@ -62,12 +63,33 @@ def register(aten: torch.library.Library) -> None:
     key = "CompositeExplicitAutogradNonFunctional"
     named = internals.names_with_kernel(key, "aten")
     others = {name for name in named if "copy" not in name} - described.keys()
+    # Or one for all devices, and another for the CPU, as addr does.
+    shared = internals.names_with_kernel("CompositeExplicitAutograd", "aten")
+    on_cpu = set(internals.names_with_kernel("CPU", "aten")).intersection(
+        shared
+    )
+    others |= {name for name in on_cpu if "pin" not in name} - described.keys()
     # This one is for all devices, and refuses those whose names it lacks.
     others.add("aten::mode.values")
+    others.remove("aten::add.Tensor")  # below
     for name in [*described, *sorted(others)]:
         description = described.get(name, "")
         aten.impl(name, _Kernel(name, description), "PrivateUse1")
+    aten.impl("add.Tensor", add, "PrivateUse1")
     _register_copies(aten)
+
+
+def add(self: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
+    """Add by foo_core's kernel: a call of the table cannot have an alpha."""
+    # ATen refuses some alphas that equal 1, as True.
+    if type(alpha) in (int, float) and alpha == 1 and isinstance(other, Tensor):
+        try:
+            result: Tensor = _add(self, other)
+            return result
+        except RuntimeError:
+            pass
+    result = fallback(torch.ops.aten.add.Tensor, self, other, alpha=alpha)
+    return result
 
 
 class _Kernel:

@@ -19,14 +19,18 @@ from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import reduce_storage
 
 import torch_foo.device
+from torch_foo import _torch_internals as internals
 from torch_foo.device import _module
 
 _ops = torch.ops.torch_foo
+_to_copy = internals.kernel(torch.ops.aten._to_copy.default, "CPU")
 
 
 def register(aten: torch.library.Library) -> None:
     for answer in (
         _accelerator_emptyCache,
+        _accelerator_exchangeDevice,
+        _accelerator_getDeviceCapability,
         _accelerator_getDeviceStats,
         _accelerator_getMemoryInfo,
         _accelerator_isAllocatorInitialized,
@@ -42,6 +46,7 @@ def register(aten: torch.library.Library) -> None:
     ForkingPickler.register(UntypedStorage, reduce)
     aten.impl("_pin_memory", pin_memory, "CPU")
     aten.impl("is_pinned", is_pinned, "CPU")
+    aten.impl("_to_copy", to_copy, "PrivateUse1")
     aten.impl("record_stream", record_stream, "PrivateUse1")
 
 
@@ -57,6 +62,24 @@ def _accelerator_isAllocatorInitialized() -> bool:
 
 def _accelerator_emptyCache() -> None:
     """Do nothing: memory that is freed goes back to the system at once."""
+
+
+def _accelerator_exchangeDevice(index: int) -> int:
+    return _module.device_index(index)
+
+
+def _accelerator_getDeviceCapability(index: int) -> dict[str, Any]:
+    _module.device_index(index)
+    dtypes = {x for x in vars(torch).values() if isinstance(x, torch.dtype)}
+    return {"supported_dtypes": set(filter(_is_supported, dtypes))}
+
+
+def _is_supported(dtype: torch.dtype) -> bool:
+    try:
+        torch.empty(0, dtype=dtype, device="foo")
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def _accelerator_getDeviceStats(index: int) -> dict[str, Any]:
@@ -162,6 +185,12 @@ def pin_memory(x: Tensor, device: torch.device | None = None) -> Tensor:
 
 def is_pinned(x: Tensor, device: torch.device | None = None) -> bool:
     return hasattr(x.untyped_storage(), "pinned_for_foo")
+
+
+def to_copy(x: Tensor, *, non_blocking: bool = False, **named: Any) -> Tensor:
+    """Copy at once: PyTorch's would pin what it copies to without blocking."""
+    copied: Tensor = _to_copy(x, **named)
+    return copied
 
 
 # --- streams ----------------------------------------------------------------

@@ -22,6 +22,7 @@ _set = _aten.set_.source_Storage_storage_offset
 def register(aten: torch.library.Library) -> None:
     aten.impl("resize_", resize_, "PrivateUse1")
     aten.impl("set_", set_, "PrivateUse1")
+    aten.impl("_has_compatible_shallow_copy_type", can_replace, "PrivateUse1")
 
 
 def overload_of(name: str) -> OpOverload | None:
@@ -111,3 +112,17 @@ def resize_(
         flat = _aten.as_strided.default.redispatch(CPU, new, [kept], [1], 0)
         flat.copy_(old)
     return set_storage(self, new)
+
+
+def can_replace(self: Tensor, by: Tensor) -> bool:
+    """Return whether ``self.data = by`` can make self the other tensor.
+
+    Module.to asks this, and then keeps its Parameter objects, so that weights
+    stay tied and optimizers keep theirs. PyTorch says yes for its own devices.
+    """
+    return all(
+        x.device.type in ("cpu", "foo")
+        and x.layout is torch.strided
+        and not x.is_nested
+        for x in (self, by)
+    )

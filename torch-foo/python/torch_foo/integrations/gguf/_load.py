@@ -117,11 +117,12 @@ def _config(file: File) -> Any:
     """Make transformers' configuration, by its own mapping of the keys."""
     metadata = file.metadata
     architecture = metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise _error(
             file,
-            f"its architecture is {architecture!r}, expected one of {known}",
+            f"its architecture is {architecture!r:.80}, expected one of "
+            f"{known}",
         )
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":

@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from operator import is_
+from itertools import chain, repeat
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 
@@ -68,6 +69,7 @@ _rms_norm_out = operation(_ops._rms_norm_out.default)
 _rope_ = operation(_ops._rope_.default)
 
 _Product = Callable[[Tensor], Tensor]
+_Rotation = tuple[Tensor, Tensor, Tensor | None]
 
 # The name of the cache among the arguments of a layer.
 _CACHE = next(
@@ -130,10 +132,39 @@ def _decode(layer: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
         plan is None
         or x.dtype != plan.dtype
         or not _appends(cache, plan.attention.layer_idx)
-        or not plan.takes(x, tables)
     ):
         return None
-    return plan(x, arguments.get("attention_mask"), cache, tables)
+    rotation = _rotation(tables, x, plan.head_dim)
+    if rotation is None:
+        return None
+    return plan(x, arguments.get("attention_mask"), cache, rotation)
+
+
+def _rotation(tables: Any, x: Tensor, head_dim: int) -> _Rotation | None:
+    """Return rope's arguments for what Llama's rotary embedding returns."""
+    if type(tables) is not tuple or len(tables) != 2:
+        return None
+    cos, sin = tables
+    if type(cos) is not Tensor or type(sin) is not Tensor:
+        return None
+    return _rope_arguments(cos, sin, x.shape[0], x.shape[1], head_dim, x.dtype)
+
+
+@functools.lru_cache(maxsize=1)  # all layers of a model get the same tables
+def _rope_arguments(
+    cos: Tensor,
+    sin: Tensor,
+    batch: int,
+    seq: int,
+    head_dim: int,
+    dtype: torch.dtype,
+) -> _Rotation | None:
+    shapes = ((1, seq, head_dim), (batch, seq, head_dim))
+    if cos.shape != sin.shape or cos.shape not in shapes:
+        return None
+    if cos.dtype != dtype or sin.dtype != dtype:
+        return None
+    return rope_tables(cos, sin)
 
 
 # --- a layer ----------------------------------------------------------------
@@ -143,12 +174,15 @@ def _plan(layer: Any) -> _Plan | None:
     """Return what computes a layer, made anew if the layer has changed."""
     mark = vars(layer)[MARK]  # which a shallow copy of a layer shares
     plan: _Plan | None = mark.prepared
-    if plan is None or plan.layer is not layer or not plan.is_valid():
-        plan = None
-        if refuse_step(layer) is None and _is_ours(layer):
-            plan = _Plan(layer)
-        mark.prepared = plan
-    return plan if plan is not None and plan.is_valid() else None
+    if plan is not None and plan.layer is layer and plan.is_valid():
+        return plan
+    mark.prepared = None
+    if refuse_step(layer) is None and _is_ours(layer):
+        plan = _Plan(layer)
+        if plan.is_valid():
+            mark.prepared = plan
+            return plan
+    return None
 
 
 def _modules(layer: Any) -> list[Any]:
@@ -192,36 +226,65 @@ class _Plan:
         projections = projections_of(layer)
         query, key, _ = (p.out_features // self.head_dim for p in projections)
         self.heads = query, key
-        self.project = _product(*projections)
-        self.output = _product(attention.o_proj)
-        self.gate_up = _product(mlp.gate_proj, mlp.up_proj)
+        self.joined: list[Tensor] = []  # parts of the weights of one product
+        self.project = self._product(*projections)
+        self.output = self._product(attention.o_proj)
+        self.gate_up = self._product(mlp.gate_proj, mlp.up_proj)
         self.gate: Any = gate_of(mlp.act_fn)
-        self.down = _product(mlp.down_proj)
+        self.down = self._product(mlp.down_proj)
         self.dtype = self.norm.weight.dtype
 
         self.parts = [*_modules(layer), mlp.act_fn]
         self.fields = [vars(part) for part in self.parts]
         # Dicts of modules, parameters and hooks never change their identity,
         # but for what pickle and copy make.
-        self.dicts = [vars(layer)["_modules"]]
+        self.dicts = [vars(m)["_modules"] for m in (layer, attention, mlp)]
         self.hooks = []
         for fields in self.fields:
-            self.dicts += [fields["_modules"]]
-            self.dicts += [fields["_parameters"], fields["_buffers"]]
+            self.dicts.append(fields["_parameters"])
             self.hooks += [fields[name] for name in _HOOKS]
         self.classes = list({type(part) for part in self.parts})
-        # What must stay the same: objects, and the memory of tensors.
         self.objects = list(self._objects())
-        self.tensors = [x for x in self.objects if isinstance(x, Tensor)]
-        self.memory = self._memory()
+        self.places = self._places()
+
+    def _product(self, *layers: Any) -> _Product:
+        """Return what multiplies by weights of layers, one after the other."""
+        weights = [layer.weight for layer in layers]
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        formats = [getattr(layer, "format", None) for layer in layers]
+        weight = _adjoining(weights)
+        bias = _adjoining(biases) if len(biases) == len(layers) else None
+        if (
+            len(layers) > 1
+            and weight is not None
+            and (bias is not None or not biases)
+            and len(set(formats)) == 1
+        ):
+            self.joined += weights + biases
+            return _times(weight, bias, formats[0])
+        products = [
+            _times(layer.weight, layer.bias, format)
+            for layer, format in zip(layers, formats, strict=True)
+        ]
+        if len(products) == 1:
+            return products[0]
+        return lambda x: torch.cat([product(x) for product in products], -1)
+
+    # The checks of every call run in C: maps, and no loops.
 
     def _objects(self) -> Iterator[object]:
+        """Return what must stay the same objects."""
         return chain(
             map(type, self.parts),
-            [fields.get("forward") for fields in self.fields],
-            [cls.forward for cls in self.classes],
-            *[values.values() for values in self.dicts],
+            map(dict.get, self.fields, repeat("forward")),
+            map(attrgetter("forward"), self.classes),
+            chain.from_iterable(map(dict.values, self.dicts)),
         )
+
+    def _places(self) -> list[object]:
+        """Return where the parts of joined weights are, and what."""
+        kinds = Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype")
+        return [x for kind in kinds for x in map(kind, self.joined)]
 
     def is_valid(self) -> bool:
         """Whether nothing in the layer has changed, and nothing observes it."""
@@ -232,25 +295,7 @@ class _Plan:
             and self.attention.config._attn_implementation == "sdpa"
             and len(objects) == len(self.objects)
             and all(map(is_, objects, self.objects))
-            and self._memory() == self.memory
-        )
-
-    def _memory(self) -> list[object]:
-        tensors = self.tensors
-        return [t.data_ptr() for t in tensors] + [t.dtype for t in tensors]
-
-    def takes(self, x: Tensor, tables: Any) -> bool:
-        """Whether the tables are what Llama's rotary embedding returns."""
-        if not isinstance(tables, tuple) or len(tables) != 2:
-            return False
-        sizes = (x.shape[1], self.head_dim)
-        return all(
-            type(table) is Tensor
-            and table.dtype == x.dtype
-            and table.dim() == 3
-            and table.shape[1:] == sizes
-            and len(table) in (1, len(x))
-            for table in tables
+            and self._places() == self.places
         )
 
     def __call__(
@@ -258,7 +303,7 @@ class _Plan:
         x: Tensor,
         mask: Tensor | None,
         cache: Cache,
-        tables: tuple[Tensor, Tensor],
+        rotation: _Rotation,
     ) -> Tensor:
         batch, seq, _ = x.shape
         attention = self.attention
@@ -272,19 +317,30 @@ class _Plan:
             begin += count
         if self.rotates:
             rotated = heads.narrow(2, 0, query + key)
-            _rope_(rotated, *_rope_tables(*tables), False)
+            _rope_(rotated, *rotation, False)
         keys, values = _append(
             cache, attention.layer_idx, heads.narrow(2, query, 2 * key)
         )
-        attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            attention,
-            heads.narrow(2, 0, query).transpose(1, 2),
-            keys,
-            values,
-            mask,
-            dropout=0.0,
-            scaling=attention.scaling,
-        )
+        queries = heads.narrow(2, 0, query).transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        if seq == 1 and mask is None and attend is sdpa_attention_forward:
+            attended = functional.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                scale=attention.scaling,
+                enable_gqa=query != key,
+            )
+        else:
+            attended, _ = attend(
+                attention,
+                queries,
+                keys,
+                values,
+                mask,
+                dropout=0.0,
+                scaling=attention.scaling,
+            )
         y, residual = _add_rms_norm(
             self.output(attended.reshape(batch, seq, -1)),
             x,
@@ -307,10 +363,6 @@ def _is_patched(module: nn.Module) -> bool:
         and mark.is_in_place()
         and type(module).forward is mark.original
     )
-
-
-# All layers of a model get the same tables.
-_rope_tables = functools.lru_cache(maxsize=1)(rope_tables)
 
 
 # --- products ---------------------------------------------------------------
@@ -378,26 +430,6 @@ def _adjoining(tensors: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
-def _product(*layers: Any) -> _Product:
-    """Return what multiplies by the weights of layers, one after the other."""
-    weight = _adjoining([layer.weight for layer in layers])
-    biases = [layer.bias for layer in layers]
-    has_bias = [bias is not None for bias in biases]
-    bias = _adjoining(biases) if all(has_bias) else None
-    formats = [getattr(layer, "format", None) for layer in layers]
-    if (
-        weight is not None
-        and (bias is not None or not any(has_bias))
-        and len(set(formats)) == 1
-    ):
-        return _times(weight, bias, formats[0])
-    products = [
-        _times(layer.weight, layer.bias, format)
-        for layer, format in zip(layers, formats, strict=True)
-    ]
-    return lambda x: torch.cat([product(x) for product in products], -1)
-
-
 def _times(weight: Tensor, bias: Tensor | None, format: str | None) -> _Product:
     if format is not None:
         return lambda x: _linear_quantized(x, weight, bias, format)
@@ -435,42 +467,34 @@ class _Room:
     def __init__(self, layer: Any, more: int) -> None:
         self.keys, self.values = layer.keys, layer.values
         batch, heads, seq, head_dim = self.keys.shape
-        self.seq = seq
+        self.seq, self.heads = seq, heads
+        self.capacity = seq + more + max(_MARGIN, seq // 4)
         self.states = self.keys.new_empty(
-            batch, 2 * heads, seq + more + max(_MARGIN, seq // 4), head_dim
+            batch, 2 * heads, self.capacity, head_dim
         )
         self.states[:, :heads, :seq] = self.keys
         self.states[:, heads:, :seq] = self.values
 
-    def has(self, layer: Any, more: int) -> bool:
+    def is_for(self, layer: Any, new: Tensor) -> bool:
+        batch, more, heads, head_dim = new.shape
         return (
             layer.keys is self.keys
             and layer.values is self.values
-            and self.seq + more <= self.states.shape[2]
+            and self.seq + more <= self.capacity
+            and self.states.shape == (batch, heads, self.capacity, head_dim)
+            and self.states.dtype == new.dtype
             # These may change in inference mode only.
             and self.states.is_inference() <= torch.is_inference_mode_enabled()
         )
 
     def append(self, layer: Any, new: Tensor) -> tuple[Tensor, Tensor]:
-        more, heads = new.shape[1], new.shape[2] // 2
+        more = new.shape[1]
         self.states.narrow(2, self.seq, more).copy_(new.transpose(1, 2))
         self.seq += more
-        all_of_them = self.states.narrow(2, 0, self.seq)
-        self.keys, self.values = all_of_them.split(heads, 1)
-        layer.keys, layer.values = self.keys, self.values
+        states = self.states.narrow(2, 0, self.seq)
+        layer.keys = self.keys = states.narrow(1, 0, self.heads)
+        layer.values = self.values = states.narrow(1, self.heads, self.heads)
         return self.keys, self.values
-
-
-def _matches(states: Any, new: Tensor) -> bool:
-    batch, _, heads, head_dim = new.shape
-    return (
-        type(states) is Tensor
-        and states.dim() == 4
-        and states.shape[:2] == (batch, heads // 2)
-        and states.shape[3] == head_dim
-        and states.dtype == new.dtype
-        and states.is_cpu
-    )
 
 
 def _append(cache: Cache, index: int, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -479,19 +503,27 @@ def _append(cache: Cache, index: int, new: Tensor) -> tuple[Tensor, Tensor]:
     new: (batch, seq, 2 * heads, head_dim), keys before values.
     """
     layer: Any = cache.layers[index] if index < len(cache.layers) else None
-    more = new.shape[1]
-    if (
-        type(layer) is not DynamicLayer
-        or not layer.is_initialized
-        or not _matches(layer.keys, new)
-        or not _matches(layer.values, new)
-    ):
-        keys, values = new.transpose(1, 2).chunk(2, 1)
-        states: tuple[Tensor, Tensor] = cache.update(keys, values, index)
-        return states
-    room = vars(layer).get(_ROOM)
-    if room is None or not room.has(layer, more):
-        room = _Room(layer, more)
+    room: _Room | None = getattr(layer, _ROOM, None)
+    if room is not None and room.is_for(layer, new):
+        return room.append(layer, new)
+    if _has_states_like(layer, new):
+        room = _Room(layer, new.shape[1])
         setattr(layer, _ROOM, room)
-    states = room.append(layer, new)
+        return room.append(layer, new)
+    keys, values = new.transpose(1, 2).chunk(2, 1)
+    states: tuple[Tensor, Tensor] = cache.update(keys, values, index)
     return states
+
+
+def _has_states_like(layer: Any, new: Tensor) -> bool:
+    """Whether a layer of a cache has keys and values to append to."""
+    batch, _, heads, head_dim = new.shape
+    return type(layer) is DynamicLayer and all(
+        type(states) is Tensor
+        and states.dim() == 4
+        and states.shape[:2] == (batch, heads // 2)
+        and states.shape[3] == head_dim
+        and states.dtype == new.dtype
+        and states.is_cpu
+        for states in (layer.keys, layer.values)
+    )

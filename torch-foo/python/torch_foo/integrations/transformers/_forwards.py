@@ -51,6 +51,7 @@ _ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
 
 # With AVX-512, torch uses instructions for products of bfloat16.
 _IS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 #: torch_foo.linear beats torch up to this many rows.
 MOST_ROWS = {
     torch.float32: 16,
@@ -58,7 +59,7 @@ MOST_ROWS = {
     torch.bfloat16: 8 if _IS_AVX512 else 16,
 }
 
-_DEVICES = {"cpu", "cuda"} if build_info().cuda else {"cpu"}
+_DEVICES = {"cpu", "foo"} | ({"cuda"} if build_info().cuda else set())
 
 
 def _serves(*tensors: Tensor) -> bool:

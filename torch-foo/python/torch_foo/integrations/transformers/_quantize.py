@@ -19,10 +19,6 @@ from torch_foo.ops import quantize
 #: Formats by pattern of module names, or one for all.
 Rule = str | Mapping[str, str]
 
-# The attribute of a quantized module that keeps the original one: in a tuple,
-# so that it is no part of the model.
-_KEPT = "_torch_foo_original"
-
 _QUANTIZED = (QuantizedLinear, QuantizedEmbedding)
 
 
@@ -64,7 +60,7 @@ def quantize_weights(
             continue
         done[module] = None
         format = formats[key]
-        original = vars(module).get(_KEPT, (module,))[0]
+        (original,) = getattr(module, "original", ()) or (module,)
         name = type(original).__name__
         reason = _refuse(module, original, format)
         if reason:
@@ -74,10 +70,11 @@ def quantize_weights(
             restore_forward(original)
             if key not in blocks:
                 blocks[key] = quantize(original.weight.detach(), format)
-            new = done[module] = _quantized(original, blocks[key], format)
+            new: Any = _quantized(original, blocks[key], format)
+            done[module] = new
             blocks[key] = new.weight
             if keep:
-                vars(new)[_KEPT] = (original,)
+                new.original = (original,)
         report.replaced[f"weights {format}", name] += 1
     _put(model, {old: new for old, new in done.items() if new is not None})
     if not keep and any(done.values()):
@@ -89,8 +86,8 @@ def quantize_weights(
 
 def restore_weights(model: nn.Module) -> tuple[int, int]:
     """Bring back what was kept; return the numbers of those and of others."""
-    modules = [m for m in model.modules() if type(m) in _QUANTIZED]
-    kept = {m: vars(m)[_KEPT][0] for m in modules if _KEPT in vars(m)}
+    modules: list[Any] = [m for m in model.modules() if type(m) in _QUANTIZED]
+    kept = {m: m.original[0] for m in modules if m.original}
     for module, original in kept.items():
         original.train(module.training)
     _put(model, kept)
