@@ -5,7 +5,7 @@ are other ways to the same result. torch.compile gets the eager composition.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -332,14 +332,19 @@ def call_cases() -> list[Case]:
     return cases
 
 
-def weight_cases() -> Iterator[Case]:
+def weight_cases(
+    sizes: Sequence[tuple[int, int]] = ((4096, 4096), (11008, 4096)),
+    total: int = 256 << 20,
+) -> Iterator[Case]:
     """Products with weights of 8 and 4 bits, which no cache holds.
+
+    Copies of a weight together have `total` bytes.
 
     The others' are the most similar that torch has: of int8 with a scale for
     each row, and of 4 bits with a scale and a zero for each 32; and of float32
     and bfloat16.
     """
-    for n, k in ((4096, 4096), (11008, 4096)):
+    for n, k in sizes:
         weight = torch.randn(n, k)
         peers = (weight, weight.bfloat16())
         for bits, format in ((8, "q8_0"), (4, "q4_0")):
@@ -357,7 +362,7 @@ def weight_cases() -> Iterator[Case]:
                 }
                 yield Case(
                     f"{rows}x{n}x{k} {format}",
-                    {name: copied(*call) for name, call in functions.items()},
+                    {name: copied(*c, total) for name, c in functions.items()},
                     torch.inference_mode,
                 )
 
@@ -380,9 +385,9 @@ def packed(x: Tensor, weight: Tensor, bits: int) -> tuple[Function, Tensors]:
     return product, (torch._convert_weight_to_int4pack_for_cpu(q, 1), scales)
 
 
-def copied(function: Function, tensors: Tensors) -> Rotation:
-    """Call with copies in turn, which together have 256 MiB."""
-    count = max(2, (256 << 20) // size(tensors))
+def copied(function: Function, tensors: Tensors, total: int) -> Rotation:
+    """Call with copies in turn, which together have `total` bytes."""
+    count = max(2, total // size(tensors))
     return Rotation(
         [partial(function, *(t.clone() for t in tensors)) for _ in range(count)]
     )

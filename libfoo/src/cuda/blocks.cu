@@ -1,5 +1,6 @@
-// quantize, dequantize and linear_quantized. The kernels are plain: a thread has
-// a block, and a warp a product, for which it unpacks and rounds each block anew.
+// quantize, dequantize and linear_quantized. The kernels are plain: a thread
+// has a block, and a warp a product, for which it unpacks and rounds each block
+// anew.
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "cuda/scalar.h"
@@ -55,8 +56,7 @@ __global__ void quantize_kernel(const Arguments<const T> a) {
       const int64_t column = at.remainder * Format::kElements + j;
       numbers[j] = static_cast<float>(widen(x.data[column * x.stride]));
     }
-    Format::Pack(numbers,
-                 a.blocks + row.of[1] + at.remainder * Format::kBytes);
+    Format::Pack(numbers, a.blocks + row.of[1] + at.remainder * Format::kBytes);
   }
 }
 
@@ -127,12 +127,11 @@ __global__ void product_kernel(const ProductArguments<T> a) {
     C sum = 0;
     for (int64_t b = threadIdx.x; b < a.blocks; b += kWarp) {
       float numbers[Format::kElements];
-      Format::Unpack(
-          a.weight + column * a.weight_stride + b * Format::kBytes, numbers);
+      Format::Unpack(a.weight + column * a.weight_stride + b * Format::kBytes,
+                     numbers);
       for (int g = 0; g < Format::kElements; g += kGroup) {
-        sum += multiply_group(
-            x.data + (b * Format::kElements + g) * x.stride, x.stride,
-            numbers + g);
+        sum += multiply_group(x.data + (b * Format::kElements + g) * x.stride,
+                              x.stride, numbers + g);
       }
     }
     for (int mask = kWarp / 2; mask > 0; mask /= 2) {
