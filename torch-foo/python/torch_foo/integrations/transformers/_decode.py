@@ -82,12 +82,8 @@ _ARGUMENTS = {
     *(_CACHE, "cache_position"),
 }
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+# Those of the backward have nothing to do without gradients.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
