@@ -18,8 +18,8 @@ from torchgen.model import (
     Type,
 )
 
-# Types that torch_call_dispatcher refuses, in some version since 2.11, and
-# Device, for which the results may not be on foo.
+# Types that torch_call_dispatcher refuses, in some version since 2.11; str,
+# which it leaks before 2.14; and Device, for which results may not be on foo.
 REFUSED = {
     "Device",
     "Dimname",
@@ -28,7 +28,11 @@ REFUSED = {
     "Scalar",
     "Storage",
     "Stream",
+    "str",
 }
+
+# They have a kernel in device/kernels.h, which frees its string.
+WITH_STRING = {"gelu", "gelu_backward"}
 
 # What device/_memory.py, _views.py and _fallback.py implement, or ATen by
 # these.
@@ -36,7 +40,9 @@ OWN = {
     "_copy_from",
     "_copy_from_and_resize",
     "_efficientzerotensor",
+    "_has_same_storage_numel",
     "_local_scalar_dense",
+    "_new_zeros_with_same_feature_meta",
     "clone",
     "copy_",
     "empty.memory_format",
@@ -111,7 +117,8 @@ def is_carried(function: NativeFunction) -> bool:
     ):
         return False
     return any(_base(t) == "Tensor" for t in types) and not (
-        REFUSED & {_base(t) for t in types}
+        (REFUSED - {"str"} if str(schema.name) in WITH_STRING else REFUSED)
+        & {_base(t) for t in types}
     )
 
 

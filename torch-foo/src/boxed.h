@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -46,6 +47,24 @@ struct OnStack<std::optional<Tensor>> {
         torch::stable::detail::to<std::optional<AtenTensorHandle>>(value);
     if (!handle) return std::nullopt;
     return Tensor(*handle);
+  }
+};
+
+/// PyTorch's own, before 2.14, keeps a copy of the string for ever.
+template <>
+struct OnStack<std::string> {
+  static std::string take(StableIValue value) {
+    const auto handle = torch::stable::detail::to<StringHandle>(value);
+    std::size_t length;
+    check(torch_string_length(handle, &length), "read a string");
+    const char* data;
+    check(torch_string_c_str(handle, &data), "read a string");
+    std::string text(data, length);
+    check(torch_delete_string(handle), "free a string");
+    return text;
+  }
+  static StableIValue put(std::string&& text) {
+    return torch::stable::detail::from(text);
   }
 };
 

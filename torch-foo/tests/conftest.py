@@ -1,5 +1,6 @@
 """The cases that tests run on: every operator with each of its samples."""
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -83,6 +84,43 @@ def _wait_for_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
         if "PYTEST_XDIST_WORKER" in os.environ:
             os._exit(1)
         raise
+
+
+class _MallInfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+@pytest.fixture
+def bytes_kept() -> Callable[[Callable[[], Any]], float]:
+    """Returns how many bytes of C's heap a call keeps for ever."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("this C library does not count what is allocated")
+    mallinfo.restype = _MallInfo
+
+    def kept(call: Callable[[], Any], count: int = 300) -> float:
+        for _ in range(count):  # until caches are full
+            call()
+        before = mallinfo().uordblks
+        for _ in range(count):
+            call()
+        return (mallinfo().uordblks - before) / count
+
+    return kept
 
 
 @dataclass(frozen=True)

@@ -1025,3 +1025,9 @@ def test_autocast_compiles(device):
     x = torch.randn(4, 8, device=device)
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     assert_close(compiled(x), f(x))
+
+
+def test_calls_keep_no_memory(typical, bytes_kept):
+    """PyTorch's conversions of strings, before 2.14, did."""
+    args = typical.args()
+    assert bytes_kept(lambda: typical.function(*args)) < 8

@@ -24,11 +24,6 @@ std::vector<std::string> byte_targets() {
 
 class LinearQuantizedTest : public KernelTest {
  protected:
-  void SetUp() override {
-    FOO_CORE_SKIP_ON_CUDA("there is no kernel");
-    KernelTest::SetUp();
-  }
-
   Tensor blocks_of(BlockFormat format, std::int64_t n, std::int64_t k) {
     const std::int64_t count = k / block_elements(format);
     Tensor weight(DType::kUInt8, {n, count * block_bytes(format)});
@@ -226,7 +221,10 @@ TEST(LinearQuantizedChecksTest, Refuses) {
   Tensor x(kF32, {2, 64}), weight(DType::kUInt8, {3, 68}), bias(kF32, {3});
   Tensor out(kF32, {2, 3}), half(DType::kFloat16, {3});
   Tensor gaps(DType::kUInt8, {3, 68}, {200, 2});
-  const Memory scratch = aligned_memory(linear_quantized_scratch_size(x));
+  // These calls are on the CPU.
+  const std::int64_t bytes =
+      foo_core::linear_quantized_scratch_size(x, Executor());
+  const Memory scratch = aligned_memory(bytes);
   constexpr auto kQ8_0 = BlockFormat::kQ8_0;
   const auto before = out.memory();
   const auto call = [&](const ConstTensorView& vx, const ConstTensorView& vw,
@@ -252,10 +250,9 @@ TEST(LinearQuantizedChecksTest, Refuses) {
                  op + "bias is float16, but x is float32");
   EXPECT_INVALID(call(x, weight, kQ8_0, &bias, x, memory),
                  op + "out has shape (2, 64), expected (2, 3)");
-  EXPECT_INVALID(call(x, weight, kQ8_0, &bias, out, nullptr),
-                 op + "scratch is null, expected " +
-                     std::to_string(linear_quantized_scratch_size(x)) +
-                     " bytes");
+  EXPECT_INVALID(
+      call(x, weight, kQ8_0, &bias, out, nullptr),
+      op + "scratch is null, expected " + std::to_string(bytes) + " bytes");
   EXPECT_INVALID(call(x, weight, kQ8_0, nullptr,
                       moved_to(out, weight.view().data), memory),
                  op + "out may overlap weight, expected memory of its own");

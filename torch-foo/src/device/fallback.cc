@@ -1,10 +1,10 @@
 // A kernel of the dispatcher is not told which operator it serves, so there is
 // one for each: an instance of a template over the generated table.
 //
-// Only what nearly all calls are is done here: strided tensors of real numbers,
-// all of them foo's but for numbers, and no memory shared with what is written.
-// For other arguments a kernel throws, as for errors of the CPU's kernel and of
-// too little memory. Then device/_fallback.py, in Python, runs the operator: a
+// Only what nearly all calls are is done here: strided tensors, all of them
+// foo's but for numbers, and no memory shared with what is written. For other
+// arguments a kernel throws, as for errors of the CPU's kernel and of too
+// little memory. Then device/_fallback.py, in Python, runs the operator: a
 // kernel of the stable ABI can raise nothing but RuntimeError, and PyTorch
 // before 2.13 does not tell it the reason.
 #include "fallback.h"
@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -113,11 +114,25 @@ class Owned {
 
 // --- lowering and lifting ---------------------------------------------------
 
-/// Complex numbers may be conjugated lazily: the stable ABI does not tell.
-bool is_complex(const Tensor& tensor) {
-  return tensor.dtype() == aoti_torch_dtype_complex64() ||
-         tensor.dtype() == aoti_torch_dtype_complex128() ||
-         tensor.dtype() == aoti_torch_dtype_complex32();
+/// Whether a tensor of complex numbers is conjugated lazily. An alias would not
+/// be.
+bool is_conjugated(const Tensor& tensor) {
+  if (tensor.dtype() != aoti_torch_dtype_complex64() &&
+      tensor.dtype() != aoti_torch_dtype_complex128() &&
+      tensor.dtype() != aoti_torch_dtype_complex32()) {
+    return false;
+  }
+  AtenTensorHandle handle;
+  check(aoti_torch_new_tensor_handle(tensor.handle(), &handle),
+        "keep a tensor");
+  // It returns the tensor itself, or a copy. (aten::is_conj is asked of a
+  // copy.)
+  StableIValue stack[1] = {detail::from(handle)};
+  check(
+      torch_call_dispatcher("aten::resolve_conj", "", stack, TORCH_ABI_VERSION),
+      "read a tensor");
+  const Tensor resolved(detail::to<AtenTensorHandle>(stack[0]));
+  return resolved.sizes().data() != tensor.sizes().data();
 }
 
 /// Replaces foo tensors by CPU tensors over the same memory.
@@ -134,7 +149,7 @@ class Lowering {
       if (writes_ && originals_.empty()) decline();
       return;
     }
-    if (!given->dense() || is_complex(*given)) decline();
+    if (!given->dense() || is_conjugated(*given)) decline();
     const char* storage = storage_of(*given);
     // Over two aliases, PyTorch would not see that arguments overlap.
     if (writes_ && storage != nullptr && uses(storage)) decline();
@@ -161,7 +176,8 @@ class Lowering {
 void lift(const Lowering& lowering, AtenTensorHandle& handle) {
   Borrowed result(handle);
   if (!result->defined()) return;
-  if (!result->is_cpu() || !result->dense()) decline();
+  if (!result->is_cpu() || !result->dense() || is_conjugated(*result))
+    decline();
   // It should then be a view of the argument.
   const char* storage = storage_of(*result);
   if (storage != nullptr && lowering.uses(storage)) decline();
@@ -174,6 +190,8 @@ void run(const Fallback& fallback, StableIValue* stack) {
   const bool writes = *fallback.results == '0';
   Lowering lowering(writes);
   Owned arguments(fallback.arguments, stack);
+  // torch_call_dispatcher, before 2.14, keeps a copy of a string for ever.
+  if (std::strchr(fallback.arguments, 'S') != nullptr) decline();
   const char* type = fallback.arguments;
   for (StableIValue* value = stack; *type != 0; type = skip(type)) {
     for_each_tensor(type, *value++, lowering);

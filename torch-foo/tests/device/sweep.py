@@ -1,10 +1,10 @@
 """Compares the device foo with the CPU on PyTorch's own samples of operators.
 
 The samples are those of OpInfo, with which PyTorch tests its operators. One of
-them becomes calls of several forms: the function, its gradient, in place, with
-out=, and wrong input that has to be refused. Calls run in worker processes, so
-that a crash is counted, too. ``--write`` puts the table into
-docs/device-backend.md.
+them becomes calls of several forms: the function, its gradient and forward-mode
+derivative, in place, with out=, and wrong input that has to be refused. Calls
+run in worker processes, so that a crash is counted, too. ``--write`` puts the
+table into docs/device-backend.md.
 """
 
 import argparse
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch_foo.device
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 from torch.utils._pytree import tree_leaves, tree_map
@@ -41,7 +42,7 @@ SECONDS = 120  # that a call may take
 LEAST = 0.99  # of the calls that the CPU can run have to pass
 DTYPES = ["float32", "int64", "complex64"]
 WRONG_INPUT = "wrong input"  # whatever the CPU refuses
-FORMS = ["function", "gradient", "in place", "out=", WRONG_INPUT]
+FORMS = ["function", "gradient", "forward", "in place", "out=", WRONG_INPUT]
 OUTCOMES = ["passed", "refused", "wrong", "crashed"]
 PAGE = Path(__file__).parents[2] / "docs" / "device-backend.md"
 
@@ -90,8 +91,12 @@ def calls(op: OpInfo, dtypes: list[str], most: int) -> Iterator[Call]:
         for i, sample in enumerate(samples):
             if i == most:
                 break
-            for form in FORMS[:4]:
+            for form in FORMS[:5]:
                 if form == "gradient" and not differentiable:
+                    continue
+                if form == "forward" and not (
+                    differentiable and op.supports_forward_ad
+                ):
                     continue
                 if form == "in place" and (
                     op.inplace_variant is None or sample.broadcasts_input
@@ -164,6 +169,10 @@ def run(call: Call, device: str) -> tuple[Any, Any]:
         result = torch.autograd.grad(
             roots, leaves, list(map(torch.ones_like, roots)), allow_unused=True
         )
+    elif call.form == "forward":
+        with forward_ad.dual_level():
+            first, args, kwargs = tree_map(dual, given)
+            result = tree_map(tangent, op(first, *args, **kwargs))
     else:
         with torch.no_grad():
             if call.form == "in place":
@@ -180,6 +189,17 @@ def run(call: Call, device: str) -> tuple[Any, Any]:
             else:
                 result = op(first, *args, **kwargs)
     return result, given
+
+
+def dual(x: Any) -> Any:
+    if isinstance(x, Tensor) and x.requires_grad:
+        plain = x.detach()
+        return forward_ad.make_dual(plain, plain / 2 + 1)
+    return x
+
+
+def tangent(x: Any) -> Any:
+    return forward_ad.unpack_dual(x).tangent if isinstance(x, Tensor) else x
 
 
 def tensors(x: Any) -> list[Tensor]:

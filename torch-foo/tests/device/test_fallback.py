@@ -130,6 +130,7 @@ def test_lazy_bits():
         lambda z: z.conj().imag + 1,
         lambda z: z.conj().mul_(2j),
         lambda z: z.copy_(z.conj().clone()),
+        lambda z: (z * z.conj(), z.exp(), z.cumsum(0), z.real.neg()),
         lambda z: torch.mm(z, z.mT, out=torch.empty_like(z @ z.mT).conj()),
     ):
         assert not isinstance(agree(call, z)[0], str)
@@ -199,6 +200,8 @@ WRONG = {
     "dtype": lambda a: a.long().mul_(0.5),
     "view": lambda a: a.t().view(-1),
     "negative size": lambda a: a.new_empty(-1),
+    "alpha": lambda a: torch.add(a, a, alpha=True),
+    "complex alpha": lambda a: torch.add(a, a, alpha=1 + 0j),
 }
 
 
@@ -437,6 +440,35 @@ def test_no_cycles():
             assert torch.foo.memory_allocated() == before
     finally:
         gc.enable()
+
+
+def numbers(a: Tensor) -> Tensor:
+    return torch.zeros(3, dtype=torch.long, device=a.device)
+
+
+#: Values of each kind that C++ owns: lists, None, strings, numbers.
+OWNED = {
+    "tensors": lambda a: torch.cat([a, a]),
+    "tensors of the CPU": lambda a: torch.cat([a, a.cpu()]),
+    "list": lambda a: a.flip([0, 1]),
+    "list, beside the CPU": lambda a: F.layer_norm(a, (4,), a[0].cpu()),
+    "list, wrong": lambda a: a.flip([7]),
+    "None": lambda a: a[numbers(a), :, None],
+    "None, of the CPU": lambda a: a[:, numbers(a).cpu()],
+    "string": lambda a: F.gelu(a, approximate="tanh"),
+    "string, wrong": lambda a: F.gelu(a.int(), approximate="tanh"),
+    "string or None": lambda a: a.div(a, rounding_mode="floor"),
+    "shared": lambda a: a[1:].mul_(a[:-1]),
+    "in place": lambda a: a.mul_(a.clone()),
+    "named tuple": lambda a: a.sort(stable=True),
+    "Python": lambda a: torch.add(a, 2, out=torch.empty(0, device="foo")),
+}
+
+
+@pytest.mark.parametrize("call", OWNED.values(), ids=OWNED)
+def test_calls_keep_no_memory(call, bytes_kept):
+    a = x().to("foo")
+    assert bytes_kept(lambda: outcome(call, [a])) < 8
 
 
 def test_threads():

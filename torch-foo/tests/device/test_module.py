@@ -54,6 +54,8 @@ def test_one_device():
     "select",
     [
         torch.accelerator.set_device_index,
+        torch.accelerator.get_device_capability,
+        lambda index: torch.accelerator.device_index(index).__enter__(),
         torch.accelerator.memory_stats,
         torch.foo.set_device,
         torch.foo.device,
@@ -68,6 +70,14 @@ def test_one_device():
 def test_another_device_is_refused(select):
     with pytest.raises(RuntimeError, match=r"expected foo:0.*got foo:1"):
         select(1)
+
+
+def test_dtypes_that_are_supported():
+    dtypes = torch.accelerator.get_device_capability()["supported_dtypes"]
+    assert {torch.float32, torch.bool, torch.complex64} <= dtypes
+    assert torch.qint8 not in dtypes
+    with torch.accelerator.device_index(0):
+        torch.ones(1, device="foo")
 
 
 def test_device_of_another_kind_is_refused():

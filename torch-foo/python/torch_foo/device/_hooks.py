@@ -29,6 +29,8 @@ _to_copy = internals.kernel(torch.ops.aten._to_copy.default, "CPU")
 def register(aten: torch.library.Library) -> None:
     for answer in (
         _accelerator_emptyCache,
+        _accelerator_exchangeDevice,
+        _accelerator_getDeviceCapability,
         _accelerator_getDeviceStats,
         _accelerator_getMemoryInfo,
         _accelerator_isAllocatorInitialized,
@@ -60,6 +62,24 @@ def _accelerator_isAllocatorInitialized() -> bool:
 
 def _accelerator_emptyCache() -> None:
     """Do nothing: memory that is freed goes back to the system at once."""
+
+
+def _accelerator_exchangeDevice(index: int) -> int:
+    return _module.device_index(index)
+
+
+def _accelerator_getDeviceCapability(index: int) -> dict[str, Any]:
+    _module.device_index(index)
+    dtypes = {x for x in vars(torch).values() if isinstance(x, torch.dtype)}
+    return {"supported_dtypes": set(filter(_is_supported, dtypes))}
+
+
+def _is_supported(dtype: torch.dtype) -> bool:
+    try:
+        torch.empty(0, dtype=dtype, device="foo")
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def _accelerator_getDeviceStats(index: int) -> dict[str, Any]:
