@@ -440,8 +440,9 @@ def test_metadata_that_is_wrong(good, tmp_path, never_mapped):
         "llama.attention.key_length": (15, "of 15 numbers"),
         "llama.feed_forward_length": ("wide", "intermediate_size is 'wide'"),
         "llama.rope.freq_base": (math.nan, "rope_theta is nan"),
+        "llama.context_length": (2**32 - 1, "max_position_embeddings is 42949"),
         "llama.rope.scaling.type": ("yarn", "is 'yarn', expected 'none'"),
-        "tokenizer.ggml.padding_token_id": (2**20, "transformers refuses it"),
+        "tokenizer.ggml.padding_token_id": (97, "pad_token_id is 97"),
     }
     for key, (x, message) in cases.items():
         raw = written({**metadata, key: x}, tensors)

@@ -283,6 +283,24 @@ def test_outputs_of_layers(output, steps):
         torch.testing.assert_close(a, b)
 
 
+def test_outputs_that_were_asked_for_once(steps):
+    """Transformers 5 leaves its hooks in the model."""
+    model = make()
+    patch(model)
+    ids = torch.ones(1, 20, dtype=torch.int64)
+    with torch.no_grad():
+        model(ids, output_hidden_states=True)
+        hidden = model(**cached(model), output_hidden_states=True).hidden_states
+    assert len(hidden) == LAYERS + 1
+    steps.clear()
+    step(model)
+    assert len(steps) == LAYERS
+    attention = model.model.layers[0].self_attn
+    attention.register_forward_hook(lambda *_: None)
+    step(model)
+    assert len(steps) == LAYERS + LAYERS - 1
+
+
 def test_attention_of_another_kind(steps):
     model = make()
     patch(model)

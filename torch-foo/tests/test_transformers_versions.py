@@ -57,7 +57,6 @@ def test_the_other_major_version(tmp_path):
         *("-p", "no:cacheprovider", "-m", "not cuda"),
         tests / "test_transformers.py",
         tests / "test_transformers_decode.py",
-        f"{tests}/test_transformers_quantized.py::test_results",
         f"{tests}/test_gguf.py::test_models",
         f"{tests}/test_docs.py::test_tutorials[transformers]",
         PYTHONPATH=path,

@@ -155,13 +155,13 @@ def _config(file: File) -> Any:
 
 def _check_sizes(file: File, settings: dict[str, Any]) -> None:
     """Refuse what no model has, before one is made."""
+    limits = {"num_hidden_layers": len(file.tensors)}
+    limits |= dict.fromkeys(_TOKENS, settings["vocab_size"])
     for name, value in settings.items():
         if value is None and name in _TOKENS:
             continue
         least: float = 0 if name in _TOKENS else 1
-        most: float = (
-            len(file.tensors) if name == "num_hidden_layers" else 2**31
-        )
+        most: float = limits.get(name, 2**31)
         if type(value) is float:
             least, most = 0, float("inf")
         if type(value) not in (int, float) or not least <= value < most:

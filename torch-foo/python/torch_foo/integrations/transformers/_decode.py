@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from itertools import chain, repeat
 from operator import attrgetter, is_
 from typing import Any
@@ -59,6 +60,11 @@ _ROOM = "_torch_foo_room"
 _MARGIN = 64
 _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
+try:
+    _capturing: Any = import_module("transformers.utils.output_capturing")
+except ImportError:  # transformers 4 records in another way
+    _capturing = None
+
 _ops = torch.ops.torch_foo
 _add = operation(_ops._add.default)
 _add_rms_norm = operation(_ops._add_rms_norm.default)
@@ -82,12 +88,8 @@ _ARGUMENTS = {
     *(_CACHE, "cache_position"),
 }
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+# Those of the backward have nothing to do without gradients.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,7 +292,7 @@ class _Plan:
         """Whether nothing in the layer has changed, and nothing observes it."""
         objects = list(self._objects())
         return (
-            not any(self.hooks)
+            (not any(self.hooks) or _are_silent(self.hooks))
             and not self.attention.training
             and self.attention.config._attn_implementation == "sdpa"
             and len(objects) == len(self.objects)
@@ -350,6 +352,21 @@ class _Plan:
         y = self.down(self.gate(self.gate_up(y), None))
         result: Tensor = _add(residual, y)
         return result
+
+
+def _are_silent(hooks: list[Any]) -> bool:
+    """Whether hooks are transformers' own, which record nothing now.
+
+    They stay on a model that was asked for attentions or hidden states once.
+    """
+    if _capturing is None:
+        return False
+    recorded = _capturing._active_collector.get() or {}
+    return "attentions" not in recorded and all(
+        getattr(hook, "__module__", None) == _capturing.__name__
+        for registered in hooks
+        for hook in registered.values()
+    )
 
 
 def _is_patched(module: nn.Module) -> bool:
