@@ -69,12 +69,11 @@ HWY_INLINE int ToInteger(float x, int low, int high) {
   return static_cast<int>(x < least ? least : x > most ? most : x);
 }
 
-/// x rounded to nearest, ties to even, for |x| up to 2^22; farther numbers stay
-/// at least as far.
+/// x rounded to nearest, ties to even, for |x| up to 2^51; farther numbers stay
+/// far. In double, so that no compiler merges the sum with a product before it.
 HWY_INLINE float RoundToEven(float x) {
-  constexpr float kRounder = 0x1.8p23f;
-  const float far = x < 0 ? -x : x;
-  return far < 0x1p22f ? (x + kRounder) - kRounder : x;
+  constexpr double kRounder = 0x1.8p52;
+  return static_cast<float>((static_cast<double>(x) + kRounder) - kRounder);
 }
 
 /// x rounded to nearest, ties away from zero, for |x| up to 2^22.
@@ -195,7 +194,10 @@ struct Q4_1 {
     uint8_t q[kElements];
     for (int i = 0; i < kElements; ++i) {
       const float product = (x[i] - range.low) * inverse;
-      q[i] = static_cast<uint8_t>(ToInteger(product + 0.5f, 0, 15));
+      // In double, so that no compiler merges the sum with the product.
+      const double shifted = static_cast<double>(product) + 0.5;
+      q[i] =
+          static_cast<uint8_t>(ToInteger(static_cast<float>(shifted), 0, 15));
     }
     StoreNibbles(q, block + 4);
   }

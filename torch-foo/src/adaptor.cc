@@ -374,7 +374,6 @@ void rethrow(bool folded) {
                                              "left out)"
                                            : ""));
   } catch (const foo_core::Unavailable& error) {
-    if (foo_core::build_info().cuda) fail(error.what());
     fail(std::string(error.what()) + ": conda install 'libfoo-core=*=cuda*'");
   } catch (const foo_core::DeviceError& error) {
     fail(error.what());

@@ -96,6 +96,8 @@ def make(family: str = "llama", **options: object) -> nn.Module:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
+            else:  # so large that it matters what tokens attend to
+                parameter.normal_(0, 0.15)
     return model
 
 
@@ -172,7 +174,7 @@ def check_same(model: nn.Module, other: nn.Module) -> None:
     exact = logits(copy.deepcopy(other).double())
     for seq in (30, 3):
         error = logits(model, seq) - exact[:, :seq]
-        assert error.norm() / exact[:, :seq].norm() < 0.02
+        assert error.norm() / exact[:, :seq].norm() < 0.05
 
 
 # --- models ------------------------------------------------------------------
@@ -195,6 +197,14 @@ def test_models(family, kind, tied, tmp_path):
     assert type(model.lm_head) is QuantizedLinear
     assert type(model.model.embed_tokens) is QuantizedEmbedding
     assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    for layer in model.model.layers:  # one product for all of them
+        attention, mlp = layer.self_attn, layer.mlp
+        linears = [attention.q_proj, attention.k_proj, attention.v_proj]
+        if family == "llama":
+            weights = [linear.weight for linear in linears]
+            assert _decode._adjoining(weights) is not None
+        weights = [mlp.gate_proj.weight, mlp.up_proj.weight]
+        assert _decode._adjoining(weights) is not None
     config = model.config
     assert (config.bos_token_id, config.eos_token_id) == (1, None)
     assert "tokenizer" not in str(report)
@@ -203,7 +213,8 @@ def test_models(family, kind, tied, tmp_path):
 def test_k_quants_of_several_formats(tmp_path):
     path = tmp_path / "model.gguf"
     model = make(hidden_size=256, intermediate_size=512, head_dim=64)
-    kinds = {"attn_v": "q6_k", "output": "q6_k", "ffn_gate": "q8_0"}
+    # Of two formats with rows of one size, behind each other in the file.
+    kinds = {"attn_v": "q6_k", "output": "q6_k", "ffn_gate": "q4_0"}
     twin = save(
         model, path, lambda name: kinds.get(name.split(".")[-2], "q4_k")
     )
@@ -233,7 +244,7 @@ def test_dtypes(dtype, tmp_path):
     assert logits(model).dtype == dtype
     assert model.dtype == dtype
     expected = logits(twin)
-    assert (logits(model) - expected).norm() / expected.norm() < 0.03
+    assert (logits(model) - expected).norm() / expected.norm() < 0.06
 
 
 def test_same_tokens_as_of_quantized_weights(tmp_path, monkeypatch):

@@ -588,13 +588,16 @@ def test_a_cache_of_inference_mode_outside_of_it(steps):
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_cache_of_another_batch_is_refused(steps):
+@pytest.mark.parametrize("batches", [(1, 2), (2, 1)])
+def test_a_cache_of_another_batch_is_refused(batches, steps):
     model = make()
     patch(model)
-    arguments = cached(model)
-    arguments["input_ids"] = torch.ones(2, 1, dtype=torch.int64)
-    with torch.no_grad(), pytest.raises(RuntimeError):
-        model(**arguments)
+    first, second = (torch.ones(b, 1, dtype=torch.int64) for b in batches)
+    cache = DynamicCache()
+    for _ in range(3):
+        continued(model, cache, first.tolist())
+    with pytest.raises(RuntimeError):
+        continued(model, cache, second.tolist())
 
 
 def test_a_window_slides(steps):
@@ -627,3 +630,41 @@ def test_prompts_of_every_length():
         ids = torch.randint(1, 97, (seq, length))
         with torch.no_grad():
             torch.testing.assert_close(model(ids).logits, other(ids).logits)
+
+
+def reordered(model, cache) -> None:
+    cache.reorder_cache(torch.tensor([1, 0]))
+
+
+def regrown(model, cache) -> None:
+    """Replace the last token by another, in transformers' own way."""
+    cache.crop(-1)
+    hook = model.model.layers[0].self_attn.register_forward_hook(
+        lambda *_: None
+    )
+    other = model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    continued(model, cache, [[7], [8]])
+    hook.remove()
+    other.remove()
+
+
+def continued(model, cache, ids: list[list[int]]) -> torch.Tensor:
+    name = "cache" if "cache" in cached(model) else "past_key_values"
+    with torch.no_grad():
+        return model(torch.tensor(ids), use_cache=True, **{name: cache}).logits
+
+
+@pytest.mark.parametrize("change", [reordered, regrown])
+def test_states_that_others_replaced(change, steps):
+    """They are as many as before, but not the same."""
+    results = []
+    model = make()
+    for _ in range(2):
+        cache = DynamicCache()
+        for token in range(1, 25):
+            continued(model, cache, [[token], [token + 40]])
+        change(model, cache)
+        results.append(continued(model, cache, [[5], [6]]))
+        patch(model)
+    torch.testing.assert_close(*results)
+    assert len(steps) >= 25 * LAYERS

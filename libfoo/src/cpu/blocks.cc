@@ -7,6 +7,7 @@
 #include "blocks.h"
 #include "checks.h"
 #include "cpu/simd.h"
+#include "cuda/kernels.h"
 #include "loop.h"
 #include "nest.h"
 #include "view.h"
@@ -95,6 +96,11 @@ void quantize(const ConstTensorView& x, BlockFormat format,
   check_has_rows(op, arg_x);
   check_blocks(op, arg_blocks, arg_x, format);
   check_output(op, arg_blocks, {}, {&arg_x});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::quantize(x, format, blocks, executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
 
   const auto kernels = FOO_CORE_DISPATCH(Blocks)(format);
@@ -129,6 +135,11 @@ void dequantize(const ConstTensorView& blocks, BlockFormat format,
   check_has_rows(op, arg_out);
   check_blocks(op, arg_blocks, arg_out, format);
   check_output(op, arg_out, {}, {&arg_blocks});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::dequantize(blocks, format, out, executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
 
   const auto unpack = FOO_CORE_DISPATCH(Blocks)(format).unpack;

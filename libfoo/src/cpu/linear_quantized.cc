@@ -20,6 +20,7 @@
 #include "blocks.h"
 #include "checks.h"
 #include "cpu/simd.h"
+#include "cuda/kernels.h"
 #include "foo_core/blocks.h"
 #include "loop.h"
 #include "nest.h"
@@ -937,8 +938,9 @@ void multiply_panel(const Call& call, std::int64_t first, std::int64_t count,
 }  // namespace
 
 std::int64_t linear_quantized_scratch_size(const ConstTensorView& x,
-                                           const Executor&) noexcept {
-  if (!has_rows(x) || x.dtype == DType::kFloat64 || last_size(x) < kGroup) {
+                                           const Executor& executor) noexcept {
+  if (executor.device == Device::kCuda || !has_rows(x) ||
+      x.dtype == DType::kFloat64 || last_size(x) < kGroup) {
     return 0;
   }
   return std::min(count_rows(x), kPanel) *
@@ -978,6 +980,12 @@ void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
   check_output(op, arg_out, {},
                {&arg_x, &arg_weight, &arg_bias, &memory.argument()});
   check_output(op, memory.argument(), {}, {&arg_x, &arg_weight, &arg_bias});
+  if constexpr (cuda::kBuilt) {
+    if (on_cuda(executor)) {
+      return cuda::linear_quantized(x, weight, format, bias, out,
+                                    executor.stream);
+    }
+  }
   const CpuThreads threads(op, executor);
   const std::int64_t rows = count_rows(x);
   if (rows == 0 || n == 0) return;

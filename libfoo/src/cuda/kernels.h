@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "foo_core/blocks.h"
 #include "foo_core/cross_entropy.h"
 #include "foo_core/rope.h"
 #include "foo_core/tensor.h"
@@ -74,6 +75,16 @@ void cross_entropy_backward(const ConstTensorView& grad,
                             const CrossEntropyOptions& options,
                             const TensorView& grad_logits, void* scratch,
                             void* stream);
+
+void quantize(const ConstTensorView& x, BlockFormat format,
+              const TensorView& blocks, void* stream);
+
+void dequantize(const ConstTensorView& blocks, BlockFormat format,
+                const TensorView& out, void* stream);
+
+void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
+                      BlockFormat format, const ConstTensorView* bias,
+                      const TensorView& out, void* stream);
 
 void quantize_int8_rowwise(const ConstTensorView& x, const TensorView& q,
                            const TensorView& scale, void* stream);

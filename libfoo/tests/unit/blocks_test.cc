@@ -96,13 +96,7 @@ Tensor dequantized(const Tensor& blocks, BlockFormat format, Shape strides = {},
   return out;
 }
 
-class BlocksTest : public KernelTest {
- protected:
-  void SetUp() override {
-    FOO_CORE_SKIP_ON_CUDA("there is no kernel");
-    KernelTest::SetUp();
-  }
-};
+class BlocksTest : public KernelTest {};
 FOO_CORE_KERNEL_TESTS(BlocksTest);
 
 TEST_P(BlocksTest, AreThoseOfGguf) {

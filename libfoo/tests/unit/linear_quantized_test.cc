@@ -24,11 +24,6 @@ std::vector<std::string> byte_targets() {
 
 class LinearQuantizedTest : public KernelTest {
  protected:
-  void SetUp() override {
-    FOO_CORE_SKIP_ON_CUDA("there is no kernel");
-    KernelTest::SetUp();
-  }
-
   Tensor blocks_of(BlockFormat format, std::int64_t n, std::int64_t k) {
     const std::int64_t count = k / block_elements(format);
     Tensor weight(DType::kUInt8, {n, count * block_bytes(format)});

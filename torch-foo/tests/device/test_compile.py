@@ -4,13 +4,16 @@ import pytest
 import torch
 import torch_foo
 from torch import nn
+from torch._inductor import config as inductor_config
 from torch.nn import functional as F
 
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
+    """Compile anew: code in a cache says nothing of what made it."""
     torch._dynamo.reset()
-    yield
+    with inductor_config.patch(force_disable_caches=True):
+        yield
     torch._dynamo.reset()
 
 

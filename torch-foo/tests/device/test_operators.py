@@ -68,7 +68,7 @@ def test_in_place(typical):
 
 def test_vmap(typical):
     if not typical.leaves:
-        pytest.skip("it has no random tensor")
+        pytest.skip("it has no floating-point argument")
     args = typical.args()
     dims = tuple(0 if i in typical.leaves else None for i in range(len(args)))
     batched = tuple(
