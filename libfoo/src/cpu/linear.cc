@@ -42,7 +42,7 @@ struct LinearBlock {
   Row x[kRows];
   MutableRow out[kRows];
   Row weight[kWeights];
-  std::int64_t next;  // from weight[j] to what is multiplied after it
+  std::int64_t next;  // from weight[j] to the row that is multiplied after it
   Row bias;           // data may be null
 };
 
@@ -62,8 +62,8 @@ constexpr int kXs = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
 /// Columns at a time. Tiles of weight and of x share the L1 cache with what is
 /// prefetched, and the errors of short sums are small.
-constexpr int64_t kColumns = 512;
-static_assert(kColumns <= kTile);
+template <class T>
+constexpr int64_t kColumnsOf = 2048 / static_cast<int64_t>(sizeof(T));
 
 template <class C>
 using Vector = hn::Vec<hn::ScalableTag<C>>;
@@ -136,12 +136,18 @@ HWY_INLINE void Complete(const float* sums, float* y) {
 template <class T>
 void Products(const LinearBlock& block, int64_t k) {
   using C = Compute<T>;
+  constexpr int64_t kColumns = kColumnsOf<T>;
   HWY_ALIGN T x_tile[kXs][kColumns], weight_tile[kWeights][kColumns];
   constexpr int64_t kLanes = hn::MaxLanes(hn::ScalableTag<C>());
   HWY_ALIGN C sums[kRows * kWeights * kLanes];
   for (int64_t i = 0; i < block.rows * kWeights * kLanes; ++i) sums[i] = 0;
   for (int64_t i = 0; i < k; i += kColumns) {
     const int64_t m = HWY_MIN(kColumns, k - i);
+    // To these rows' next tile, the next rows' first one, or their last, short
+    // one: each is prefetched once, shortly before it is needed.
+    const int64_t next = i + 2 * kColumns <= k ? kColumns
+                         : m == kColumns       ? block.next - i
+                                               : block.next;
     const T* weight[kWeights];
     for (int j = 0; j < kWeights; ++j) {
       const Row& row = block.weight[j];
@@ -161,8 +167,8 @@ void Products(const LinearBlock& block, int64_t k) {
       C* const to = sums + r * kWeights * kLanes;
       const auto multiply = [&](auto rows) HWY_ATTR {
         constexpr int kCount = decltype(rows)::value;
-        r == 0 ? Multiply<kCount, true>(x, weight, block.next, m, to)
-               : Multiply<kCount, false>(x, weight, block.next, m, to);
+        r == 0 ? Multiply<kCount, true>(x, weight, next, m, to)
+               : Multiply<kCount, false>(x, weight, next, m, to);
       };
       if (count == kXs) {
         multiply(std::integral_constant<int, kXs>());
