@@ -272,6 +272,26 @@ def test_quantize_int8_rowwise(foo, new) -> None:
     torch.testing.assert_close(wide(q), rounded, rtol=0, atol=0)
 
 
+def test_block_formats(foo, new) -> None:
+    """Check a product with weights of 8 bits, of which x has the steps."""
+    weight, out = new.normal(5, 64), new.normal(3, 5)
+    numbers = new.of(torch.empty(5, 64))
+    # The last dimension of blocks is contiguous.
+    blocks = torch.empty(5, 2 * 34, dtype=torch.uint8, device=new.device)
+    format = foo.BlockFormat.Q8_0
+    foo.quantize(weight, format, blocks)
+    foo.dequantize(blocks, format, numbers)
+    step = wide(weight).unflatten(-1, (2, 32)).abs().amax(-1) / 127
+    error = (wide(numbers) - wide(weight)).abs().unflatten(-1, (2, 32))
+    # Half a step, and 127 times the rounding of a step to float16.
+    assert (error <= (0.5 + 127 * 2.0**-11) * 1.001 * step.unsqueeze(-1)).all()
+    x = torch.randint(-127, 128, (3, 64), generator=new.generator)
+    x[:, ::32] = 127
+    x = new.of((x / 128).to(new.dtype))
+    foo.linear_quantized(x, blocks, format, None, out, new.scratch())
+    new.check(out, wide(x) @ wide(numbers).T)
+
+
 @pytest.mark.parametrize("reduction", ["NONE", "MEAN", "SUM"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy(foo, new, reduction: str, smoothing: float) -> None:
@@ -529,7 +549,7 @@ WRONG: list[tuple[type[Exception], str, Callable[[ModuleType], object]]] = [
         (
             ValueError,
             f"add: a is {name}, expected float32, float64, float16, bfloat16, "
-            "int8 or int64",
+            "int8, uint8 or int64",
             lambda foo, dtype=dtype: foo.add(X.astype(dtype), X, X),
         )
         for name, dtype in [

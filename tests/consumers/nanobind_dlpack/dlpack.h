@@ -100,12 +100,14 @@ inline DType dtype_of(const Call& call, const char* name,
   std::string text = "code ";
   if (dtype.code < std::size(kCodes)) text = kCodes[dtype.code];
   text += std::to_string(dtype.bits);
-  for (const DType known : {DType::kFloat32, DType::kFloat64, DType::kFloat16,
-                            DType::kBFloat16, DType::kInt8, DType::kInt64}) {
+  for (const DType known :
+       {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16,
+        DType::kInt8, DType::kUInt8, DType::kInt64}) {
     if (text == foo_core::name(known) && dtype.lanes == 1) return known;
   }
   call.refuse(nb::value_error, name, " is ", text,
-              ", expected float32, float64, float16, bfloat16, int8 or int64");
+              ", expected float32, float64, float16, bfloat16, int8, uint8 or "
+              "int64");
 }
 
 /// An array as a View of foo_core: its memory, sizes and strides, borrowed. It

@@ -7,6 +7,7 @@
 namespace foo_dlpack {
 namespace {
 
+using foo_core::BlockFormat;
 using foo_core::CrossEntropyOptions;
 using foo_core::GeluApproximation;
 using foo_core::Reduction;
@@ -63,6 +64,16 @@ void cross_entropy_backward(const ConstTensorView& grad,
                                    grad_logits, scratch.get(size), executor);
 }
 
+void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
+                      BlockFormat format, const ConstTensorView* bias,
+                      const TensorView& out, Scratch& scratch,
+                      const Executor& executor) {
+  const std::int64_t size =
+      foo_core::linear_quantized_scratch_size(x, executor);
+  foo_core::linear_quantized(x, weight, format, bias, out, scratch.get(size),
+                             executor);
+}
+
 }  // namespace
 
 NB_MODULE(foo_dlpack, m) {
@@ -81,6 +92,12 @@ kernel. Until it has, the arrays must live and be used on no other stream.
 scratch is an array of int8 on the same device. On the CPU, None is enough; on
 CUDA, the error says how many bytes are needed.)";
 
+  nb::enum_<BlockFormat>(m, "BlockFormat")
+      .value("Q8_0", BlockFormat::kQ8_0)
+      .value("Q4_0", BlockFormat::kQ4_0)
+      .value("Q4_1", BlockFormat::kQ4_1)
+      .value("Q4_K", BlockFormat::kQ4_K)
+      .value("Q6_K", BlockFormat::kQ6_K);
   nb::enum_<GeluApproximation>(m, "GeluApproximation")
       .value("NONE", GeluApproximation::kNone)
       .value("TANH", GeluApproximation::kTanh);
@@ -119,6 +136,11 @@ CUDA, the error says how many bytes are needed.)";
       "out", "stream");
   def(m, "quantize_int8_rowwise", foo_core::quantize_int8_rowwise, "x", "q",
       "scale", "stream");
+  def(m, "quantize", foo_core::quantize, "x", "format", "blocks", "stream");
+  def(m, "dequantize", foo_core::dequantize, "blocks", "format", "out",
+      "stream");
+  def(m, "linear_quantized", linear_quantized, "x", "weight", "format", "bias",
+      "out", "scratch", "stream");
   def(m, "cross_entropy", cross_entropy, "logits", "target", "options", "loss",
       "lse", "scratch", "stream");
   def(m, "cross_entropy_backward", cross_entropy_backward, "grad", "logits",
