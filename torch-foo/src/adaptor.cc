@@ -160,8 +160,9 @@ void advise_huge_pages([[maybe_unused]] const Tensor& tensor,
          "tried to allocate " +
          text + " bytes");
   }
-  // PyTorch's own sentence may be about an earlier error of the device.
-  const std::string reason = last_error();
+  // PyTorch's own sentence may be about an earlier error of the device. That of
+  // foo's kernel, which is Python, would come with a traceback.
+  const std::string reason = like.is_cuda() ? last_error() : "";
   fail(std::string(op) + ": " +
        (!reason.empty()  ? reason
         : like.is_cuda() ? "CUDA out of memory."

@@ -111,3 +111,43 @@ def test_nothing_is_half_written():
 def test_no_such_tensor(make, message):
     with pytest.raises(RuntimeError, match=message):
         make()
+
+
+def test_peak_is_of_what_was_allocated():
+    torch.foo.reset_peak_memory_stats()
+    peak = torch.foo.max_memory_allocated()
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(2**50, device="foo")
+    assert torch.foo.max_memory_allocated() == peak
+
+
+def test_message_of_torch_foos_operators():
+    x = torch.ones(100, device="foo")
+    message = (
+        "torch_foo.mul: foo out of memory. (Tried to allocate 400 bytes on "
+        "foo:0)"
+    )
+    torch.foo.set_memory_limit(500)
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            torch_foo.mul(x, x)
+    finally:
+        torch.foo.set_memory_limit(None)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("limit", [-1, 1e9, "1"])
+def test_limit_is_a_number_of_bytes(limit):
+    with pytest.raises(ValueError, match="expected a number of bytes"):
+        torch.foo.set_memory_limit(limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int16])
+def test_deterministic_algorithms_fill_memory(dtype):
+    torch.use_deterministic_algorithms(True)
+    try:
+        filled = torch.empty(3, dtype=dtype, device="foo").cpu()
+        expected = torch.empty(3, dtype=dtype)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(filled, expected, rtol=0, atol=0, equal_nan=True)

@@ -102,7 +102,22 @@ def _new(
         raise
     if managed == 0:
         fail_out_of_memory(size, stride, dtype)
-    return adopt(managed, dtype)
+    tensor = adopt(managed, dtype)
+    if torch.are_deterministic_algorithms_enabled():
+        _fill_uninitialized(tensor)
+    return tensor
+
+
+def _fill_uninitialized(tensor: Tensor) -> None:
+    """Do what torch.utils.deterministic.fill_uninitialized_memory asks for."""
+    if not torch.utils.deterministic.fill_uninitialized_memory:
+        return
+    if tensor.is_floating_point() or tensor.is_complex():
+        tensor.fill_(float("nan"))
+    elif tensor.dtype is torch.bool:
+        tensor.fill_(True)
+    else:
+        tensor.fill_(torch.iinfo(tensor.dtype).max)
 
 
 def fail_out_of_memory(

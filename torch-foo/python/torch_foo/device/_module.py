@@ -268,8 +268,18 @@ mem_get_info = get_memory_info
 
 
 def set_memory_limit(bytes: int | None) -> None:
-    """Set from where on an allocation raises torch.OutOfMemoryError."""
-    _ops._device_set_limit(2**63 - 1 if bytes is None else bytes)
+    """Set from where on an allocation raises torch.OutOfMemoryError.
+
+    torch_foo's own operators raise RuntimeError, as their kernels are C++ of
+    the stable ABI. None removes the limit.
+    """
+    limit = 2**63 - 1 if bytes is None else bytes
+    if not isinstance(limit, int) or not 0 <= limit < 2**63:
+        raise ValueError(
+            "torch.foo.set_memory_limit: expected a number of bytes, an int of "
+            f"at least 0, or None, got {bytes!r}"
+        )
+    _ops._device_set_limit(limit)
 
 
 def set_per_process_memory_fraction(
