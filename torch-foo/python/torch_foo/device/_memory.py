@@ -110,7 +110,8 @@ def _new(
 
 def _fill_uninitialized(tensor: Tensor) -> None:
     """Do what torch.utils.deterministic.fill_uninitialized_memory asks for."""
-    if not torch.utils.deterministic.fill_uninitialized_memory:
+    settings: Any = torch.utils.deterministic  # a property, which mypy misses
+    if not settings.fill_uninitialized_memory:
         return
     if tensor.is_floating_point() or tensor.is_complex():
         tensor.fill_(float("nan"))
