@@ -94,6 +94,7 @@ def test_threads_that_share_arguments(typical):
 INTERRUPTED = """
 import os, signal, threading
 import torch, torch_foo
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
 x = torch.randn(4096, 4096)
 expected = torch_foo.rms_norm(x)
 for delay in range(1, 30):
