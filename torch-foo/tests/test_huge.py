@@ -36,8 +36,8 @@ def weight(like: Tensor) -> Tensor:
 
 
 # The benchmark has no such arguments: they broadcast, are packed or have few
-# columns. Nor does memory suffice to get add_rms_norm's gradient by autograd, or
-# to make blocks of so many numbers.
+# columns. Nor does memory suffice to get add_rms_norm's gradient by autograd,
+# or to make blocks of so many numbers.
 OTHERS: dict[str, Call] = {
     "mul by a row": lambda x: torch_foo.mul(x, weight(x), out=x),
     "packed silu_mul": torch_foo.silu_mul,
