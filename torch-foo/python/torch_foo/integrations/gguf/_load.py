@@ -21,6 +21,7 @@ from torch_foo.integrations.gguf._reader import (
     Stored,
 )
 from torch_foo.integrations.transformers import patch
+from torch_foo.integrations.transformers._decode import side_by_side
 from torch_foo.nn import QuantizedEmbedding, QuantizedLinear
 from torch_foo.operators.blocks import FORMATS
 from torch_foo.ops import dequantize
@@ -300,8 +301,7 @@ class _Loader:
             linears = [attention.q_proj, attention.k_proj, attention.v_proj]
             if len({getattr(linear, "format", None) for linear in linears}) > 1:
                 continue
-            weights = [linear.weight.detach() for linear in linears]
-            parts = torch.split(torch.cat(weights), [*map(len, weights)])
+            parts = side_by_side([linear.weight.detach() for linear in linears])
             for linear, part in zip(linears, parts, strict=True):
                 linear.weight.data = part
 

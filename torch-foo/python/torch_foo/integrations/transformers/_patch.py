@@ -61,10 +61,10 @@ def patch(
         decode: Whether to compute the layers of generated tokens, for up to 16
             sequences on the CPU, by torch_foo's operators in a row. This needs
             all of `rms_norm`, `mlp`, `rope` and `linear`, and concerns models,
-            not classes. The weights of queries, keys and values become parts
-            of one tensor, as do those of gate and up. Where something observes
-            the inside of a layer, as hooks and gradients do, the layer
-            computes as without this.
+            not classes. The weights of queries, keys and values become
+            neighbours in memory, as do those of gate and up. Where something
+            observes the inside of a layer, as hooks and gradients do, the
+            layer computes as without this.
         weights: The format to quantize weights to, as in
             :func:`torch_foo.quantize`, such as "q8_0"; or a dict of formats by
             name of module, such as ``{"lm_head": "q6_k", "*.mlp.*": "q4_0"}``,
