@@ -298,6 +298,16 @@ def test_copies(tmp_path):
         assert torch.equal(logits(twin), expected)
 
 
+def test_names_of_dtypes(tmp_path):
+    path = tmp_path / "model.gguf"
+    save(make(), path)
+    model = gguf.load(path, dtype="bfloat16")
+    assert model.model.norm.weight.dtype == torch.bfloat16
+    for wrong in ("auto", "float3", torch.int8, None):
+        with pytest.raises(ValueError, match=r"dtype is .*, expected"):
+            gguf.load(path, dtype=wrong)
+
+
 def test_saved_weights_are_not_the_whole_file(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "model.gguf"
