@@ -73,7 +73,8 @@ def patch(
             layers and embeddings on the CPU become
             :class:`torch_foo.nn.QuantizedLinear` and
             :class:`torch_foo.nn.QuantizedEmbedding`, which are not trained.
-            None quantizes nothing.
+            Modules that share a weight, as a head and an embedding do where
+            they are tied, get the same format. None quantizes nothing.
         keep: Whether to keep the float weights beside the quantized ones, for
             :func:`unpatch` and other formats. Without this, they are gone.
 
@@ -83,12 +84,19 @@ def patch(
 
     Raises:
         TypeError: The argument is neither a module nor a class of modules, or
-            is a class although there are `weights`.
-        ValueError: `weights` has an unknown format, or a name that no linear
-            layer or embedding has.
+            is a class although there are `weights`; or `weights` is neither a
+            format nor a dict of formats.
+        ValueError: `weights` is empty, or has an unknown format, a name that
+            no linear layer or embedding has, or two formats for modules that
+            share a weight; or `keep` is true without `weights`.
     """
     _check("patch", model_or_class)
     report = Report(class_of(model_or_class).__name__)
+    if keep and weights is None:
+        raise ValueError(
+            "torch_foo.integrations.transformers.patch: keep is for weights "
+            "that are quantized, and weights is None"
+        )
     if weights is not None:
         if isinstance(model_or_class, type):
             raise TypeError(
