@@ -274,8 +274,10 @@ def test_weights_stay_in_the_file(tmp_path):
         if row.endswith(str(path))
     ]
     assert ranges
+    patch(model)
     for layer in model.model.layers:
-        for linear in (layer.mlp.down_proj, layer.self_attn.o_proj):
+        linears = layer.mlp.up_proj, layer.mlp.down_proj, layer.self_attn.o_proj
+        for linear in linears:
             pointer = linear.weight.data_ptr()
             assert any(first <= pointer < last for first, last in ranges)
     before = path.read_bytes()
@@ -294,6 +296,32 @@ def test_copies(tmp_path):
     path.unlink()
     for twin in twins:
         assert torch.equal(logits(twin), expected)
+
+
+def test_names_of_dtypes(tmp_path):
+    path = tmp_path / "model.gguf"
+    save(make(), path)
+    model = gguf.load(path, dtype="bfloat16")
+    assert model.model.norm.weight.dtype == torch.bfloat16
+    for wrong in ("auto", "float3", torch.int8, None):
+        with pytest.raises(ValueError, match=r"dtype is .*, expected"):
+            gguf.load(path, dtype=wrong)
+
+
+def test_saved_weights_are_not_the_whole_file(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "model.gguf"
+    save(make(vocab_size=2000, tie_word_embeddings=True), path)
+    model = gguf.load(path)
+    assert len(pickle.dumps(model)) < 1.5 * path.stat().st_size
+    layer = model.model.layers[0].mlp.up_proj
+    torch.save(layer.state_dict(), tmp_path / "layer")
+    assert (tmp_path / "layer").stat().st_size < layer.weight.nbytes + 10_000
+    safetensors.save_model(model, str(tmp_path / "model"))
+    patch(model)  # does not copy what is mapped
+    twin = gguf.load(path)
+    safetensors.load_model(twin, str(tmp_path / "model"))
+    assert torch.equal(logits(twin), logits(model))
 
 
 def test_factors_of_frequencies(tmp_path):

@@ -478,3 +478,13 @@ def test_quantized_modules_compile():
     for module, argument in ((model["linear"], x), (model["table"], ids)):
         run = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert torch.equal(run(argument), module(argument))
+
+
+def test_blocks_stay_frozen_when_their_module_is_trained():
+    linear = torch_foo.nn.QuantizedLinear.from_linear(
+        torch.nn.Linear(32, 2), "q8_0"
+    )
+    for wanted in (False, True):
+        assert linear.requires_grad_(wanted) is linear
+        assert linear.bias.requires_grad is wanted
+        assert not linear.weight.requires_grad

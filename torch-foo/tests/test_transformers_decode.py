@@ -1,6 +1,7 @@
 """The decode step: the same tokens, and who may look into a model."""
 
 import copy
+import gc
 import io
 import itertools
 import pickle
@@ -503,6 +504,37 @@ def test_patch_in_inference_mode_then_train():
     ids = torch.ones(1, 20, dtype=torch.int64)
     model(ids, labels=ids).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("format", [None, "q8_0"])
+def test_joined_weights_are_saved_once(format, tmp_path):
+    """For safetensors and pickle, each weight has a storage of its own."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = make(hidden_size=64)
+    patch(model, weights=format)
+    assert joined(model) == LAYERS
+    size = sum(p.nbytes for p in model.parameters())
+    for p in model.parameters():
+        assert p.untyped_storage().nbytes() == p.nbytes
+    safetensors.save_model(model, tmp_path / "model")
+    state = safetensors.load_file(tmp_path / "model")
+    for name, tensor in state.items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    assert len(pickle.dumps(model)) < size + 100_000
+    assert not patch(model).left
+    assert joined(model) == LAYERS
+
+
+def test_joined_weights_outlive_each_other():
+    model = make()
+    patch(model)
+    step(model)
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    expected = weight.detach().clone()
+    del model
+    gc.collect()
+    torch.ones(2**16)
+    assert torch.equal(weight, expected)
 
 
 def test_saved_with_safetensors(tmp_path):

@@ -138,6 +138,29 @@ def test_rules():
     assert model.model.embed_tokens.weight is model.lm_head.weight
 
 
+def test_rules_for_weights_that_are_shared():
+    embedding, head = "model.embed_tokens", "lm_head"
+    model = make(tie_word_embeddings=True)
+    for rule in (
+        {head: "q8_0", "*": "q4_0"},
+        {"*.embed_tokens": "q4_0", head: "q8_0"},
+    ):
+        message = f"q4_0 for {embedding} and q8_0 for {head}, which have"
+        with pytest.raises(ValueError, match=message):
+            patch(model, weights=rule)
+    assert type(model.lm_head) is nn.Linear
+    report = patch(model, weights={head: "q8_0"})
+    note = f"{embedding} is q8_0 too, because it has the weight of {head}"
+    assert note in report.notes
+    # Parametrizations make weights that are soon gone.
+    model = make()
+    for layer in model.model.layers:
+        nn.utils.parametrizations.weight_norm(layer.mlp.up_proj)
+    patch(model, weights={"*.0.mlp.*": "q8_0", "*.1.mlp.*": "q4_0"})
+    # A rule for both needs no note.
+    assert len(patch(make(tie_word_embeddings=True), weights="q8_0").notes) == 1
+
+
 def test_what_cannot_be_quantized_is_left():
     model = make(intermediate_size=90)
     hooked = model.model.layers[0].self_attn.k_proj
@@ -166,8 +189,13 @@ def test_wrong_rules():
         patch(make(), weights={"head": "q8_0"})
     with pytest.raises(TypeError, match="not the class LlamaForCausalLM"):
         patch(transformers.LlamaForCausalLM, weights="q8_0")
-    model = make()
-    assert type(model.lm_head) is nn.Linear
+    for wrong in (["q8_0"], True, {"*": ["q8_0"]}, {1: "q8_0"}):
+        with pytest.raises(TypeError, match="expected a format, such as"):
+            patch(make(), weights=wrong)
+    with pytest.raises(ValueError, match="weights is empty"):
+        patch(make(), weights={})
+    with pytest.raises(ValueError, match="keep is for weights"):
+        patch(make(), keep=True)
 
 
 def test_twice():

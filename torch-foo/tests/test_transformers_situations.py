@@ -335,6 +335,30 @@ def test_hooks_on_every_module_are_called_as_before():
     assert record(make(), True) == record(make(), False)
 
 
+def test_a_hook_on_all_modules_changes_what_it_did_before():
+    model = make()
+
+    def observed():
+        seen = []
+
+        def double(module, inputs, output):
+            seen.append(type(module).__name__)
+            return 2 * output if type(module) is type(activation) else None
+
+        hook = nn.modules.module.register_module_forward_hook(double)
+        try:
+            return model(IDS).logits, seen
+        finally:
+            hook.remove()
+
+    activation = model.model.layers[0].mlp.act_fn
+    expected, names = observed()
+    patch(model)
+    actual, seen = observed()
+    assert seen == names
+    torch.testing.assert_close(actual, expected)
+
+
 # --- saved, copied, sent to other processes ---------------------------------
 
 

@@ -380,6 +380,13 @@ class _Blocks(torch.nn.Module):
             error_msgs,
         )
 
+    def requires_grad_(self, requires_grad: bool = True) -> "_Blocks":
+        """Train the bias, or not: the blocks stay frozen."""
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(requires_grad)
+        return self
+
     def reset_parameters(self) -> None:
         """Leave the blocks alone: there is nothing to initialize."""
 

@@ -21,7 +21,9 @@ from torch_foo.integrations.gguf._reader import (
     Stored,
 )
 from torch_foo.integrations.transformers import patch
+from torch_foo.integrations.transformers._decode import side_by_side
 from torch_foo.nn import QuantizedEmbedding, QuantizedLinear
+from torch_foo.operators.base import DTYPES
 from torch_foo.operators.blocks import FORMATS
 from torch_foo.ops import dequantize
 
@@ -59,7 +61,7 @@ _TOKENS = {
 def load(
     path: str | os.PathLike[str],
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     strict: bool = True,
 ) -> PreTrainedModel:
     """Return a patched model of transformers with the weights of a GGUF file.
@@ -76,7 +78,8 @@ def load(
     Args:
         path: A file of version 2 or 3, of the architecture llama (to which
             Mistral and SmolLM2 belong), qwen2 or qwen3.
-        dtype: That of computation, and of the weights that are not in blocks.
+        dtype: That of computation, and of the weights that are not in blocks;
+            or its name, such as "bfloat16".
         strict: Whether to refuse tensors that the model does not have, and
             weights in formats that torch_foo does not compute with. Otherwise
             the former are left out, and the latter dequantized by the package
@@ -90,7 +93,16 @@ def load(
         GGUFError: The file is damaged, or is refused as told above. The message
             names what was found.
         OSError: There is no such file.
+        ValueError: `dtype` is none that torch_foo computes with.
     """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in DTYPES:
+        names = ", ".join(str(known) for known in DTYPES)
+        raise ValueError(
+            f"torch_foo.integrations.gguf.load: dtype is {dtype!r}, expected "
+            f"one of {names}, or its name"
+        )
+    dtype = found
     file = File(path)
     config = _config(file)
     model: Any
@@ -300,8 +312,7 @@ class _Loader:
             linears = [attention.q_proj, attention.k_proj, attention.v_proj]
             if len({getattr(linear, "format", None) for linear in linears}) > 1:
                 continue
-            weights = [linear.weight.detach() for linear in linears]
-            parts = torch.split(torch.cat(weights), [*map(len, weights)])
+            parts = side_by_side([linear.weight.detach() for linear in linears])
             for linear, part in zip(linears, parts, strict=True):
                 linear.weight.data = part
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 
 class GGUFError(ValueError):
@@ -167,7 +168,9 @@ class File:
             )
         *rows, last = tensor.shape or (1,)
         size = last // tensor.type.elements * tensor.type.bytes
-        flat = self._memory.narrow(0, tensor.begin, tensor.nbytes)
+        part = self._memory.narrow(0, tensor.begin, tensor.nbytes)
+        # With a storage of its own: pickle saves whole storages.
+        flat = from_dlpack(part)
         return flat.view(*rows, size)
 
 

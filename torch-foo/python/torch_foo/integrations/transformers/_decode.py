@@ -8,6 +8,7 @@ gate and up, and append to the cache in place.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.dlpack import from_dlpack
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -395,7 +397,7 @@ def join_weights(layer: Any) -> None:
 
 
 def _join(layers: Sequence[nn.Linear]) -> None:
-    """Let the weights of several layers be parts of one tensor.
+    """Let the weights of several layers be neighbours in memory.
 
     Parameters keep their identity. Where other tensors share a weight's memory,
     it stays where it is.
@@ -405,13 +407,20 @@ def _join(layers: Sequence[nn.Linear]) -> None:
         if (
             all(type(t) is nn.Parameter and _is_alone(t) for t in tensors)
             and len({(t.dtype, t.shape[1:]) for t in tensors}) == 1
+            and _adjoining(tensors) is None
         ):
-            parts = torch.split(
-                torch.cat([t.detach() for t in tensors]),
-                [len(t) for t in tensors],
-            )
+            parts = side_by_side([t.detach() for t in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.data = part
+
+
+def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors one behind the other in memory.
+
+    Each has a storage of its own, so that what saves it saves nothing else.
+    """
+    parts = torch.split(torch.cat([*tensors]), [len(t) for t in tensors])
+    return [from_dlpack(part) for part in parts]
 
 
 def _is_alone(tensor: Tensor) -> bool:
@@ -425,26 +434,35 @@ def _is_alone(tensor: Tensor) -> bool:
         and storage.nbytes() == tensor.nbytes
         and not storage.is_shared()
         and owners(storage) == 1
+        # Blocks may be those of a mapped file, which stay there.
+        and (tensor.is_floating_point() or storage.resizable())
     )
 
 
 def _adjoining(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return one tensor of all rows if they follow each other in memory."""
+    """Return one tensor of all rows if they follow each other in memory.
+
+    It keeps the memory of all alive.
+    """
     first = tensors[0].detach()
-    end = first.storage_offset()
+    end = begin = first.data_ptr()
     for tensor in tensors:
         if (
-            tensor.untyped_storage().data_ptr()
-            != first.untyped_storage().data_ptr()
-            or tensor.storage_offset() != end
+            tensor.data_ptr() != end
+            or not tensor.is_cpu
+            or not tensor.numel()
             or tensor.dtype != first.dtype
             or tensor.shape[1:] != first.shape[1:]
             or not tensor.is_contiguous()
         ):
             return None
-        end += tensor.numel()
-    rows = sum(len(tensor) for tensor in tensors)
-    return first.as_strided((rows, *first.shape[1:]), first.stride())
+        end += tensor.nbytes
+    # A tensor of torch cannot reach from one storage into another.
+    memory: Any = (ctypes.c_char * (end - begin)).from_address(begin)
+    memory.owners = [tensor.detach() for tensor in tensors]
+    with torch.inference_mode(False):
+        rows = torch.frombuffer(memory, dtype=first.dtype)
+    return rows.view(-1, *first.shape[1:])
 
 
 def _times(weight: Tensor, bias: Tensor | None, format: str | None) -> _Product:

@@ -26,7 +26,11 @@ from torch_foo import (
     rope,
     silu_mul,
 )
-from torch_foo._torch_internals import PLAIN_TENSORS, forward_ad_state
+from torch_foo._torch_internals import (
+    PLAIN_TENSORS,
+    forward_ad_state,
+    global_hooks_are_set,
+)
 from torch_foo.integrations.transformers._rebind import with_global
 from torch_foo.integrations.transformers._recompute import (
     recomputable,
@@ -124,6 +128,7 @@ def gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
         or activation._backward_pre_hooks
         or activation._backward_hooks
         or "forward" in vars(activation)
+        or global_hooks_are_set()
     ):
         return None
     return gate

@@ -61,10 +61,10 @@ def patch(
         decode: Whether to compute the layers of generated tokens, for up to 16
             sequences on the CPU, by torch_foo's operators in a row. This needs
             all of `rms_norm`, `mlp`, `rope` and `linear`, and concerns models,
-            not classes. The weights of queries, keys and values become parts
-            of one tensor, as do those of gate and up. Where something observes
-            the inside of a layer, as hooks and gradients do, the layer
-            computes as without this.
+            not classes. The weights of queries, keys and values become
+            neighbours in memory, as do those of gate and up. Where something
+            observes the inside of a layer, as hooks and gradients do, the
+            layer computes as without this.
         weights: The format to quantize weights to, as in
             :func:`torch_foo.quantize`, such as "q8_0"; or a dict of formats by
             name of module, such as ``{"lm_head": "q6_k", "*.mlp.*": "q4_0"}``,
@@ -73,7 +73,8 @@ def patch(
             layers and embeddings on the CPU become
             :class:`torch_foo.nn.QuantizedLinear` and
             :class:`torch_foo.nn.QuantizedEmbedding`, which are not trained.
-            None quantizes nothing.
+            Modules that share a weight, as a head and an embedding do where
+            they are tied, get the same format. None quantizes nothing.
         keep: Whether to keep the float weights beside the quantized ones, for
             :func:`unpatch` and other formats. Without this, they are gone.
 
@@ -83,12 +84,19 @@ def patch(
 
     Raises:
         TypeError: The argument is neither a module nor a class of modules, or
-            is a class although there are `weights`.
-        ValueError: `weights` has an unknown format, or a name that no linear
-            layer or embedding has.
+            is a class although there are `weights`; or `weights` is neither a
+            format nor a dict of formats.
+        ValueError: `weights` is empty, or has an unknown format, a name that
+            no linear layer or embedding has, or two formats for modules that
+            share a weight; or `keep` is true without `weights`.
     """
     _check("patch", model_or_class)
     report = Report(class_of(model_or_class).__name__)
+    if keep and weights is None:
+        raise ValueError(
+            "torch_foo.integrations.transformers.patch: keep is for weights "
+            "that are quantized, and weights is None"
+        )
     if weights is not None:
         if isinstance(model_or_class, type):
             raise TypeError(

@@ -26,14 +26,7 @@ def quantize_weights(
     model: nn.Module, rule: Rule, keep: bool, report: Report
 ) -> None:
     """Replace the linear layers and embeddings that a rule is for."""
-    patterns = {"*": rule} if isinstance(rule, str) else dict(rule)
-    for format in patterns.values():
-        if format not in FORMATS:
-            names = ", ".join(map(repr, FORMATS))
-            raise ValueError(
-                "torch_foo.integrations.transformers.patch: weights has the "
-                f"format {format!r}, expected one of {names}"
-            )
+    patterns = _patterns(rule)
     modules = [
         (name, module)
         for name, module in model.named_modules(remove_duplicate=False)
@@ -46,16 +39,28 @@ def quantize_weights(
                 "weights is the name of no linear layer or embedding"
             )
     # Those that share a weight, as embeddings and heads do, share the blocks.
+    # A parametrization makes a new one whenever it is asked.
+    weights = {module: module.weight for _, module in modules}
     formats: dict[int, str] = {}
+    matched: set[str] = set()
+    named: dict[int, str] = {}  # the module that a pattern is for
     for name, module in modules:
-        for pattern, format in patterns.items():
-            if _matches(name, pattern):
-                formats.setdefault(id(module.weight), format)
-                break
+        found = [f for p, f in patterns.items() if _matches(name, p)]
+        if not found:
+            continue
+        key = id(weights[module])
+        if formats.setdefault(key, found[0]) != found[0]:
+            raise ValueError(
+                "torch_foo.integrations.transformers.patch: weights has "
+                f"{formats[key]} for {named[key]} and {found[0]} for {name}, "
+                "which have the same weight"
+            )
+        named.setdefault(key, name)
+        matched.add(name)
     blocks: dict[int, Any] = {}
     done: dict[nn.Module, nn.Module | None] = {}
-    for _, module in modules:
-        key = id(module.weight)
+    for path, module in modules:
+        key = id(weights[module])
         if key not in formats or module in done:
             continue
         done[module] = None
@@ -76,12 +81,43 @@ def quantize_weights(
             if keep:
                 new.original = (original,)
         report.replaced[f"weights {format}", name] += 1
+        if path not in matched:
+            report.notes.append(
+                f"{path} is {format} too, because it has the weight of "
+                f"{named[key]}"
+            )
     _put(model, {old: new for old, new in done.items() if new is not None})
     if not keep and any(done.values()):
         report.notes.append(
             "the float weights are gone: unpatch() cannot bring them back "
             "(keep=True keeps them)"
         )
+
+
+def _patterns(rule: Rule) -> dict[str, str]:
+    """Return the formats by pattern, or refuse the rule."""
+    function = "torch_foo.integrations.transformers.patch"
+    patterns = {"*": rule} if isinstance(rule, str) else rule
+    if not isinstance(patterns, Mapping) or not all(
+        isinstance(text, str) for item in patterns.items() for text in item
+    ):
+        raise TypeError(
+            f"{function}: weights is {rule!r}, expected a format, such as "
+            "'q8_0', or a dict of formats by name of module"
+        )
+    if not patterns:
+        raise ValueError(
+            f"{function}: weights is empty, expected a format by name of "
+            "module, or None to quantize nothing"
+        )
+    for format in patterns.values():
+        if format not in FORMATS:
+            names = ", ".join(map(repr, FORMATS))
+            raise ValueError(
+                f"{function}: weights has the format {format!r}, expected one "
+                f"of {names}"
+            )
+    return dict(patterns)
 
 
 def restore_weights(model: nn.Module) -> tuple[int, int]:
