@@ -1,11 +1,18 @@
 """torch.compile for foo, and what it refuses."""
 
+import gc
+
 import pytest
 import torch
 import torch_foo
+import transformers
 from torch import nn
+from torch._dynamo.device_interface import get_interface_for_device
+from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
+from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
+from torch_foo.device import _inductor
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +22,7 @@ def fresh_compiler():
     with inductor_config.patch(force_disable_caches=True):
         yield
     torch._dynamo.reset()
+    gc.collect()  # compiled models are in cycles
 
 
 def model_and_batch():
@@ -70,6 +78,100 @@ def test_one_graph_with_our_operators_random_numbers_and_new_tensors():
         assert dropped.unique().tolist() == [0, pytest.approx(4 / 3)]
         assert 0.6 < dropped.bool().float().mean() < 0.9
         torch.testing.assert_close(on_cpu, expected[3])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_indices(dynamic):
+    """Indices that a kernel computes have the dtype that it takes them for."""
+
+    def f(x, ones):
+        device = x.device
+        rows = torch.arange(4, device=device)
+        columns = torch.arange(20, device=device)
+        return (
+            rows,
+            torch.arange(50, dtype=torch.uint8, device=device),
+            torch.arange(9, dtype=torch.int32, device=device) * 3,
+            ones.cumsum(0),
+            torch.triu_indices(4, 4, device=device),
+            torch.where(rows[:, None] >= columns[None], x, 0.0),
+            (columns * 2).sum() + x.sum().long() * 0,
+            x.view(4, 5).t().argmax(),
+            x.view(4, 5)[:, ::2].argmin(1),
+        )
+
+    torch.manual_seed(0)
+    x, ones = torch.randn(20), torch.ones(20, dtype=torch.int64)
+    expected = f(x, ones)
+    compiled = torch.compile(f, fullgraph=True, dynamic=dynamic)
+    on_foo = compiled(x.to("foo"), ones.to("foo"))
+    for got, cpu in zip(on_foo, expected, strict=True):
+        assert got.is_foo
+        assert got.dtype == cpu.dtype
+        assert got.tolist() == cpu.tolist()
+
+
+def test_without_inputs():
+    compiled = torch.compile(lambda: torch.arange(4, device="foo"))
+    assert compiled().tolist() == [0, 1, 2, 3]
+
+
+def test_embedding():
+    torch.manual_seed(0)
+    module, ids = nn.Embedding(256, 64), torch.randint(0, 256, (2, 5))
+    expected = module(ids)
+    expected.sum().backward()
+    gradient, module.weight.grad = module.weight.grad, None
+    module.to("foo")
+    got = torch.compile(module)(ids.to("foo"))
+    got.sum().backward()
+    assert got.tolist() == expected.tolist()
+    assert module.weight.grad.tolist() == gradient.tolist()
+
+
+def test_llama():
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval().to("foo")
+    ids = torch.arange(5, device="foo")[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        got = torch.compile(model)(ids).logits
+    torch.testing.assert_close(got, expected)
+
+
+def test_what_dynamo_asks():
+    torch.compile(torch.sin)(torch.ones(2, device="foo"))
+    interface = get_interface_for_device("foo")
+    assert interface.is_available()
+    assert interface.device_count() == 1
+    assert interface.current_device() == 0
+
+
+def test_cache_is_of_one_version(monkeypatch):
+    """Code of another version of _inductor.py is not taken from the cache."""
+
+    def compile_():
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(lambda x: x.sin() + 1)
+        compiled(torch.ones(3, device="foo"))
+        # AOTAutograd's cache is asked first, and has what Inductor's has.
+        names = ("autograd_cache_hit", "autograd_cache_miss")
+        return [counters["aot_autograd"][name] for name in names]
+
+    with inductor_config.patch(force_disable_caches=False), fresh_cache():
+        assert compile_() == [0, 1]
+        assert compile_() == [1, 0]
+        monkeypatch.setattr(_inductor, "_source", b"another")
+        assert compile_() == [0, 1]
 
 
 def test_wrappers_in_cpp_are_refused():

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 import torch
@@ -137,6 +138,19 @@ def test_workers(context):
     batches = [batch for (batch,) in loader]
     assert [batch.tolist() for batch in batches] == [[0, 1], [2, 3]]
     assert all(batch.is_foo for batch in batches)
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_workers_that_make_tensors(context, monkeypatch):
+    monkeypatch.setenv("TORCH_FOO_DEVICE", "1")
+    loader = DataLoader(
+        range(2),
+        2,
+        collate_fn=partial(torch.tensor, device="foo"),
+        num_workers=1,
+        multiprocessing_context=context,
+    )
+    assert [batch.tolist() for batch in loader] == [[0, 1]]
 
 
 def test_workers_with_pinned_memory():

@@ -32,6 +32,14 @@ def is_enabled() -> bool:
 def enable() -> None:
     """Register the device "foo" with PyTorch; a second call does nothing.
 
+    Call it before the first ``backward()`` of the process, on any device:
+    autograd then makes its queues, one for each device that it knows, and
+    fails with "INTERNAL ASSERT FAILED at engine.cpp" for one that comes later.
+
+    A process that is not forked from this one, such as a ``DataLoader`` worker
+    by spawn or forkserver, enables the device only when it is sent a tensor on
+    it. If it makes tensors on foo itself, set ``TORCH_FOO_DEVICE=1``.
+
     Raises:
         RuntimeError: torch is older than 2.11, or another backend has taken
             PyTorch's only free device (PrivateUse1).

@@ -7,6 +7,7 @@ its own code generator, or none; then backend="aot_eager" compiles.
 # mypy: allow-untyped-calls
 # (parts of torch have no types)
 
+import sys
 from typing import Any, NoReturn
 
 import torch
@@ -14,14 +15,23 @@ from torch._dynamo.device_interface import (
     CpuInterface,
     register_interface_for_device,
 )
-from torch._inductor.codegen.common import register_device_op_overrides
-from torch._inductor.codegen.cpp import CppScheduling, CppVecKernel
+from torch._inductor import ir, utils
+from torch._inductor.codegen.common import (
+    custom_backend_passes,
+    register_device_op_overrides,
+)
+from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.codegen.cpu_device_op_overrides import (
     CpuDeviceOpOverrides,
 )
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen as _Wrapper
 from torch._inductor.codegen.wrapper_fxir import WrapperFxCodegen
+from torch._inductor.custom_graph_pass import (
+    CustomGraphModulePass,
+    get_hash_for_files,
+)
 from torch._inductor.scheduler import BaseSchedulerNode
+from torch._inductor.virtualized import V
 
 __all__ = [
     "CppWrapperCodegen",
@@ -70,6 +80,14 @@ class Interface(CpuInterface):
         def current_device() -> int:
             return 0
 
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def device_count() -> int:
+        return 1
+
 
 register_interface_for_device("foo", Interface)
 register_device_op_overrides("foo", CpuDeviceOpOverrides())
@@ -81,15 +99,49 @@ def is_cpu(node: BaseSchedulerNode) -> bool:
     return device is not None and device.type in ("cpu", "foo")
 
 
-def arange(kernel: CppVecKernel, index: Any, stride: Any) -> Any:
-    """Name the dtype of an index that random numbers are made from.
+def current_backend(device_type: str | None = None) -> str:
+    """Return "cpp" for foo, where PyTorch takes unknown devices for CUDA.
 
-    Inductor leaves it out, since it asks the CPU's eager kernels for these.
+    Inductor then gives no dtype to the indices that it computes, and C++ makes
+    garbage of them.
     """
-    index.dtype = index.dtype or torch.int32
-    return _arange(kernel, index, stride)
+    device = device_type or V.graph.get_current_device_or_throw().type
+    name: str = "cpp" if device == "foo" else _current_backend(device)
+    return name
 
 
-_arange = CppVecKernel.arange
-setattr(CppVecKernel, "arange", arange)  # noqa: B010  mypy refuses
+def device_type(x: Any) -> str | None:
+    """Return "cpu" for foo, for what depends on the code generator.
+
+    The index of argmax in a transposed tensor does.
+    """
+    name: str | None = _device_type(x)
+    return "cpu" if name == "foo" else name
+
+
+class CacheKey(CustomGraphModulePass):
+    """Keeps Inductor's cache from code that another version of this file made.
+
+    Kernels are also made for a number of threads, which PyTorch puts into the
+    key for the CPU only.
+    """
+
+    def __call__(self, graph: torch.fx.GraphModule) -> None:
+        pass
+
+    def uuid(self) -> tuple[bytes, int]:
+        return _source, torch.get_num_threads()
+
+
+_source = get_hash_for_files((__file__,))
+_current_backend = utils.get_current_backend
+for _name, _module in list(sys.modules.items()):  # many import it by name
+    if _name.startswith("torch._inductor.") and (
+        getattr(_module, "get_current_backend", None) is _current_backend
+    ):
+        setattr(_module, "get_current_backend", current_backend)  # noqa: B010
+_device_type = ir.get_device_type
+setattr(ir, "get_device_type", device_type)  # noqa: B010
+# Not at "foo", whose entry PyTorch replaces after it has imported this file.
+custom_backend_passes["torch_foo"] = CacheKey()
 setattr(BaseSchedulerNode, "is_cpu", is_cpu)  # noqa: B010  mypy refuses
