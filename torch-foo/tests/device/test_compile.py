@@ -147,6 +147,15 @@ def test_llama():
     torch.testing.assert_close(got, expected)
 
 
+def test_convolution():
+    """Inductor would lay it out as the CPU's mkldnn wants it."""
+    model = nn.Conv2d(3, 8, 3, padding=1).to("foo")
+    x = torch.randn(2, 3, 14, 14, device="foo")
+    with torch.no_grad():
+        got = torch.compile(model)(x)
+    torch.testing.assert_close(got, model(x))
+
+
 def test_what_dynamo_asks():
     torch.compile(torch.sin)(torch.ones(2, device="foo"))
     interface = get_interface_for_device("foo")

@@ -11,6 +11,7 @@ import sys
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from torch._dynamo.device_interface import (
     CpuInterface,
     register_interface_for_device,
@@ -30,6 +31,7 @@ from torch._inductor.custom_graph_pass import (
     CustomGraphModulePass,
     get_hash_for_files,
 )
+from torch._inductor.graph import GraphLowering
 from torch._inductor.scheduler import BaseSchedulerNode
 from torch._inductor.virtualized import V
 
@@ -119,6 +121,16 @@ def device_type(x: Any) -> str | None:
     return "cpu" if name == "foo" else name
 
 
+def decide_layout_opt(graph: torch.fx.GraphModule, **how: Any) -> bool:
+    """Keep convolutions on foo contiguous, as their fake kernel says they are.
+
+    Channels-last layouts are for the CPU's mkldnn, which is not asked here.
+    """
+    values = (node.meta.get("val") for node in graph.graph.nodes)
+    devices = {str(v.device.type) for v in values if isinstance(v, Tensor)}
+    return "foo" not in devices and bool(_decide_layout_opt(graph, **how))
+
+
 class CacheKey(CustomGraphModulePass):
     """Keeps Inductor's cache from code that another version of this file made.
 
@@ -140,6 +152,8 @@ for _name, _module in list(sys.modules.items()):  # many import it by name
         getattr(_module, "get_current_backend", None) is _current_backend
     ):
         setattr(_module, "get_current_backend", current_backend)  # noqa: B010
+_decide_layout_opt = GraphLowering.decide_layout_opt
+setattr(GraphLowering, "decide_layout_opt", staticmethod(decide_layout_opt))  # noqa: B010
 _device_type = ir.get_device_type
 setattr(ir, "get_device_type", device_type)  # noqa: B010
 # Not at "foo", whose entry PyTorch replaces after it has imported this file.
