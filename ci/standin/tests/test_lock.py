@@ -74,7 +74,7 @@ def test_the_lock_fits_pixi_toml_and_channel_toml(python):
 
 
 def test_sources_and_actions_are_pinned_by_commits():
-    pattern = r"GIT_TAG [a-z0-9]|uses: "
+    pattern = r"GIT_TAG [a-z0-9]|\buses: "
     command = ["git", "grep", "-hE", pattern, "--", "*.cmake", "*.md", "*.yml"]
     command += ["**/CMakeLists.txt"]
     lines = subprocess.check_output(command, text=True, cwd=OWN.parent)
