@@ -18,7 +18,7 @@ from conda_tools import (
 )
 
 # torch.compile needs a compiler.
-TOOLS = ["cxx-compiler", "hypothesis", "pytest", "pytest-xdist"]
+TOOLS = ["cxx-compiler", "expecttest", "hypothesis", "pytest", "pytest-xdist"]
 PLACE = "import torch_foo; print(torch_foo.__file__)"
 SLOW = ["test_huge.py", "test_transformers_models.py"]
 # The device's tests want processes of their own.
