@@ -5,7 +5,6 @@ import gc
 import pytest
 import torch
 import torch_foo
-import transformers
 from torch import nn
 from torch._dynamo.device_interface import get_interface_for_device
 from torch._dynamo.utils import counters
@@ -130,6 +129,7 @@ def test_embedding():
 
 
 def test_llama():
+    transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         vocab_size=32,
         hidden_size=16,

@@ -8,8 +8,11 @@ import os
 
 import pytest
 import torch
-import transformers
-from torch_foo.integrations.transformers import patch
+
+transformers = pytest.importorskip("transformers")
+
+# This import would fail without transformers.
+from torch_foo.integrations.transformers import patch  # noqa: E402
 
 
 @pytest.fixture(scope="module")

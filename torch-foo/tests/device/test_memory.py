@@ -124,16 +124,15 @@ def test_peak_is_of_what_was_allocated():
 def test_message_of_torch_foos_operators():
     x = torch.ones(100, device="foo")
     message = (
-        "torch_foo.mul: foo out of memory. (Tried to allocate 400 bytes on "
-        "foo:0)"
+        r"^torch_foo.mul: foo out of memory. \(Tried to allocate 400 bytes on "
+        r"foo:0\)$"
     )
     torch.foo.set_memory_limit(500)
     try:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(RuntimeError, match=message):
             torch_foo.mul(x, x)
     finally:
         torch.foo.set_memory_limit(None)
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("limit", [-1, 1e9, "1"])
