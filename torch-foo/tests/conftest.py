@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 # Read when torch is imported: threads that wait leave the processor to other
@@ -16,6 +18,8 @@ import torch
 import torch_foo
 from torch import Tensor
 from torch_foo.operators import OPERATORS, Operator, Sample
+
+sys.path.insert(0, str(Path(__file__).parent))  # modules that tests import
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -17,6 +17,8 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
+import tiny_models  # noqa: E402
+from tiny_models import LAYERS  # noqa: E402
 from torch_foo.integrations import gguf  # noqa: E402
 from torch_foo.integrations.gguf import _load, _reader  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
@@ -26,7 +28,6 @@ from torch_foo.integrations.transformers import (  # noqa: E402
 from torch_foo.nn import QuantizedEmbedding, QuantizedLinear  # noqa: E402
 
 NUMBERS = {kind.name: number for number, kind in _reader.TYPES.items()}
-LAYERS = 2
 
 
 # --- writing files -----------------------------------------------------------
@@ -76,22 +77,12 @@ FAMILIES = ["llama", "qwen2", "qwen3"]
 def make(family: str = "llama", **options: object) -> nn.Module:
     """Make a tiny model with random weights."""
     sizes = {
-        "vocab_size": 97,
         "hidden_size": 64,
         "intermediate_size": 96,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "head_dim": 16,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
         "tie_word_embeddings": False,
     }
-    config = transformers.AutoConfig.for_model(family, **sizes | options)
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = tiny_models.make(family, **sizes | options)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

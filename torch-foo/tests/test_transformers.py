@@ -15,6 +15,8 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
+import tiny_models  # noqa: E402
+from tiny_models import LAYERS  # noqa: E402
 from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
 from torch_foo.integrations.transformers._equivalence import (  # noqa: E402
     difference,
@@ -25,33 +27,16 @@ from torch_foo.integrations.transformers._rebind import (  # noqa: E402
 from transformers.models.llama import modeling_llama as llama  # noqa: E402
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"]
-LAYERS = 2
 
 
-def make(
-    family: str = "llama", seed: int = 0, **options: object
-) -> transformers.PreTrainedModel:
-    """Make a tiny model with random weights."""
-    settings = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-    }
-    config = transformers.AutoConfig.for_model(family, **settings | options)
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+def make(*args: object, **options: object) -> transformers.PreTrainedModel:
+    """Make a tiny model whose norms have weights other than 1, too."""
+    model = tiny_models.make(*args, **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
-    return model.eval()
+    return model
 
 
 def moved(inputs: dict, device: str) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 import itertools
 import pickle
 
@@ -13,6 +12,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
+from tiny_models import COPIES, LAYERS, make  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
     _decode,
     patch,
@@ -22,26 +22,6 @@ from transformers import DynamicCache, StaticCache  # noqa: E402
 from transformers.generation.streamers import BaseStreamer  # noqa: E402
 
 STEPPING = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
-LAYERS = 2
-
-
-def make(family: str = "llama", seed: int = 0, **options: object) -> nn.Module:
-    """Make a tiny model with random weights."""
-    settings = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-    }
-    config = transformers.AutoConfig.for_model(family, **settings | options)
-    torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.fixture
@@ -454,21 +434,7 @@ def test_weights_of_two_dtypes(steps):
             step(m)
 
 
-def through_torch(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "way",
-    [
-        copy.deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
-        through_torch,
-    ],
-)
+@pytest.mark.parametrize("way", COPIES)
 def test_copies(way, steps):
     model = make()
     patch(model)

@@ -1,8 +1,7 @@
 """Models whose weights patch() quantizes."""
 
 import copy
-import io
-import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
+import tiny_models  # noqa: E402
+from tiny_models import COPIES, LAYERS  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
     _decode,
     patch,
@@ -19,28 +20,10 @@ from torch_foo.integrations.transformers import (  # noqa: E402
 )
 from torch_foo.nn import QuantizedEmbedding, QuantizedLinear  # noqa: E402
 
-LAYERS = 2
+# A multiple of the blocks' elements.
+make = partial(tiny_models.make, hidden_size=64, intermediate_size=96)
 LINEARS = 7 * LAYERS + 1
 GONE = pytest.warns(UserWarning, match="their float weights are gone")
-
-
-def make(family: str = "llama", **options: object) -> nn.Module:
-    """Make a tiny model with random weights."""
-    settings = {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-    }
-    config = transformers.AutoConfig.for_model(family, **settings | options)
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def dequantized(model: nn.Module, format: str, dtype: torch.dtype) -> nn.Module:
@@ -247,21 +230,7 @@ def test_kept_weights_follow_to_another_dtype():
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def through_torch(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "way",
-    [
-        copy.deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
-        through_torch,
-    ],
-)
+@pytest.mark.parametrize("way", COPIES)
 def test_copies(way):
     model = make()
     patch(model, weights="q4_1")

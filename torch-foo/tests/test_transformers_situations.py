@@ -3,10 +3,8 @@
 peft, accelerate, torchao and optimum-quanto are tried where they are installed.
 """
 
-import copy
 import functools
 import importlib
-import io
 import os
 import pickle
 import subprocess
@@ -23,29 +21,12 @@ from torch.nn.utils import parametrizations, parametrize, prune
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
+from tiny_models import COPIES, make, through_pickle  # noqa: E402
 from torch_foo.integrations.transformers import patch, unpatch  # noqa: E402
 from transformers.models.llama import modeling_llama as llama  # noqa: E402
 
 IDS = torch.randint(1, 97, (2, 11), generator=torch.Generator().manual_seed(0))
 TOKEN = IDS[:1, :1]
-
-
-def make(family: str = "llama", **options: object) -> nn.Module:
-    settings = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-    }
-    config = transformers.AutoConfig.for_model(family, **settings | options)
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def patched(**options: object) -> nn.Module:
@@ -362,17 +343,6 @@ def test_a_hook_on_all_modules_changes_what_it_did_before():
 # --- saved, copied, sent to other processes ---------------------------------
 
 
-def through_pickle(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_torch(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def data_parallel_replica(model):
     """Copy a model as torch.nn.DataParallel does, on one device."""
     modules = list(model.modules())
@@ -390,9 +360,7 @@ def data_parallel_replica(model):
     return copies[model]
 
 
-@pytest.mark.parametrize(
-    "way", [copy.deepcopy, through_pickle, through_torch, data_parallel_replica]
-)
+@pytest.mark.parametrize("way", [*COPIES, data_parallel_replica])
 def test_copies_are_patched(way):
     model = patched()
     twin = way(model)
