@@ -3,6 +3,7 @@
 // nanoseconds.
 #include "checks.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "foo_core/error.h"
@@ -196,6 +197,19 @@ void check_shape(const char* op, const Argument& x, std::int64_t ndim,
   fail(op, std::string(x.name) + " has shape " +
                shape_text(x.view.ndim, x.view.sizes) + ", expected " +
                shape_text(ndim, sizes));
+}
+
+void check_product(const char* op, const Argument& x, std::int64_t n,
+                   const Argument& bias, const Argument& out) {
+  check_tensor(op, bias);
+  check_same_dtype(op, x, bias);
+  check_shape(op, bias, 1, &n);
+  std::int64_t sizes[kMaxDims];
+  std::copy_n(x.view.sizes, x.view.ndim, sizes);
+  sizes[x.view.ndim - 1] = n;
+  check_tensor(op, out);
+  check_same_dtype(op, x, out);
+  check_shape(op, out, x.view.ndim, sizes);
 }
 
 void check_has_rows(const char* op, const Argument& x) {

@@ -55,6 +55,12 @@ void check_shape(const char* op, const Argument& x, std::int64_t ndim,
 /// x is a valid view of a floating-point dtype with at least one dimension.
 void check_has_rows(const char* op, const Argument& x);
 
+/// For a product of x, which has rows, with a matrix of n rows: bias has shape
+/// (n), and out x's with n in the place of the last dimension. Both have x's
+/// dtype.
+void check_product(const char* op, const Argument& x, std::int64_t n,
+                   const Argument& bias, const Argument& out);
+
 /// y is a valid view with x's dtype and shape.
 void check_like(const char* op, const Argument& y, const Argument& x);
 

@@ -226,15 +226,7 @@ void linear(const ConstTensorView& x, const ConstTensorView& weight,
                  "), as x's last dimension is " + std::to_string(k));
   }
   const std::int64_t n = weight.sizes[0];
-  check_tensor(op, arg_bias);
-  check_same_dtype(op, arg_x, arg_bias);
-  check_shape(op, arg_bias, 1, &n);
-  std::int64_t sizes[kMaxDims];
-  std::copy_n(x.sizes, x.ndim, sizes);
-  sizes[x.ndim - 1] = n;
-  check_tensor(op, arg_out);
-  check_same_dtype(op, arg_x, arg_out);
-  check_shape(op, arg_out, x.ndim, sizes);
+  check_product(op, arg_x, n, arg_bias, arg_out);
   check_output(op, arg_out, {}, {&arg_x, &arg_weight, &arg_bias});
   if constexpr (cuda::kBuilt) {
     if (on_cuda(executor)) {
