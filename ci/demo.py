@@ -49,8 +49,8 @@ Times = dict[str, float]
 def parse() -> tuple[str, list[str]]:
     """Return the name of the example and the arguments for it.
 
-    Unknown options end the demo here, before minutes of downloads. The example
-    checks the values of the options.
+    Unknown options and what is no number end the demo here, before minutes of
+    downloads. The example checks the rest of the values.
     """
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -78,19 +78,29 @@ def parse() -> tuple[str, list[str]]:
             metavar="FILE",
             help="UTF-8 files to train on (default: this repository's *.md)",
         )
-        parser.add_argument("--steps", metavar="N", help="training steps")
         parser.add_argument(
-            "--sequence", metavar="N", help="tokens per sequence"
+            "--steps", type=int, metavar="N", help="training steps"
         )
-        parser.add_argument("--batch", metavar="N", help="sequences per step")
-        parser.add_argument("--learning-rate", metavar="X", help="of AdamW")
+        parser.add_argument(
+            "--sequence", type=int, metavar="N", help="tokens per sequence"
+        )
+        parser.add_argument(
+            "--batch", type=int, metavar="N", help="sequences per step"
+        )
+        parser.add_argument(
+            "--learning-rate", type=float, metavar="X", help="of AdamW"
+        )
     else:
         parser.add_argument("prompt", nargs="*", help="prompt of the model")
         parser.add_argument(
-            "--tokens", metavar="N", help="maximum length of the answer"
+            "--tokens",
+            type=int,
+            metavar="N",
+            help="maximum length of the answer",
         )
         parser.add_argument(
             "--rounds",
+            type=int,
             metavar="N",
             help="timed runs of each model",
         )
