@@ -40,7 +40,7 @@ def test_the_suite_passes(run, root: Path, tmp_path: Path) -> None:
     env["OMP_WAIT_POLICY"] = "passive"  # other tests run beside these
     place = run("python", "-c", PLACE, cwd=tmp_path, env=env)
     assert Path(place.splitlines()[-1]).is_relative_to(prefix.resolve())
-    options = ["-n", "auto", "--dist", "worksteal", "-rfEs"]
+    options = ["-n", "auto", "--dist", "worksteal", "-rsEf"]
     passed = 0
     for selection in SELECTIONS:
         output = run(

@@ -16,10 +16,28 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 import pytest
 import torch
 import torch_foo
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 from torch_foo.operators import OPERATORS, Operator, Sample
 
 sys.path.insert(0, str(Path(__file__).parent))  # modules that tests import
+
+# Every run of the gate tries the same examples, however slow the machine is;
+# pytest --hypothesis-profile=random tries others.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    # A case is the same in all examples, although its fixture is a test's own.
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+    ],
+)
+settings.register_profile(
+    "random", settings.get_profile("repeatable"), derandomize=False
+)
+settings.load_profile("repeatable")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch_foo
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -559,11 +559,7 @@ BYTES = st.lists(
 )
 
 
-@settings(
-    max_examples=400,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=400)
 @given(changes=BYTES)
 def test_damaged_headers(changes, good, tmp_path):
     """Change bytes before the data: a model, or GGUFError."""
@@ -576,11 +572,7 @@ def test_damaged_headers(changes, good, tmp_path):
     check_load(path)
 
 
-@settings(
-    max_examples=200,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=200)
 @given(
     place=st.integers(0, 2**31),
     number=st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]),

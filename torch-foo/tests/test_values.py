@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch_foo
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -397,11 +397,7 @@ def _layout(draw, shape: list[int], dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-@settings(
-    deadline=None,
-    max_examples=200,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=200)
 @given(_tensors(2), st.sampled_from(BROADCASTING))
 def test_any_shape(device, tensors, op):
     scalars = OPERATORS[op].scalars
@@ -432,12 +428,7 @@ def _resized(draw, sample: Sample) -> Sample:
     return Sample(sample.name, *arguments, other=sample.other, **sample.named)
 
 
-# A case is the same in all examples, although its fixture is a test's own.
-@settings(
-    deadline=None,
-    max_examples=20,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=20)
 @given(st.data(), st.sampled_from(list(MAX_ULP)))
 def test_any_size_and_layout(case, make_case, device, data, dtype):
     """Results, and gradients for incoming ones of any layout."""
