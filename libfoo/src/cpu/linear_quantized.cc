@@ -55,7 +55,7 @@ constexpr std::int64_t kUnpacked = 16384;
 
 /// How far ahead weight is prefetched for few rows of x, in bytes: more than
 /// memory delivers in the time in which it answers.
-constexpr std::int64_t kAhead = 16384;
+constexpr std::int64_t kAhead = 24576;
 
 /// A group of x in 8 bits.
 struct QuantizedGroup {
