@@ -228,6 +228,21 @@ def test_linear(foo, new) -> None:
     new.check(out, wide(x) @ wide(weight).T + wide(bias))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention(foo, new, masked: bool) -> None:
+    query, key, value, out = (
+        new.normal(*shape)
+        for shape in [(2, 4, 3, 8), (2, 2, 7, 8), (2, 2, 7, 5), (2, 4, 3, 5)]
+    )
+    attended = torch.arange(7) % 3 > 0
+    mask = new.of(attended.to(torch.uint8)) if masked else None
+    foo.attention(query, key, value, mask, 0.5, out, new.scratch())
+    scores = 0.5 * wide(query) @ wide(key).repeat_interleave(2, 1).mT
+    if masked:
+        scores = scores.masked_fill(~attended, -torch.inf)
+    new.check(out, scores.softmax(-1) @ wide(value).repeat_interleave(2, 1))
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("positions", [None, [4, 0, 2], [[1, 1, 3], [0, 4, 2]]])
 def test_rope(foo, new, interleaved: bool, positions) -> None:

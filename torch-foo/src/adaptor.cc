@@ -279,6 +279,16 @@ void check_argument(const char* op, const Argument& argument,
   check_device(op, argument, other);
 }
 
+bool is_bool(const Tensor& tensor) {
+  return tensor.dtype() == aoti_torch_dtype_bool();
+}
+
+void check_bool(const char* op, const Argument& argument,
+                const Argument& other) {
+  check_dense(op, argument);
+  check_device(op, argument, other);
+}
+
 void check_out(const char* op, const Argument& first, const Argument& out,
                foo_core::DType dtype) {
   if (dtype_of(first.tensor) == dtype) return check_arguments(op, {first, out});
@@ -334,11 +344,23 @@ Converted::Converted(const char* op, const Tensor& tensor,
         "convert a tensor");
 }
 
-foo_core::ConstTensorView view(const Tensor& tensor) {
+namespace {
+
+foo_core::ConstTensorView view(const Tensor& tensor, foo_core::DType dtype) {
   const auto sizes = tensor.sizes();
-  return {tensor.const_data_ptr(), *dtype_of(tensor),
+  return {tensor.const_data_ptr(), dtype,
           static_cast<std::int64_t>(sizes.size()), sizes.data(),
           tensor.strides().data()};
+}
+
+}  // namespace
+
+foo_core::ConstTensorView view(const Tensor& tensor) {
+  return view(tensor, *dtype_of(tensor));
+}
+
+foo_core::ConstTensorView bool_view(const Tensor& tensor) {
+  return view(tensor, foo_core::DType::kUInt8);
 }
 
 foo_core::TensorView mutable_view(const Tensor& tensor) {

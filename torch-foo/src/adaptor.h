@@ -53,6 +53,14 @@ void check_device(const char* op, const Argument& argument,
 void check_argument(const char* op, const Argument& argument,
                     foo_core::DType dtype, const Argument& other);
 
+/// Whether the dtype is bool.
+bool is_bool(const Tensor& tensor);
+
+/// Checks that an argument of bool is a dense tensor on the device of another
+/// one.
+void check_bool(const char* op, const Argument& argument,
+                const Argument& other);
+
 /// Checks that `out` is a dense tensor of this dtype, which may be another one
 /// than that of the first argument, on its device.
 void check_out(const char* op, const Argument& first, const Argument& out,
@@ -118,6 +126,9 @@ class Converted {
 /// How foo_core sees a tensor that passed check_arguments. Borrows from it.
 foo_core::ConstTensorView view(const Tensor& tensor);
 foo_core::TensorView mutable_view(const Tensor& tensor);
+
+/// The bytes of a tensor that passed check_bool.
+foo_core::ConstTensorView bool_view(const Tensor& tensor);
 
 /// The view of an optional argument, for functions that take a pointer to one.
 class OptionalView {

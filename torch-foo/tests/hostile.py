@@ -232,7 +232,7 @@ LAYOUTS = [
     *[embedded] * 6,
     expanded,
     overlapping,
-    lambda t, rng: torch._neg_view(-t),
+    lambda t, rng: t if t.dtype == torch.bool else torch._neg_view(-t),
     lambda t, rng: torch.nn.Parameter(t, requires_grad=False),
     lambda t, rng: t.as_subclass(Subclass),
     lambda t, rng: t.requires_grad_(t.is_floating_point()),

@@ -963,15 +963,15 @@ def test_mixed_dtypes(with_several, device, dtypes, autocast):
     for args, tensors in mixed_leaves(case, dtypes, device):
         function = case.of_leaves(args)
         leaves = [t.requires_grad_() for t in tensors]
-        is_linear = case.op in ("linear", "linear_quantized")
-        if is_linear and not autocast:
+        is_product = case.op in ("linear", "linear_quantized", "attention")
+        if is_product and not autocast:
             with pytest.raises(RuntimeError, match="has dtype"):
                 function(*leaves)
             continue
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             got = tree_leaves(function(*leaves))
         formula = case.reference
-        if is_linear:  # autocast brings them to the widest
+        if is_product:  # autocast brings them to the widest
             leaves = [t.to(torch.promote_types(*dtypes)) for t in leaves]
         expected = tree_leaves(formula(*case.with_leaves(args, leaves)))
         assert_close(got, expected)

@@ -48,6 +48,9 @@ OTHERS: dict[str, Call] = {
         x.view(torch.uint8)[:, : 8 * 34]
     ).nan_to_num_(0, 0, 0),
     "linear": lambda x: torch_foo.linear(x, weight(x).repeat(5, 1)),
+    "attention": lambda x: torch_foo.attention(
+        x[:, None, None, :128], *[x.view(-1, 1, 32, 128)] * 2
+    ),
     "linear by many weights": lambda x: torch_foo.linear(weight(x), x),
     "add_rms_norm's gradient": lambda x: _ops._add_rms_norm_backward(
         x, x, x, weight(x), 1e-6, True, False

@@ -19,6 +19,7 @@ from torch_foo.operators import OPERATORS
 
 SIZE = 2**22  # bytes of most results, more than malloc keeps
 SHAPES = {
+    "attention": (512, 16),
     "cross_entropy": (2**19, 4),
     "linear": (256, 1024),
     "quantize_int8_rowwise": (2048, 2048),

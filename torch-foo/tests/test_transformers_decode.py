@@ -120,7 +120,9 @@ def test_16_bits_compute_the_same_as_module_by_module(family, dtype, steps):
     actual = model.generate(**inputs, **settings)
     assert len(steps) == 7 * LAYERS
     for a, b in zip(actual.logits, expected.logits, strict=True):
-        torch.testing.assert_close(a, b)
+        # torch's attention rounds scores and weights, too.
+        most = 4 * torch.finfo(dtype).eps * b.abs().max()
+        torch.testing.assert_close(a, b, rtol=0, atol=float(most))
 
 
 # --- who looks into a model -------------------------------------------------

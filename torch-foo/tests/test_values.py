@@ -145,6 +145,8 @@ def assert_results(op: str, got, args, named) -> None:
             assert_gated(got, activation, gate, up)
     elif op == "linear":
         assert_linear(got, args)
+    elif op == "attention":
+        assert_attention(got, args, named)
     elif op == "rope":
         assert_rope(got, args, named)
     elif op == "cross_entropy":
@@ -166,6 +168,25 @@ def assert_linear(got: Tensor, args) -> None:
     else:
         slack = MAX_ULP[torch.float32] * ulp(magnitude, torch.float32)
         assert_accurate(got, exact, slack=slack)
+
+
+def assert_attention(got: Tensor, args, named) -> None:
+    """Within the limit for the sum of the magnitudes of what is added up.
+
+    The error of a score, which is at most that of its largest sum of
+    magnitudes, is the relative error of a weight.
+    """
+    query, key, value, *mask = wide(args)
+    exact = reference.attention(query, key, value, *mask, **named)
+    magnitude = reference.attention(query, key, value.abs(), *mask, **named)
+    score = query.norm(dim=-1).amax() if query.numel() else 0.0
+    score = score * (key.norm(dim=-1).amax() if key.numel() else 0.0)
+    arithmetic = torch.promote_types(got.dtype, torch.float32)
+    steps = MAX_ULP[arithmetic] * (1 + score)
+    slack = steps * ulp(magnitude, arithmetic)
+    if got.dtype.itemsize == 2:
+        slack = slack + 2**-18 * magnitude  # weights have as many bits
+    assert_accurate(got, exact, slack=slack)
 
 
 def assert_linear_quantized(got: Tensor, args, format: str) -> None:
@@ -567,8 +588,8 @@ def test_thread_count_changes_nothing(large, dtype):
 
     def results():
         values = tree_leaves(large.function(*args))
-        if not large.has_gradient or large.op == "linear":
-            return values  # linear's gradients are products of torch's
+        if not large.has_gradient or large.op in ("linear", "attention"):
+            return values  # the gradients are products of torch's
         torch.manual_seed(1)
         grads = [torch.randn_like(v) for v in values]
         leaves = [args[i] for i in large.leaves]
@@ -796,7 +817,9 @@ def test_many_dimensions(case, where, device):
     """More than the 64 of foo_core's views: nested vmap makes them."""
     args = case.args(device=device, requires_grad=True)
     ndims = {a.dim() for a in args if isinstance(a, Tensor)}
-    if case.op == "rope" or (where and min(ndims - {1}, default=0) < 2):
+    if case.op in ("rope", "attention") or (
+        where and min(ndims - {1}, default=0) < 2
+    ):
         return
     if where and case.sample.name in ("row", "column", "packed-row", "other-a"):
         return  # broadcasts, or has no dimension before the last one
@@ -966,8 +989,11 @@ def test_out_and_inplace_allocate_nothing(large, dtype):
             out = torch.empty_like(large.function(*args))
             step = partial(large.function, *args, out=out)
             step()
-            # Its scratch memory is x in 8 bits.
-            most = args[0].numel() * 2 if large.op == "linear_quantized" else 0
+            # The scratch memory is x in 8 bits, or results for parts of keys.
+            most = {
+                "linear_quantized": args[0].numel() * 2,
+                "attention": out.numel() * 10 * args[0].itemsize * 2,
+            }.get(large.op, 0)
             assert sum(allocations(step)) <= most
         if large.inplace:
             step = partial(large.inplace, *args)

@@ -2,6 +2,7 @@
 /// The whole interface of foo_core.
 #pragma once
 
+#include "foo_core/attention.h"
 #include "foo_core/blocks.h"
 #include "foo_core/build_info.h"
 #include "foo_core/cross_entropy.h"

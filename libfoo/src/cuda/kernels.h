@@ -58,6 +58,11 @@ void rms_norm_backward(const ConstTensorView& grad,
 void linear(const ConstTensorView& x, const ConstTensorView& weight,
             const ConstTensorView* bias, const TensorView& out, void* stream);
 
+/// `mask` has the shape of scores, or is null.
+void attention(const ConstTensorView& query, const ConstTensorView& key,
+               const ConstTensorView& value, const ConstTensorView* mask,
+               double scale, const TensorView& out, void* stream);
+
 void rope(const ConstTensorView& x, const ConstTensorView& cos,
           const ConstTensorView& sin, const ConstTensorView* positions,
           const RopeOptions& options, const TensorView& out, void* stream);

@@ -107,6 +107,9 @@ inline constexpr OnDevice<&foo_core::add> add;
 inline constexpr OnDevice<&foo_core::add_rms_norm> add_rms_norm;
 inline constexpr OnDevice<&foo_core::add_rms_norm_backward>
     add_rms_norm_backward;
+inline constexpr OnDevice<&foo_core::attention> attention;
+inline constexpr OnDevice<&foo_core::attention_scratch_size>
+    attention_scratch_size;
 inline constexpr OnDevice<&foo_core::cross_entropy> cross_entropy;
 inline constexpr OnDevice<&foo_core::cross_entropy_backward>
     cross_entropy_backward;

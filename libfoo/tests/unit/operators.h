@@ -185,6 +185,19 @@ inline std::vector<Operator> all_operators() {
        [](Call& c) {
          foo_core::linear(c[0], c[1], c.input(2), c[3], c.executor);
        }},
+      {"attention",
+       {{"query", kIn, kF, heads},
+        {"key", kIn, kF, {kBatch, kSeq, kHeads, kN}},
+        {"value", kIn, kF, {kBatch, kSeq, kHeads, kColumns}},
+        {"mask", kMay, kF, {kBatch, kSeq, kHeads, kHeads}},
+        {"out", kOut, kF, {kBatch, kSeq, kHeads, kColumns}}},
+       [](Call& c) {
+         foo_core::attention(c[0], c[1], c[2], c.input(3), 0.5, c[4], c.scratch,
+                             c.executor);
+       },
+       [](const Call& c) {
+         return foo_core::attention_scratch_size(c[0], c[1], c[2], c.executor);
+       }},
       {"rope",
        {{"x", kIn, kF, heads},
         {"cos", kIn, kF, table},

@@ -64,6 +64,16 @@ void cross_entropy_backward(const ConstTensorView& grad,
                                    grad_logits, scratch.get(size), executor);
 }
 
+void attention(const ConstTensorView& query, const ConstTensorView& key,
+               const ConstTensorView& value, const ConstTensorView* mask,
+               double scale, const TensorView& out, Scratch& scratch,
+               const Executor& executor) {
+  const std::int64_t size =
+      foo_core::attention_scratch_size(query, key, value, executor);
+  foo_core::attention(query, key, value, mask, scale, out, scratch.get(size),
+                      executor);
+}
+
 void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
                       BlockFormat format, const ConstTensorView* bias,
                       const TensorView& out, Scratch& scratch,
@@ -132,6 +142,8 @@ CUDA, the error says how many bytes are needed.)";
       "grad_residual", "residual_out", "weight", "eps", "grad_x", "grad_weight",
       "scratch", "stream");
   def(m, "linear", foo_core::linear, "x", "weight", "bias", "out", "stream");
+  def(m, "attention", attention, "query", "key", "value", "mask", "scale",
+      "out", "scratch", "stream");
   def(m, "rope", foo_core::rope, "x", "cos", "sin", "positions", "options",
       "out", "stream");
   def(m, "quantize_int8_rowwise", foo_core::quantize_int8_rowwise, "x", "q",

@@ -24,7 +24,7 @@ from torch_foo._torch_internals import (
 )
 from torch_foo.operators import OPERATORS as _OPERATORS
 
-__all__ = ["add", "add_rms_norm", "add_rms_norm_", "cross_entropy",
+__all__ = ["add", "add_rms_norm", "add_rms_norm_", "attention", "cross_entropy",
     "dequantize", "gelu_mul", "linear", "linear_quantized", "mul", "muladd",
     "quantize", "quantize_int8_rowwise", "rms_norm", "rope", "rope_",
     "silu_mul"]
@@ -32,6 +32,38 @@ __all__ = ["add", "add_rms_norm", "add_rms_norm_", "cross_entropy",
 _ops = torch.ops.torch_foo
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
+
+_attention = _operation(_ops._attention.default)
+_attention_out = _operation(_ops._attention_out.default)
+_attention_operator = _OPERATORS["attention"]
+_attention_apply = _attention_operator.apply
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None =
+    None, *, scale: float | None = None, out: Tensor | None = None) -> Tensor:
+    try:
+        is_recorded = (_is_dynamo_compiling() or
+            _compiler_state._is_exporting_flag or _transforms_are_active() or
+            _forward_ad_state._current_level >= 0 or ((query.requires_grad or
+            key.requires_grad or value.requires_grad or (mask is not None and
+            mask.requires_grad) or (out is not None and out.requires_grad)) and
+            _is_grad_enabled()))
+    except AttributeError:  # not a tensor
+        _refuse_none(_ops.attention.default, query, key, value, mask, scale)
+        return _attention_operator.documented(query, key, value, mask, scale,
+            out=out)
+    if out is not None:
+        if is_recorded:
+            return _attention_operator.documented(query, key, value, mask,
+                scale, out=out)
+        versioned = _versioned("attention", out)
+        _attention_out(query, key, value, mask, scale, out)
+        _increment_version(versioned)
+        return out
+    if is_recorded:
+        return _attention_apply(query, key, value, mask, scale)
+    return _attention(query, key, value, mask, scale)
+
 
 _quantize = _operation(_ops.quantize.default)
 _quantize_operator = _OPERATORS["quantize"]

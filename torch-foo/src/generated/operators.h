@@ -16,6 +16,13 @@
 
 namespace torch_foo {
 
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                 const std::optional<Tensor>& mask,
+                 const std::optional<double>& scale);
+void attention_out(const Tensor& query, const Tensor& key, const Tensor& value,
+                   const std::optional<Tensor>& mask,
+                   const std::optional<double>& scale, const Tensor& out);
+
 Tensor quantize(const Tensor& weight, const std::string& format);
 
 Tensor dequantize(const Tensor& blocks, const std::string& format);

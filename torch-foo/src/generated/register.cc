@@ -11,6 +11,18 @@
 namespace torch_foo {
 
 void define_operators(const Library& m) {
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? mask=None, *, "
+      "float? scale=None) -> Tensor");
+  m.def(
+      "_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float? "
+      "scale) -> Tensor");
+  m.def(
+      "attention.out(Tensor query, Tensor key, Tensor value, Tensor? "
+      "mask=None, *, float? scale=None, Tensor(a!) out) -> ()");
+  m.def(
+      "_attention_out(Tensor query, Tensor key, Tensor value, Tensor? mask, "
+      "float? scale, Tensor(a!) out) -> ()");
   m.def("quantize(Tensor weight, str format=\"q8_0\") -> Tensor");
   m.def("dequantize(Tensor blocks, str format=\"q8_0\") -> Tensor");
   m.def(
@@ -130,6 +142,10 @@ void define_operators(const Library& m) {
 }
 
 void implement_operators(const Library& m) {
+  m.impl("attention", boxed<&attention>);
+  m.impl("_attention", boxed<&attention>);
+  m.impl("attention.out", boxed<&attention_out>);
+  m.impl("_attention_out", boxed<&attention_out>);
   m.impl("quantize", boxed<&quantize>);
   m.impl("dequantize", boxed<&dequantize>);
   m.impl("linear_quantized", boxed<&linear_quantized>);

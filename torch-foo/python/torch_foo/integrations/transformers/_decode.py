@@ -70,6 +70,7 @@ except ImportError:  # transformers 4 records in another way
 _ops = torch.ops.torch_foo
 _add = operation(_ops._add.default)
 _add_rms_norm = operation(_ops._add_rms_norm.default)
+_attention = operation(_ops._attention.default)
 _linear = operation(_ops._linear.default)
 _linear_quantized = operation(_ops._linear_quantized.default)
 _rms_norm = operation(_ops._rms_norm.default)
@@ -327,14 +328,10 @@ class _Plan:
         )
         queries = heads.narrow(2, 0, query).transpose(1, 2)
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        if seq == 1 and mask is None and attend is sdpa_attention_forward:
-            attended = functional.scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                scale=attention.scaling,
-                enable_gqa=query != key,
-            )
+        if attend is sdpa_attention_forward and _is_mask(mask, queries, keys):
+            attended = _attention(
+                queries, keys, values, mask, attention.scaling
+            ).transpose(1, 2)
         else:
             attended, _ = attend(
                 attention,
@@ -354,6 +351,21 @@ class _Plan:
         y = self.down(self.gate(self.gate_up(y), None))
         result: Tensor = _add(residual, y)
         return result
+
+
+def _is_mask(mask: Tensor | None, queries: Tensor, keys: Tensor) -> bool:
+    """Whether torch_foo takes a mask as it is.
+
+    Without one, transformers lets several queries attend as a prompt's do.
+    """
+    batch, _, seq, _ = queries.shape
+    if mask is None:
+        return seq == 1
+    return (
+        type(mask) is Tensor
+        and mask.dtype in (torch.bool, queries.dtype)
+        and mask.shape == (batch, 1, seq, keys.shape[2])
+    )
 
 
 def _are_silent(hooks: list[Any]) -> bool:
