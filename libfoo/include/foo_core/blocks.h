@@ -87,9 +87,10 @@ FOO_CORE_EXPORT std::int64_t linear_quantized_scratch_size(
 ///     x = d q, q = x * (127 / max(|x|)), rounded to nearest, ties to even
 ///
 /// in float32, with q = 0 where that is not finite. Products of integers are
-/// exact, sums over blocks float32, and the result is rounded once. So the
-/// error is at most half a d times the sum of |weight| over each block, beside
-/// float32's rounding. A block of x with a NaN or an infinity makes NaN.
+/// exact, sums over blocks float32, from the first to the last, and the result
+/// is rounded once. So the error is at most half a d times the sum of |weight|
+/// over each block, beside float32's rounding. A block of x with a NaN or an
+/// infinity makes NaN.
 FOO_CORE_EXPORT void linear_quantized(const ConstTensorView& x,
                                       const ConstTensorView& weight,
                                       BlockFormat format,

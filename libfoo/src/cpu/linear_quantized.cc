@@ -1,21 +1,23 @@
 // x weight^T + bias, where weight holds blocks of a few bits per number.
 //
-// x is rounded to 8 bits first, so that products are those of bytes. Four rows
-// of weight are unpacked to bytes together and transposed: a vector's 16 bytes
-// are 4 columns of each of the 4 rows, and so are the sums of 4 products that
-// instructions for bytes make. Thus a sum over 32 columns becomes a float in
-// one step for all 4 rows, and there are no sums across a vector before the
-// end. The 16-byte parts of a vector belong to different blocks of weight; x is
-// stored in the order in which they come.
+// x is rounded to 8 bits first, so that products are those of bytes. A vector
+// of weight is 4 columns of each of kColumns rows, because instructions for
+// bytes add 4 products; so is a vector of sums, a float for each row, and
+// nothing is ever added across a vector. x needs no order of its own: 4 of its
+// columns are repeated for all rows. Rows of weight are transposed as they are
+// unpacked, 16 bytes at a time, which is what instructions shuffle among.
 //
-// Unpacked bytes go through a buffer in the L1 cache, for one row of x as for
-// many, and never to memory.
+// With few rows of x, reading weight takes the time. Its bytes stay in
+// registers then, and are prefetched, because the hardware's prefetchers do not
+// follow many short rows at once. With many, they are unpacked to a buffer in
+// the L1 cache once for all rows of x.
 #define FOO_CORE_MULTIPLIES_BYTES
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "blocks.h"
 #include "checks.h"
@@ -40,59 +42,46 @@ namespace foo_core {
 namespace {
 
 constexpr std::int64_t kGroup = 32;  // columns of x with one scale
-constexpr int kQuad = 4;  // rows of weight that are multiplied at once
-
-/// Quads at a time. With few rows of x, reading weight takes the time: there is
-/// one quad, whose rows are read in long pieces. With many, arithmetic does,
-/// and what is loaded of x is used for several quads.
-constexpr int kMostQuads = 4;
-constexpr std::int64_t kFewRows = 8;
+constexpr int kQuad = 4;             // rows of weight that are transposed
 
 /// Rows of x at a time; their sums stay in the L1 cache.
 constexpr std::int64_t kPanel = 64;
 
-/// Groups of a row of weight that are unpacked at a time: multiples of those of
-/// any step.
-constexpr std::int64_t kGroupsOfMany = 32;
-constexpr std::int64_t kMostGroups = 64;
-constexpr std::int64_t kUnpacked = kMostQuads * kQuad * kGroupsOfMany * kGroup;
+/// The most rows of weight in a tile, those of two vectors of 64 bytes.
+constexpr std::int64_t kMostColumns = 32;
 
-/// The most groups that complete the last vectors of a row.
-constexpr std::int64_t kMostPadding = 15;
+/// The bytes of weight that are unpacked at a time for many rows of x.
+constexpr std::int64_t kUnpacked = 16384;
 
-/// The bytes of a group of x: its numbers, and four times its scale and the
-/// sums of its halves.
-constexpr std::int64_t kGroupBytes = 32 + 16 + 32;
+/// How far ahead weight is prefetched for few rows of x, in bytes: more than
+/// memory delivers in the time in which it answers.
+constexpr std::int64_t kAhead = 16384;
 
-/// Rows of x in 8 bits. Arrays begin at multiples of 64 bytes.
-struct QuantizedRows {
-  std::int8_t* q;       // [rows][groups][32]
-  float* scale;         // [rows][groups][4]
-  std::int32_t* sum;    // [rows][groups][1 or 2][4]; bits of float or integers
-  std::int64_t groups;  // with padding
-  int sums;             // of a group: 1 or 2
+/// A group of x in 8 bits.
+struct QuantizedGroup {
+  std::int8_t q[kGroup];
+  float scale;
+  float sum;              // of scale * q
+  std::int32_t start[2];  // what the offset of weight's numbers adds to sums
+                          // of products: of a group, or of its halves
 };
 
-/// A tile: rows of weight, which may be fewer than the last quad has, and a
-/// panel of x.
+/// A tile: rows of weight and a panel of x.
 struct QuantizedTile {
-  const std::uint8_t* weight;
-  std::int64_t weight_stride, weight_rows;
-  int quads;
-  QuantizedRows x;
-  std::int64_t rows;
-  std::int64_t k;
-  float* y;  // [rows][quads * 4]
+  const std::uint8_t* weight;  // the first row
+  std::int64_t stride;         // 0 if weight has fewer than kQuad rows
+  std::int64_t left;           // rows of weight from the first on
+  const QuantizedGroup* x;     // [rows][k / kGroup]
+  std::int64_t rows, k;
+  float* y;  // [rows][columns]
 };
 
 /// Brings a group of x, from column `begin` on, to float.
 using QuantizedLoad = void (*)(Row x, std::int64_t begin, float* y);
 
 struct QuantizedKernels {
-  /// Groups of x that are multiplied together, and sums per group.
-  int step, sums;
-  void (*round)(Row x, std::int64_t k, QuantizedLoad load, std::int64_t row,
-                const QuantizedRows& to);
+  std::int64_t columns;  // rows of weight in a tile
+  void (*round)(Row x, std::int64_t k, QuantizedLoad load, QuantizedGroup* to);
   void (*multiply)(const QuantizedTile& tile);
   double (*exact_dot)(const double* x, std::int64_t stride,
                       const std::uint8_t* weight, std::int64_t k);
@@ -120,283 +109,367 @@ using D8 = hn::ScalableTag<uint8_t>;
 using DI8 = hn::ScalableTag<int8_t>;
 using DI16 = hn::ScalableTag<int16_t>;
 using DI32 = hn::ScalableTag<int32_t>;
+using DU32 = hn::ScalableTag<uint32_t>;
 using DF = hn::ScalableTag<float>;
 using V8 = hn::Vec<D8>;
+using VI8 = hn::Vec<DI8>;
 using VI16 = hn::Vec<DI16>;
 using VI32 = hn::Vec<DI32>;
+using VU32 = hn::Vec<DU32>;
 using VF = hn::Vec<DF>;
 
 constexpr int kBytes = hn::MaxLanes(D8());  // of a vector
-constexpr int kParts = kBytes / 16;         // which belong to different blocks
+constexpr int kParts = kBytes / 16;         // each of kQuad rows
+constexpr int kColumns = kParts * kQuad;    // of y, rows of weight
 
-/// Rows of x at a time, and quads of weight for each: what the registers hold.
+/// Rows of x for which weight is not unpacked to a buffer.
+constexpr int kFewRows = HWY_TARGET <= HWY_AVX2 ? 8 : 4;
+
+/// Rows of x at a time, and vectors of weight for each, with a buffer: what
+/// registers hold.
 constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
-constexpr int kQuads = 2;
+constexpr int kVectors = 2;
+static_assert(kVectors * kColumns <= kMostColumns);
+
+// --- rows of weight and their transposition
+
+/// kColumns rows of weight.
+struct WeightRows {
+  const uint8_t* quads[kParts];  // the first rows
+  int64_t stride;
+
+  /// Rows of a tile from `first` on. The last quad of weight begins where 4
+  /// rows are left.
+  HWY_INLINE WeightRows(const QuantizedTile& tile, int64_t first)
+      : stride(tile.stride) {
+    for (int j = 0; j < kParts; ++j) {
+      const int64_t at = HWY_MIN(first + j * kQuad, tile.left - kQuad);
+      quads[j] = tile.weight + at * stride;
+    }
+  }
+
+  HWY_INLINE void Advance(int64_t bytes) {
+    for (auto& each : quads) each += bytes;
+  }
+
+  /// Loads 16 bytes of each row and makes vectors of 4 bytes of each.
+  HWY_INLINE void LoadColumns(int64_t offset, V8 (&columns)[4]) const {
+    const D8 d;
+    const hn::Repartition<uint64_t, D8> d64;
+    VU32 rows[kQuad];
+    for (int r = 0; r < kQuad; ++r) {
+      rows[r] = hn::BitCast(DU32(), LoadRow(r * stride + offset));
+    }
+    const auto long_word = [&](auto v) HWY_ATTR { return hn::BitCast(d64, v); };
+    const auto a = long_word(hn::InterleaveLower(DU32(), rows[0], rows[1]));
+    const auto b = long_word(hn::InterleaveLower(DU32(), rows[2], rows[3]));
+    const auto c = long_word(hn::InterleaveUpper(DU32(), rows[0], rows[1]));
+    const auto e = long_word(hn::InterleaveUpper(DU32(), rows[2], rows[3]));
+    columns[0] = hn::BitCast(d, hn::InterleaveLower(d64, a, b));
+    columns[1] = hn::BitCast(d, hn::InterleaveUpper(d64, a, b));
+    columns[2] = hn::BitCast(d, hn::InterleaveLower(d64, c, e));
+    columns[3] = hn::BitCast(d, hn::InterleaveUpper(d64, c, e));
+  }
+
+  /// LoadColumns for words.
+  HWY_INLINE void LoadWords(int64_t offset, VU32 (&words)[4]) const {
+    V8 columns[4];
+    LoadColumns(offset, columns);
+    for (int i = 0; i < 4; ++i) words[i] = hn::BitCast(DU32(), columns[i]);
+  }
+
+ private:
+  HWY_INLINE V8 LoadRow(int64_t offset) const {
+    const hn::FixedTag<uint8_t, 16> d16;
+    return Join([&](int j)
+                    HWY_ATTR { return hn::LoadU(d16, quads[j] + offset); });
+  }
+
+  /// The parts of a vector, one after the other.
+  template <class F>
+  static HWY_INLINE V8 Join(F part) {
+    const D8 d;
+    if constexpr (kParts == 1) {
+      return part(0);
+    } else if constexpr (kParts == 2) {
+      return hn::Combine(d, part(1), part(0));
+    } else {
+      const hn::Half<D8> half;
+      return hn::Combine(d, hn::Combine(half, part(3), part(2)),
+                         hn::Combine(half, part(1), part(0)));
+    }
+  }
+};
+
+/// Prefetches rows of `row_bytes` bytes in the order in which they are used,
+/// `ahead` bytes of each row ahead. After them, `next` bytes further on, come
+/// the rows that are used next. A CPU has few misses under way at a time, so
+/// the quads' lines are spread over the bytes of a line.
+class Prefetcher {
+ public:
+  HWY_INLINE Prefetcher(const WeightRows& rows, int64_t row_bytes,
+                        int64_t ahead, int64_t next)
+      : rows_(rows),
+        row_bytes_(HWY_MAX(row_bytes, 1)),  // a row may be empty
+        next_(next),
+        shift_(ahead / row_bytes_ * next),
+        end_(ahead % row_bytes_),
+        line_(end_ / kLine * kLine),
+        quad_(end_ % kLine / kSpread) {}
+
+  /// Says that `bytes` more of each row are used.
+  HWY_INLINE void Advance(int64_t bytes) {
+    end_ += bytes;
+    while (line_ + quad_ * kSpread < end_) {
+      // Past the end of the matrix in the end, where no pointer may point.
+      auto at = reinterpret_cast<std::uintptr_t>(rows_.quads[quad_]) +
+                static_cast<std::uintptr_t>(shift_ + line_);
+      for (int r = 0; r < kQuad; ++r) {
+        hwy::Prefetch(reinterpret_cast<const uint8_t*>(at));
+        at += static_cast<std::uintptr_t>(rows_.stride);
+      }
+      if (++quad_ < kParts) continue;
+      quad_ = 0;
+      line_ += kLine;
+      if (line_ < row_bytes_) continue;
+      line_ = 0;
+      end_ -= row_bytes_;
+      shift_ += next_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64, kSpread = kLine / kParts;
+
+  const WeightRows rows_;
+  const int64_t row_bytes_, next_;
+  int64_t shift_;       // from rows_ to those that are prefetched
+  int64_t end_, line_;  // the bytes of a row to prefetch, and the line
+  int64_t quad_;        // that is next
+};
 
 // --- formats: how the bytes of a row become vectors
 
-// A unit is kGroups groups that share bytes, in pieces of 16. Piece p of unit u
-// begins Offset(u, p) bytes after its row. Expand makes half e of group g of a
-// unit, in kBits without a sign: the number plus kOffset, unless kHasMinimum.
-// Scales writes the scales of groups [begin, begin + n) of 4 rows, kScales for
-// each group and row, and their minima, in the order of x's groups; then zeros.
+// A block has kUnits units of kGroups groups that share bytes, in pieces of 16.
+// Piece p of unit u begins Offset(u, p) bytes after its block. Expand makes
+// half e of group g of a unit, in kBits without a sign: the number plus
+// kOffset, unless kHasMinimum. Scales computes the scales of a block, kScales
+// for each group, and the minima of its groups.
 
-/// Scales or minima of groups [begin, begin + n) of 4 rows, as [groups][4],
-/// where each is a float16 `offset` bytes after its block. Zeros follow, up to
-/// `padded` groups.
-template <class Format>
-HWY_INLINE void LoadHalves(const uint8_t* const* rows, int64_t begin, int64_t n,
-                           int64_t padded, int64_t offset, float* to) {
-  HWY_ALIGN hwy::float16_t halves[kMostGroups * kQuad];
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t at = (begin + i) * Format::kBytes + offset;
-    for (int r = 0; r < kQuad; ++r) {
-      hwy::CopyBytes<2>(rows[r] + at, halves + i * kQuad + r);
-    }
-  }
-  hwy::ZeroBytes(halves + n * kQuad,
-                 static_cast<size_t>(padded - n) * kQuad * sizeof(halves[0]));
-  const int64_t step = Lanes<float>();
-  const int64_t count = padded * kQuad;
-  int64_t i = 0;
-  for (; i + step <= count; i += step) Store(Load(halves + i), to + i);
-  if (i < count) StoreN(LoadN(halves + i, count - i), to + i, count - i);
+/// The float16 in the lower half of each word.
+HWY_INLINE VF LowerHalves(VU32 words) {
+#if HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_SSE4
+  return PromoteFloat16(hn::And(words, hn::Set(DU32(), 0xFFFF)));
+#else
+  const hn::Rebind<uint16_t, DF> d16;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  return hn::PromoteTo(DF(), hn::BitCast(dh, hn::TruncateTo(d16, words)));
+#endif
 }
 
-/// Computes n products of bytes and d; n is a multiple of 8.
-template <class T>
-HWY_INLINE void ScaleBytes(const T* bytes, int64_t n, float d, float* x) {
-  const hn::CappedTag<float, 8> df;
-  const hn::Rebind<int32_t, decltype(df)> di;
-  const hn::Rebind<T, decltype(df)> db;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-  for (int64_t i = 0; i < n; i += lanes) {
-    const auto v = hn::PromoteTo(di, hn::LoadU(db, bytes + i));
-    hn::StoreU(hn::Mul(hn::ConvertTo(df, v), hn::Set(df, d)), df, x + i);
-  }
+HWY_INLINE VF UpperHalves(VU32 words) {
+  return LowerHalves(hn::ShiftRight<16>(words));
 }
 
-/// Where group g of a row of x is stored.
-template <class L>
-HWY_INLINE int64_t Place(int64_t g) {
-  const int64_t unit = g / L::kGroups;
-  const int64_t step = unit / kParts * L::kGroups + g % L::kGroups;
-  return step * kParts + unit % kParts;
+/// Bits [first, first + bits) of each word.
+template <int first, int bits>
+HWY_INLINE VU32 Bits(VU32 words) {
+  return hn::And(hn::ShiftRight<first>(words),
+                 hn::Set(DU32(), (uint32_t{1} << bits) - 1));
 }
 
-/// Stores floats of 4 rows, kScales for each group, as [groups][4] in the order
-/// of x's groups.
-template <class L, int kScales>
-HWY_INLINE void Interleave(const float (*rows)[kMostGroups * 2], int64_t count,
-                           float* to) {
-  const hn::FixedTag<float, 4> d;
-  const hn::Repartition<uint64_t, decltype(d)> d64;
-  for (int64_t i = 0; i < count * kScales; i += 4) {
-    const auto a = hn::LoadU(d, rows[0] + i), b = hn::LoadU(d, rows[1] + i);
-    const auto c = hn::LoadU(d, rows[2] + i), e = hn::LoadU(d, rows[3] + i);
-    const auto ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
-    const auto ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
-    const auto ab1 = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
-    const auto ce1 = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
-    const auto store = [&](int64_t at, auto v) HWY_ATTR {
-      int64_t place;
-      if constexpr (kScales == 1) {
-        place = Place<L>(at);
-      } else {
-        const int64_t group = Place<L>(at / 2);
-        place = (group / kParts * 2 + at % 2) * kParts + group % kParts;
-      }
-      hn::StoreU(hn::BitCast(d, v), d, to + place * 4);
-    };
-    store(i, hn::InterleaveLower(d64, ab, ce));
-    store(i + 1, hn::InterleaveUpper(d64, ab, ce));
-    store(i + 2, hn::InterleaveLower(d64, ab1, ce1));
-    store(i + 3, hn::InterleaveUpper(d64, ab1, ce1));
-  }
-}
-
-/// Scales of 4 rows by the scales of one: f(row, scale, minimum).
-template <class L, class F>
-HWY_INLINE void InterleaveRows(const uint8_t* const* rows, int64_t n,
-                               int64_t padded, float* scale, float* minimum,
-                               F of_row) {
-  HWY_ALIGN float scales[kQuad][kMostGroups * 2];
-  HWY_ALIGN float minima[kQuad][kMostGroups * 2];
-  for (int r = 0; r < kQuad; ++r) {
-    of_row(rows[r], scales[r], minima[r]);
-    for (int64_t i = n * L::kScales; i < padded * L::kScales; ++i) {
-      scales[r][i] = minima[r][i] = 0;
-    }
-  }
-  Interleave<L, L::kScales>(scales, padded, scale);
-  if constexpr (L::kHasMinimum) Interleave<L, 1>(minima, padded, minimum);
+HWY_INLINE VF ToFloat(VU32 words) {
+  return hn::ConvertTo(DF(), hn::BitCast(DI32(), words));
 }
 
 template <class Format>
 struct Layout;
 
+/// Blocks of one group that begin with a float16 scale.
+template <class Format>
 struct LayoutOf32 {
-  static constexpr int kGroups = 1, kScales = 1;
+  static constexpr int kBlock = Format::kBytes;
+  static constexpr int kUnits = 1, kGroups = 1, kScales = 1;
+  static constexpr bool kHasMinimum = false;
+
+  static HWY_INLINE void Scales(const WeightRows& rows, VF* scale, VF*) {
+    VU32 words[4];
+    rows.LoadWords(0, words);
+    scale[0] = LowerHalves(words[0]);
+  }
 };
 
 template <>
-struct Layout<Q8_0> : LayoutOf32 {
+struct Layout<Q8_0> : LayoutOf32<Q8_0> {
   static constexpr int kPieces = 2, kBits = 8, kOffset = 128;
-  static constexpr bool kHasMinimum = false;
 
-  static HWY_INLINE int64_t Offset(int64_t unit, int p) {
-    return unit * Q8_0::kBytes + 2 + 16 * p;
-  }
-  static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
+  static constexpr int64_t Offset(int, int p) { return 2 + 16 * p; }
+  template <int g, int e>
+  static HWY_INLINE V8 Expand(const V8* pieces) {
     return hn::Xor(pieces[e], hn::Set(D8(), 128));
-  }
-  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
-                                int64_t n, int64_t padded, float* scale,
-                                float*) {
-    LoadHalves<Q8_0>(rows, begin, n, padded, 0, scale);
   }
 };
 
 /// The lower or the upper 4 bits of each byte.
-HWY_INLINE V8 Nibbles(V8 x, int upper) {
+template <int upper>
+HWY_INLINE V8 Nibbles(V8 x) {
   const hn::Repartition<uint16_t, D8> d16;
-  if (upper != 0) {
+  if constexpr (upper != 0) {
     x = hn::BitCast(D8(), hn::ShiftRight<4>(hn::BitCast(d16, x)));
   }
   return hn::And(x, hn::Set(D8(), 15));
 }
 
 template <>
-struct Layout<Q4_0> : LayoutOf32 {
+struct Layout<Q4_0> : LayoutOf32<Q4_0> {
   static constexpr int kPieces = 1, kBits = 4, kOffset = 8;
-  static constexpr bool kHasMinimum = false;
 
-  static HWY_INLINE int64_t Offset(int64_t unit, int) {
-    return unit * Q4_0::kBytes + 2;
-  }
-  static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
-    return Nibbles(pieces[0], e);
-  }
-  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
-                                int64_t n, int64_t padded, float* scale,
-                                float*) {
-    LoadHalves<Q4_0>(rows, begin, n, padded, 0, scale);
+  static constexpr int64_t Offset(int, int) { return 2; }
+  template <int g, int e>
+  static HWY_INLINE V8 Expand(const V8* pieces) {
+    return Nibbles<e>(pieces[0]);
   }
 };
 
 template <>
-struct Layout<Q4_1> : LayoutOf32 {
+struct Layout<Q4_1> : LayoutOf32<Q4_1> {
   static constexpr int kPieces = 1, kBits = 4, kOffset = 0;
   static constexpr bool kHasMinimum = true;
 
-  static HWY_INLINE int64_t Offset(int64_t unit, int) {
-    return unit * Q4_1::kBytes + 4;
+  static constexpr int64_t Offset(int, int) { return 4; }
+  template <int g, int e>
+  static HWY_INLINE V8 Expand(const V8* pieces) {
+    return Nibbles<e>(pieces[0]);
   }
-  static HWY_INLINE V8 Expand(const V8* pieces, int, int e) {
-    return Nibbles(pieces[0], e);
-  }
-  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
-                                int64_t n, int64_t padded, float* scale,
-                                float* minimum) {
-    LoadHalves<Q4_1>(rows, begin, n, padded, 0, scale);
-    LoadHalves<Q4_1>(rows, begin, n, padded, 2, minimum);
+  static HWY_INLINE void Scales(const WeightRows& rows, VF* scale,
+                                VF* minimum) {
+    VU32 words[4];
+    rows.LoadWords(0, words);
+    scale[0] = LowerHalves(words[0]);
+    minimum[0] = UpperHalves(words[0]);
   }
 };
 
 template <>
 struct Layout<Q4_K> {
-  static constexpr int kGroups = 2, kScales = 1;
+  static constexpr int kBlock = Q4_K::kBytes;
+  static constexpr int kUnits = 4, kGroups = 2, kScales = 1;
   static constexpr int kPieces = 2, kBits = 4, kOffset = 0;
   static constexpr bool kHasMinimum = true;
 
-  static HWY_INLINE int64_t Offset(int64_t unit, int p) {
-    return unit / 4 * Q4_K::kBytes + 16 + unit % 4 * 32 + 16 * p;
+  static constexpr int64_t Offset(int unit, int p) {
+    return 16 + unit * 32 + 16 * p;
   }
-  static HWY_INLINE V8 Expand(const V8* pieces, int g, int e) {
-    return Nibbles(pieces[e], g);
+  template <int g, int e>
+  static HWY_INLINE V8 Expand(const V8* pieces) {
+    return Nibbles<g>(pieces[e]);
   }
-  static HWY_INLINE void ScalesOfRow(const uint8_t* row, int64_t begin,
-                                     int64_t n, float* scale, float* minimum) {
-    const uint8_t* block = row + begin / 8 * Q4_K::kBytes;
-    for (int64_t i = 0; i < n; i += 8, block += Q4_K::kBytes) {
-      const float d = LoadHalf(block), m = -LoadHalf(block + 2);
-      // Scale and Minimum of all groups at once.
-      uint32_t words[3], bytes[4];
-      hwy::CopyBytes<12>(block + 4, words);
-      bytes[0] = words[0] & 0x3F3F3F3F;
-      bytes[1] = (words[2] & 0x0F0F0F0F) | ((words[0] >> 6 & 0x03030303) << 4);
-      bytes[2] = words[1] & 0x3F3F3F3F;
-      bytes[3] =
-          (words[2] >> 4 & 0x0F0F0F0F) | ((words[1] >> 6 & 0x03030303) << 4);
-      uint8_t single[16];
-      hwy::CopyBytes<16>(bytes, single);
-      ScaleBytes(single, 8, d, scale + i);
-      ScaleBytes(single + 8, 8, m, minimum + i);
-    }
-  }
-  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
-                                int64_t n, int64_t padded, float* scale,
-                                float* minimum) {
-    InterleaveRows<Layout>(
-        rows, n, padded, scale, minimum,
-        [&](const uint8_t* row, float* scales, float* minima)
-            HWY_ATTR { ScalesOfRow(row, begin, n, scales, minima); });
+  static HWY_INLINE void Scales(const WeightRows& rows, VF* scale,
+                                VF* minimum) {
+    VU32 words[4];
+    rows.LoadWords(0, words);
+    const VF d = LowerHalves(words[0]), m = hn::Neg(UpperHalves(words[0]));
+    // Scale and Minimum of groups i and 4 + i.
+    const auto of_byte = [&](auto byte) HWY_ATTR {
+      constexpr int i = byte, first = 8 * i;
+      const auto product = [](VF of_block, VU32 number) HWY_ATTR {
+        return hn::Mul(of_block, ToFloat(number));
+      };
+      scale[i] = product(d, Bits<first, 6>(words[1]));
+      minimum[i] = product(m, Bits<first, 6>(words[2]));
+      scale[4 + i] =
+          product(d, hn::Or(Bits<first, 4>(words[3]),
+                            hn::ShiftLeft<4>(Bits<first + 6, 2>(words[1]))));
+      minimum[4 + i] =
+          product(m, hn::Or(Bits<first + 4, 4>(words[3]),
+                            hn::ShiftLeft<4>(Bits<first + 6, 2>(words[2]))));
+    };
+    of_byte(std::integral_constant<int, 0>());
+    of_byte(std::integral_constant<int, 1>());
+    of_byte(std::integral_constant<int, 2>());
+    of_byte(std::integral_constant<int, 3>());
   }
 };
 
 template <>
 struct Layout<Q6_K> {
-  static constexpr int kGroups = 4, kScales = 2;
+  static constexpr int kBlock = Q6_K::kBytes;
+  static constexpr int kUnits = 2, kGroups = 4, kScales = 2;
   static constexpr int kPieces = 6, kBits = 6, kOffset = 32;
   static constexpr bool kHasMinimum = false;
 
-  static HWY_INLINE int64_t Offset(int64_t unit, int p) {
-    const int64_t block = unit / 2 * Q6_K::kBytes;
-    return p < 4 ? block + unit % 2 * 64 + p * 16
-                 : block + 128 + unit % 2 * 32 + (p - 4) * 16;
+  static constexpr int64_t Offset(int unit, int p) {
+    return p < 4 ? unit * 64 + p * 16 : 128 + unit * 32 + (p - 4) * 16;
   }
-  static HWY_INLINE V8 Expand(const V8* pieces, int g, int e) {
+  template <int g, int e>
+  static HWY_INLINE V8 Expand(const V8* pieces) {
     const hn::Repartition<uint16_t, D8> d16;
     auto high = hn::BitCast(d16, pieces[4 + e]);
-    if (g == 0) high = hn::ShiftLeft<4>(high);
-    if (g == 1) high = hn::ShiftLeft<2>(high);
-    if (g == 3) high = hn::ShiftRight<2>(high);
-    return hn::Or(Nibbles(pieces[g % 2 * 2 + e], g / 2),
+    if constexpr (g == 0) high = hn::ShiftLeft<4>(high);
+    if constexpr (g == 1) high = hn::ShiftLeft<2>(high);
+    if constexpr (g == 3) high = hn::ShiftRight<2>(high);
+    return hn::Or(Nibbles<g / 2>(pieces[g % 2 * 2 + e]),
                   hn::And(hn::BitCast(D8(), high), hn::Set(D8(), 48)));
   }
-  static HWY_INLINE void ScalesOfRow(const uint8_t* row, int64_t begin,
-                                     int64_t n, float* scale, float*) {
-    const uint8_t* block = row + begin / 8 * Q6_K::kBytes;
-    for (int64_t i = 0; i < n; i += 8, block += Q6_K::kBytes) {
-      const float d = LoadHalf(block + 208);
-      ScaleBytes(reinterpret_cast<const int8_t*>(block + 192), 16, d,
-                 scale + 2 * i);
+  static HWY_INLINE void Scales(const WeightRows& rows, VF* scale, VF*) {
+    VU32 words[4], last[4];
+    rows.LoadWords(192, words);
+    rows.LoadWords(194, last);
+    const VF d = UpperHalves(last[3]);
+    for (int i = 0; i < 4; ++i) {
+      const auto bytes = hn::BitCast(DI32(), words[i]);
+      const auto product = [&](VI32 upper) HWY_ATTR {
+        return hn::Mul(d, hn::ConvertTo(DF(), hn::ShiftRight<24>(upper)));
+      };
+      scale[4 * i] = product(hn::ShiftLeft<24>(bytes));
+      scale[4 * i + 1] = product(hn::ShiftLeft<16>(bytes));
+      scale[4 * i + 2] = product(hn::ShiftLeft<8>(bytes));
+      scale[4 * i + 3] = product(bytes);
     }
   }
-  static HWY_INLINE void Scales(const uint8_t* const* rows, int64_t begin,
-                                int64_t n, int64_t padded, float* scale,
-                                float* minimum) {
-    InterleaveRows<Layout>(
-        rows, n, padded, scale, minimum,
-        [&](const uint8_t* row, float* scales, float* minima)
-            HWY_ATTR { ScalesOfRow(row, begin, n, scales, minima); });
-  }
 };
+
+/// Calls f(g) for the groups of a unit, each a constant.
+template <class L, class F>
+HWY_INLINE void ForGroups(F f) {
+  f(std::integral_constant<int, 0>());
+  if constexpr (L::kGroups > 1) f(std::integral_constant<int, 1>());
+  if constexpr (L::kGroups > 2) {
+    f(std::integral_constant<int, 2>());
+    f(std::integral_constant<int, 3>());
+  }
+}
+
+/// The pieces of a unit of kColumns rows, of 4 columns each.
+template <class L>
+HWY_INLINE void LoadPieces(const WeightRows& rows, int unit,
+                           V8 (&pieces)[4][L::kPieces]) {
+  for (int p = 0; p < L::kPieces; ++p) {
+    V8 columns[4];
+    rows.LoadColumns(L::Offset(unit, p), columns);
+    for (int i = 0; i < 4; ++i) pieces[i][p] = columns[i];
+  }
+}
 
 // --- rounding x
 
 template <class T>
 void LoadGroup(Row x, int64_t begin, float* y) {
   const auto* p = static_cast<const T*>(x.data) + begin * x.stride;
-  for (int64_t i = 0; i < kGroup; ++i) {
-    if constexpr (hwy::IsSame<T, hwy::float16_t>()) {
-      y[i] = LoadHalf(reinterpret_cast<const uint8_t*>(p + i * x.stride));
-    } else if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
-      y[i] = hwy::F32FromBF16(p[i * x.stride]);
-    } else {
-      y[i] = static_cast<float>(p[i * x.stride]);
+  const auto load = [&](int64_t stride) HWY_ATTR {
+    for (int64_t i = 0; i < kGroup; ++i) {
+      if constexpr (hwy::IsSame<T, hwy::float16_t>()) {
+        y[i] = LoadHalf(reinterpret_cast<const uint8_t*>(p + i * stride));
+      } else if constexpr (hwy::IsSame<T, hwy::bfloat16_t>()) {
+        y[i] = hwy::F32FromBF16(p[i * stride]);
+      } else {
+        y[i] = static_cast<float>(p[i * stride]);
+      }
     }
-  }
+  };
+  // The compiler makes vectors of this.
+  if (x.stride == 1) return load(1);
+  load(x.stride);
 }
 
 /// Rounds 32 numbers; returns their scale.
@@ -426,159 +499,32 @@ HWY_INLINE float RoundGroup(const float* x, int8_t* q) {
 }
 
 HWY_INLINE int32_t SumOf16(const int8_t* q) {
-  int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum += q[i];
-  return sum;
+  const hn::FixedTag<int8_t, 16> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const hn::Repartition<uint64_t, decltype(d)> d64;
+  // There are sums of bytes without a sign.
+  const auto shifted =
+      hn::BitCast(du, hn::Xor(hn::LoadU(d, q), hn::Set(d, -128)));
+  const auto sum = hn::ReduceSum(d64, hn::SumsOf8(shifted));
+  return static_cast<int32_t>(sum) - 16 * 128;
 }
 
 template <class L>
-void RoundRow(Row x, int64_t k, QuantizedLoad load, int64_t row,
-              const QuantizedRows& to) {
-  int8_t* const all = to.q + row * to.groups * kGroup;
-  float* const scales = to.scale + row * to.groups * 4;
-  int32_t* const sums = to.sum + row * to.groups * to.sums * 4;
+void RoundRow(Row x, int64_t k, QuantizedLoad load, QuantizedGroup* to) {
   HWY_ALIGN float numbers[kGroup];
-  HWY_ALIGN int8_t q[kGroup];
-  for (int64_t g = 0; g < to.groups; ++g) {
-    // Groups beyond the last are zeros.
-    const bool is_padding = g * kGroup >= k;
-    float scale = 0;
-    if (is_padding) {
-      for (auto& each : q) each = 0;
-    } else {
-      load(x, g * kGroup, numbers);
-      scale = RoundGroup(numbers, q);
+  for (int64_t begin = 0; begin < k; begin += kGroup, ++to) {
+    load(x, begin, numbers);
+    to->scale = RoundGroup(numbers, to->q);
+    const int32_t sum0 = SumOf16(to->q), sum1 = SumOf16(to->q + 16);
+    to->sum = to->scale * static_cast<float>(sum0 + sum1);
+    if constexpr (!L::kHasMinimum) {
+      to->start[0] = -L::kOffset * (L::kScales == 1 ? sum0 + sum1 : sum0);
+      to->start[1] = -L::kOffset * sum1;
     }
-    const int64_t place = Place<L>(g), step = place / kParts;
-    const int64_t part = place % kParts;
-    int8_t* const halves = all + step * kParts * kGroup + part * 16;
-    hwy::CopyBytes<16>(q, halves);
-    hwy::CopyBytes<16>(q + 16, halves + kBytes);
-    const int32_t sum0 = SumOf16(q), sum1 = SumOf16(q + 16);
-    for (int r = 0; r < kQuad; ++r) {
-      scales[place * 4 + r] = scale;
-      if constexpr (L::kHasMinimum) {
-        const float sum = scale * static_cast<float>(sum0 + sum1);
-        sums[place * 4 + r] = hwy::BitCastScalar<int32_t>(sum);
-      } else if constexpr (L::kScales == 1) {
-        sums[place * 4 + r] = -L::kOffset * (sum0 + sum1);
-      } else {
-        int32_t* const of_step = sums + step * kParts * 8 + part * 4;
-        of_step[r] = -L::kOffset * sum0;
-        of_step[kParts * 4 + r] = -L::kOffset * sum1;
-      }
-    }
-  }
-}
-
-// --- unpacking weight
-
-/// What is unpacked of four rows of weight. Vectors come in the order of x's
-/// groups: for each step of kParts groups there are two halves of 4 vectors, of
-/// 4 columns each.
-struct Unpacked {
-  uint8_t* q;
-  float *scale, *minimum;
-};
-
-/// Piece p of units [unit, unit + kParts) of a row; zeros beyond the last.
-template <class L, bool kWhole>
-HWY_INLINE V8 LoadPieces(const uint8_t* row, int64_t unit, int64_t units,
-                         int p) {
-  const D8 d;
-  const hn::FixedTag<uint8_t, 16> d16;
-  const auto at = [&](int j) HWY_ATTR {
-    if (!kWhole && unit + j >= units) return hn::Zero(d16);
-    return hn::LoadU(d16, row + L::Offset(unit + j, p));
-  };
-  if constexpr (kParts == 1) {
-    return at(0);
-  } else if constexpr (kParts == 2) {
-    return hn::Combine(d, at(1), at(0));
-  } else {
-    const hn::Half<D8> half;
-    return hn::Combine(d, hn::Combine(half, at(3), at(2)),
-                       hn::Combine(half, at(1), at(0)));
-  }
-}
-
-/// Makes vectors of one column of 4 rows each from rows with 4 columns.
-HWY_INLINE void Transpose(const V8* rows, V8* columns) {
-  const D8 d;
-  const hn::Repartition<uint32_t, D8> d32;
-  const hn::Repartition<uint64_t, D8> d64;
-  const auto word = [&](int i) HWY_ATTR { return hn::BitCast(d32, rows[i]); };
-  const auto long_word = [&](auto v) HWY_ATTR { return hn::BitCast(d64, v); };
-  const auto a = long_word(hn::InterleaveLower(d32, word(0), word(1)));
-  const auto b = long_word(hn::InterleaveLower(d32, word(2), word(3)));
-  const auto c = long_word(hn::InterleaveUpper(d32, word(0), word(1)));
-  const auto e = long_word(hn::InterleaveUpper(d32, word(2), word(3)));
-  columns[0] = hn::BitCast(d, hn::InterleaveLower(d64, a, b));
-  columns[1] = hn::BitCast(d, hn::InterleaveUpper(d64, a, b));
-  columns[2] = hn::BitCast(d, hn::InterleaveLower(d64, c, e));
-  columns[3] = hn::BitCast(d, hn::InterleaveUpper(d64, c, e));
-}
-
-template <class L, bool kWhole>
-HWY_INLINE void UnpackUnits(const uint8_t* const* rows, int64_t unit,
-                            int64_t units, uint8_t* q) {
-  V8 pieces[kQuad][L::kPieces];
-  for (int p = 0; p < L::kPieces; ++p) {
-    V8 of_rows[kQuad], columns[4];
-    for (int r = 0; r < kQuad; ++r) {
-      of_rows[r] = LoadPieces<L, kWhole>(rows[r], unit, units, p);
-    }
-    Transpose(of_rows, columns);
-    for (int i = 0; i < 4; ++i) pieces[i][p] = columns[i];
-  }
-  for (int g = 0; g < L::kGroups; ++g) {
-    for (int e = 0; e < 2; ++e) {
-      for (int i = 0; i < 4; ++i) {
-        hn::StoreU(L::Expand(pieces[i], g, e), D8(), q);
-        q += kBytes;
-      }
-    }
-  }
-}
-
-/// Unpacks groups [begin, begin + count) of 4 rows, and prefetches what is
-/// unpacked next, `next` bytes further on.
-template <class L>
-HWY_INLINE void Unpack(const uint8_t* const* rows, int64_t begin, int64_t count,
-                       int64_t next, const Unpacked& to) {
-  // Interleave takes 4 at a time.
-  constexpr int64_t kStep = HWY_MAX(4, kParts * L::kGroups);
-  const int64_t padded = (count + kStep - 1) / kStep * kStep;
-  L::Scales(rows, begin, count, padded, to.scale, to.minimum);
-  const int64_t units = (begin + count) / L::kGroups;
-  uint8_t* q = to.q;
-  for (int64_t unit = begin / L::kGroups; unit < units; unit += kParts) {
-    const int64_t bytes = L::Offset(unit + kParts, 0) - L::Offset(unit, 0);
-    for (int r = 0; r < kQuad; ++r) {
-      const auto at = reinterpret_cast<std::uintptr_t>(rows[r]) +
-                      static_cast<std::uintptr_t>(L::Offset(unit, 0) + next);
-      for (int64_t i = 0; i < bytes; i += 64) {
-        hwy::Prefetch(reinterpret_cast<const uint8_t*>(
-            at + static_cast<std::uintptr_t>(i)));
-      }
-    }
-    if (unit + kParts <= units) {
-      UnpackUnits<L, true>(rows, unit, units, q);
-    } else {
-      UnpackUnits<L, false>(rows, unit, units, q);
-    }
-    q += L::kGroups * 8 * kBytes;
   }
 }
 
 // --- products
-
-/// Column i of 4, repeated for each of 4 rows of weight.
-template <int i>
-HWY_INLINE hn::Vec<DI8> Columns(hn::Vec<DI8> x) {
-  const auto words = hn::BitCast(DI32(), x);
-  return hn::BitCast(DI8(), hn::Per4LaneBlockShuffle<i, i, i, i>(words));
-}
 
 /// Sums of products of bytes of w, of kBits, and of x. Without an instruction
 /// that adds 4 products, sums of 16 bits hold those of 8 vectors with 4 bits,
@@ -589,12 +535,9 @@ struct ByteSums {
   VI32 sum;
 
   HWY_INLINE void Clear(VI32 start) { sum = start; }
-  HWY_INLINE void Add(V8 w, hn::Vec<DI8> x) {
-    sum = hn::SumOfMulQuadAccumulate(DI32(), w, x, sum);
-  }
-  HWY_INLINE void AddTwo(V8 w0, hn::Vec<DI8> x0, V8 w1, hn::Vec<DI8> x1) {
-    Add(w0, x0);
-    Add(w1, x1);
+  HWY_INLINE void AddTwo(V8 w0, VI8 x0, V8 w1, VI8 x1) {
+    sum = hn::SumOfMulQuadAccumulate(DI32(), w0, x0, sum);
+    sum = hn::SumOfMulQuadAccumulate(DI32(), w1, x1, sum);
   }
   HWY_INLINE VI32 Total() const { return sum; }
 #else
@@ -605,20 +548,20 @@ struct ByteSums {
     sum = start;
     low = high = hn::Zero(DI16());
   }
-  static HWY_INLINE VI16 Products(V8 w, hn::Vec<DI8> x) {
+  static HWY_INLINE VI16 Products(V8 w, VI8 x) {
     return hn::SatWidenMulPairwiseAdd(DI16(), w, x);
   }
-  HWY_INLINE void AddTwo(V8 w0, hn::Vec<DI8> x0, V8 w1, hn::Vec<DI8> x1) {
+  HWY_INLINE void AddTwo(V8 w0, VI8 x0, V8 w1, VI8 x1) {
     if constexpr (kBits == 4) {
       low = hn::Add(low, hn::Add(Products(w0, x0), Products(w1, x1)));
     } else if constexpr (kBits == 6) {
       sum =
           hn::Add(sum, Widened(hn::Add(Products(w0, x0), Products(w1, x1)), 1));
     } else {
-      low = hn::Add(low, hn::Add(Products(Nibbles(w0, 0), x0),
-                                 Products(Nibbles(w1, 0), x1)));
-      high = hn::Add(high, hn::Add(Products(Nibbles(w0, 1), x0),
-                                   Products(Nibbles(w1, 1), x1)));
+      low = hn::Add(low, hn::Add(Products(Nibbles<0>(w0), x0),
+                                 Products(Nibbles<0>(w1), x1)));
+      high = hn::Add(high, hn::Add(Products(Nibbles<1>(w0), x0),
+                                   Products(Nibbles<1>(w1), x1)));
     }
   }
   HWY_INLINE VI32 Total() const {
@@ -635,171 +578,249 @@ struct ByteSums {
 #endif
 };
 
-/// Adds the products of kXs rows of x, `steps` steps from `step` on, and kQs
-/// quads to sums.
-template <class L, int kXs, int kQs>
-HWY_INLINE void Multiply(const QuantizedRows& x, int64_t row, int64_t step,
-                         int64_t steps, const Unpacked* weight, float* sums,
-                         int64_t sums_stride) {
-  const D8 d8;
-  const DI8 di8;
-  const DI32 di32;
+/// Column i of 4 columns of x, repeated for all rows of weight.
+template <int i>
+HWY_INLINE VI8 Repeat(const int8_t* columns) {
+  if constexpr (kParts == 1) {  // SSE shuffles what it repeats.
+    const auto words = hn::BitCast(DI32(), hn::LoadU(DI8(), columns));
+    return hn::BitCast(DI8(), hn::Per4LaneBlockShuffle<i, i, i, i>(words));
+  } else {
+    int32_t word;
+    hwy::CopyBytes<4>(columns + i * 4, &word);
+    return hn::BitCast(DI8(), hn::Set(DI32(), word));
+  }
+}
+
+/// Adds the products of a group of kXs rows of x, `stride` groups apart, and of
+/// kVs vectors of rows of weight to total. column(n, e, i) is vector n's column
+/// i of half e.
+template <class L, int kXs, int kVs, class F>
+HWY_INLINE void MultiplyGroup(const QuantizedGroup* x, int64_t stride, F column,
+                              const VF* const* scale, const VF* const* minimum,
+                              VF (&total)[kXs][kVs]) {
   const DF df;
-  VF total[kXs][kQs];
-  const int8_t* q[kXs];
-  const float* scale[kXs];
-  const int32_t* sum[kXs];
-  for (int r = 0; r < kXs; ++r) {
-    for (int n = 0; n < kQs; ++n) {
-      total[r][n] = hn::LoadU(df, sums + r * sums_stride + n * kParts * 4);
+  ByteSums<L::kBits> products[kXs][kVs];
+  const auto clear = [&](int e) HWY_ATTR {
+    for (int r = 0; r < kXs; ++r) {
+      auto start = hn::Zero(DI32());
+      if constexpr (!L::kHasMinimum) {
+        start = hn::Set(DI32(), x[r * stride].start[e]);
+      }
+      for (int n = 0; n < kVs; ++n) products[r][n].Clear(start);
     }
-    const int64_t first = (row + r) * x.groups + step * kParts;
-    q[r] = x.q + first * kGroup;
-    scale[r] = x.scale + first * 4;
-    sum[r] = x.sum + first * L::kScales * 4;
+  };
+  const auto add_half = [&](auto e) HWY_ATTR {
+    const auto add_two = [&](auto i) HWY_ATTR {
+      V8 w0[kVs], w1[kVs];
+      for (int n = 0; n < kVs; ++n) {
+        w0[n] = column(n, e, i);
+        w1[n] = column(n, e, i + 1);
+      }
+      for (int r = 0; r < kXs; ++r) {
+        const int8_t* half = x[r * stride].q + e * 16;
+        const auto x0 = Repeat<i>(half), x1 = Repeat<i + 1>(half);
+        for (int n = 0; n < kVs; ++n) {
+          products[r][n].AddTwo(w0[n], x0, w1[n], x1);
+        }
+      }
+    };
+    add_two(std::integral_constant<int, 0>());
+    add_two(std::integral_constant<int, 2>());
+  };
+  const auto add_products = [&](int e) HWY_ATTR {
+    for (int r = 0; r < kXs; ++r) {
+      const auto of_x = hn::Set(df, x[r * stride].scale);
+      for (int n = 0; n < kVs; ++n) {
+        total[r][n] = hn::MulAdd(hn::ConvertTo(df, products[r][n].Total()),
+                                 hn::Mul(of_x, scale[n][e]), total[r][n]);
+      }
+    }
+  };
+  clear(0);
+  add_half(std::integral_constant<int, 0>());
+  if constexpr (L::kScales == 2) {
+    add_products(0);
+    clear(1);
   }
-  for (int64_t s = 0; s < steps; ++s) {
-    ByteSums<L::kBits> products[kXs][kQs];
-    const auto clear = [&](int e) HWY_ATTR {
-      for (int r = 0; r < kXs; ++r) {
-        auto start = hn::Zero(di32);
-        if constexpr (!L::kHasMinimum) {
-          start = hn::LoadU(di32, sum[r] + (s * L::kScales + e) * kParts * 4);
-        }
-        for (int n = 0; n < kQs; ++n) products[r][n].Clear(start);
+  add_half(std::integral_constant<int, 1>());
+  add_products(L::kScales - 1);
+  if constexpr (L::kHasMinimum) {
+    for (int r = 0; r < kXs; ++r) {
+      const auto of_x = hn::Set(df, x[r * stride].sum);
+      for (int n = 0; n < kVs; ++n) {
+        total[r][n] = hn::MulAdd(of_x, minimum[n][0], total[r][n]);
       }
-    };
-    const auto add_half = [&](int e) HWY_ATTR {
-      hn::Vec<DI8> v[kXs];
-      for (int r = 0; r < kXs; ++r) {
-        v[r] = hn::LoadU(di8, q[r] + (s * 2 + e) * kBytes);
-      }
-      const auto add = [&](int i, auto columns0, auto columns1) HWY_ATTR {
-        V8 w0[kQs], w1[kQs];
-        for (int n = 0; n < kQs; ++n) {
-          const uint8_t* at = weight[n].q + ((s * 2 + e) * 4 + i) * kBytes;
-          w0[n] = hn::LoadU(d8, at);
-          w1[n] = hn::LoadU(d8, at + kBytes);
-        }
-        for (int r = 0; r < kXs; ++r) {
-          const auto x0 = columns0(v[r]), x1 = columns1(v[r]);
-          for (int n = 0; n < kQs; ++n) {
-            products[r][n].AddTwo(w0[n], x0, w1[n], x1);
-          }
-        }
-      };
-      add(
-          0, [](auto all) HWY_ATTR { return Columns<0>(all); },
-          [](auto all) HWY_ATTR { return Columns<1>(all); });
-      add(
-          2, [](auto all) HWY_ATTR { return Columns<2>(all); },
-          [](auto all) HWY_ATTR { return Columns<3>(all); });
-    };
-    const auto add_products = [&](int e) HWY_ATTR {
-      for (int r = 0; r < kXs; ++r) {
-        const auto of_x = hn::LoadU(df, scale[r] + s * kParts * 4);
-        for (int n = 0; n < kQs; ++n) {
-          const auto of_w = hn::LoadU(
-              df, weight[n].scale + (s * L::kScales + e) * kParts * 4);
-          total[r][n] = hn::MulAdd(hn::ConvertTo(df, products[r][n].Total()),
-                                   hn::Mul(of_x, of_w), total[r][n]);
-        }
-      }
-    };
-    clear(0);
-    add_half(0);
-    if constexpr (L::kScales == 2) {
-      add_products(0);
-      clear(1);
-    }
-    add_half(1);
-    add_products(L::kScales - 1);
-    if constexpr (L::kHasMinimum) {
-      for (int r = 0; r < kXs; ++r) {
-        const auto of_x =
-            hn::BitCast(df, hn::LoadU(di32, sum[r] + s * kParts * 4));
-        for (int n = 0; n < kQs; ++n) {
-          const auto minimum =
-              hn::LoadU(df, weight[n].minimum + s * kParts * 4);
-          total[r][n] = hn::MulAdd(of_x, minimum, total[r][n]);
-        }
-      }
-    }
-  }
-  for (int r = 0; r < kXs; ++r) {
-    for (int n = 0; n < kQs; ++n) {
-      hn::StoreU(total[r][n], df, sums + r * sums_stride + n * kParts * 4);
     }
   }
 }
 
-template <class L, int kQs>
-HWY_INLINE void MultiplyRows(const QuantizedRows& x, int64_t rows, int64_t step,
-                             int64_t steps, const Unpacked* weight, float* sums,
-                             int64_t stride) {
-  int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) {
-    Multiply<L, kRows, kQs>(x, row, step, steps, weight, sums + row * stride,
-                            stride);
+// --- few rows of x
+
+/// Computes y of kXs rows of x and kColumns rows of weight.
+template <class L, int kXs>
+HWY_INLINE void MultiplyRows(const QuantizedGroup* x, int64_t groups,
+                             WeightRows rows, float* y, int64_t y_stride) {
+  VF total[kXs][1];
+  for (auto& each : total) each[0] = hn::Zero(DF());
+  constexpr int kGroupsOfBlock = L::kUnits * L::kGroups;
+  const int64_t blocks = groups / kGroupsOfBlock;
+  Prefetcher prefetcher(rows, blocks * L::kBlock, kAhead / kColumns,
+                        kColumns * rows.stride);
+  for (int64_t block = 0; block < blocks; ++block) {
+    VF scales[kGroupsOfBlock * L::kScales], minima[kGroupsOfBlock];
+    L::Scales(rows, scales, minima);
+    for (int unit = 0; unit < L::kUnits; ++unit) {
+      prefetcher.Advance(L::kBlock / L::kUnits);
+      V8 pieces[4][L::kPieces];
+      LoadPieces<L>(rows, unit, pieces);
+      ForGroups<L>([&](auto g) HWY_ATTR {
+        const auto column = [&](int, auto e, int i) HWY_ATTR {
+          return L::template Expand<g, e>(pieces[i]);
+        };
+        const int at = unit * L::kGroups + g;
+        const VF *scale = scales + at * L::kScales, *minimum = minima + at;
+        MultiplyGroup<L, kXs, 1>(x, groups, column, &scale, &minimum, total);
+        ++x;
+      });
+    }
+    rows.Advance(L::kBlock);
   }
-  for (; row < rows; ++row) {
-    Multiply<L, 1, kQs>(x, row, step, steps, weight, sums + row * stride,
-                        stride);
+  for (int r = 0; r < kXs; ++r) {
+    hn::StoreU(total[r][0], DF(), y + r * y_stride);
+  }
+}
+
+/// Computes y of up to kMost rows of x.
+template <class L, int kMost>
+HWY_INLINE void MultiplyFewRows(const QuantizedTile& tile) {
+  if constexpr (kMost > 1) {
+    if (tile.rows < kMost) return MultiplyFewRows<L, kMost - 1>(tile);
+  }
+  constexpr int64_t kStride = kVectors * kColumns;
+  for (int64_t n = 0; n < kStride && n < tile.left; n += kColumns) {
+    MultiplyRows<L, kMost>(tile.x, tile.k / kGroup, WeightRows(tile, n),
+                           tile.y + n, kStride);
+  }
+}
+
+// --- many rows of x
+
+/// What is unpacked of kColumns rows of weight: for each group two halves of 4
+/// vectors, of 4 columns each.
+struct Unpacked {
+  uint8_t* q;
+  VF *scale, *minimum;
+};
+
+/// Unpacks `blocks` blocks of rows.
+template <class L>
+HWY_INLINE void Unpack(WeightRows& rows, int64_t blocks, Prefetcher& prefetcher,
+                       Unpacked to) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    L::Scales(rows, to.scale, to.minimum);
+    for (int unit = 0; unit < L::kUnits; ++unit) {
+      prefetcher.Advance(L::kBlock / L::kUnits);
+      V8 pieces[4][L::kPieces];
+      LoadPieces<L>(rows, unit, pieces);
+      ForGroups<L>([&](auto g) HWY_ATTR {
+        for (int i = 0; i < 4; ++i) {
+          hn::StoreU(L::template Expand<g, 0>(pieces[i]), D8(),
+                     to.q + i * kBytes);
+          hn::StoreU(L::template Expand<g, 1>(pieces[i]), D8(),
+                     to.q + (4 + i) * kBytes);
+        }
+        to.q += 8 * kBytes;
+      });
+    }
+    to.scale += L::kUnits * L::kGroups * L::kScales;
+    if constexpr (L::kHasMinimum) to.minimum += L::kUnits * L::kGroups;
+    rows.Advance(L::kBlock);
+  }
+}
+
+/// Adds the products of `count` groups of kXs rows of x and of what is unpacked
+/// to y.
+template <class L, int kXs>
+HWY_INLINE void Multiply(const QuantizedGroup* x, int64_t groups, int64_t count,
+                         const Unpacked* weight, float* y) {
+  const DF df;
+  VF total[kXs][kVectors];
+  for (int r = 0; r < kXs; ++r) {
+    for (int n = 0; n < kVectors; ++n) {
+      total[r][n] = hn::LoadU(df, y + (r * kVectors + n) * kColumns);
+    }
+  }
+  for (int64_t g = 0; g < count; ++g) {
+    const VF *scale[kVectors], *minimum[kVectors];
+    for (int n = 0; n < kVectors; ++n) {
+      scale[n] = weight[n].scale + g * L::kScales;
+      minimum[n] = weight[n].minimum + (L::kHasMinimum ? g : 0);
+    }
+    const auto column = [&](int n, int e, int i) HWY_ATTR {
+      return hn::LoadU(D8(), weight[n].q + ((g * 2 + e) * 4 + i) * kBytes);
+    };
+    MultiplyGroup<L, kXs, kVectors>(x + g, groups, column, scale, minimum,
+                                    total);
+  }
+  for (int r = 0; r < kXs; ++r) {
+    for (int n = 0; n < kVectors; ++n) {
+      hn::StoreU(total[r][n], df, y + (r * kVectors + n) * kColumns);
+    }
   }
 }
 
 template <class L>
-void MultiplyTile(const QuantizedTile& tile) {
+HWY_INLINE void MultiplyManyRows(const QuantizedTile& tile) {
+  constexpr int64_t kChunk = kUnpacked / (kVectors * kColumns * kGroup);
+  constexpr int kGroupsOfBlock = L::kUnits * L::kGroups;
+  static_assert(kChunk % kGroupsOfBlock == 0);
+  constexpr int64_t kMinima = L::kHasMinimum ? kChunk : 1;
   HWY_ALIGN uint8_t q[kUnpacked];
-  constexpr int64_t kScales = kUnpacked / kGroup;
-  HWY_ALIGN float scale[kScales * L::kScales];
-  HWY_ALIGN float minimum[L::kHasMinimum ? kScales : 1];
-  HWY_ALIGN float sums[kPanel * kMostQuads * kParts * 4];
+  VF scale[kVectors][kChunk * L::kScales], minimum[kVectors][kMinima];
   const int64_t groups = tile.k / kGroup;
-  const int64_t quads = tile.quads, stride = quads * kParts * 4;
-  const int64_t chunk = quads == 1 ? kMostGroups : kGroupsOfMany;
-  for (int64_t i = 0; i < tile.rows * stride; ++i) sums[i] = 0;
-  for (int64_t begin = 0; begin < groups; begin += chunk) {
-    const int64_t count = HWY_MIN(chunk, groups - begin);
-    Unpacked unpacked[kMostQuads];
-    for (int64_t n = 0; n < quads; ++n) {
-      const uint8_t* rows[kQuad];
-      for (int64_t r = 0; r < kQuad; ++r) {
-        // Beyond the last row, the last is computed again.
-        const int64_t at = HWY_MIN(n * kQuad + r, tile.weight_rows - 1);
-        rows[r] = tile.weight + at * tile.weight_stride;
+  WeightRows rows[] = {{tile, 0}, {tile, kColumns}};
+  static_assert(kVectors == 2);
+  const auto prefetcher = [&](const WeightRows& of) HWY_ATTR {
+    return Prefetcher(of, groups / kGroupsOfBlock * L::kBlock,
+                      kChunk / kGroupsOfBlock * L::kBlock,
+                      kVectors * kColumns * of.stride);
+  };
+  Prefetcher prefetchers[] = {prefetcher(rows[0]), prefetcher(rows[1])};
+  for (int64_t i = 0; i < tile.rows * kVectors * kColumns; ++i) tile.y[i] = 0;
+  for (int64_t begin = 0; begin < groups; begin += kChunk) {
+    const int64_t count = HWY_MIN(kChunk, groups - begin);
+    Unpacked unpacked[kVectors];
+    for (int n = 0; n < kVectors; ++n) {
+      unpacked[n] = {q + n * kChunk * kColumns * kGroup, scale[n], minimum[n]};
+      Unpack<L>(rows[n], count / kGroupsOfBlock, prefetchers[n], unpacked[n]);
+    }
+    int64_t row = 0;
+    const auto multiply = [&](auto xs) HWY_ATTR {
+      for (; row + xs <= tile.rows; row += xs) {
+        Multiply<L, xs>(tile.x + row * groups + begin, groups, count, unpacked,
+                        tile.y + row * kVectors * kColumns);
       }
-      const int64_t first = n * chunk * kQuad;
-      unpacked[n] = {q + first * kGroup, scale + first * L::kScales,
-                     minimum + (L::kHasMinimum ? first : 0)};
-      // These rows' next columns, or the next rows.
-      const int64_t here = L::Offset(begin / L::kGroups, 0);
-      const int64_t next =
-          quads > 1 ? kQuad * tile.weight_stride
-          : begin + chunk < groups
-              ? L::Offset((begin + chunk) / L::kGroups, 0) - here
-              : kQuad * tile.weight_stride + L::Offset(0, 0) - here;
-      Unpack<L>(rows, begin, count, next, unpacked[n]);
-    }
-    const int64_t step = begin / kParts;
-    const int64_t steps =
-        (count + kParts * L::kGroups - 1) / (kParts * L::kGroups) * L::kGroups;
-    int64_t n = 0;
-    for (; n + kQuads <= quads; n += kQuads) {
-      MultiplyRows<L, kQuads>(tile.x, tile.rows, step, steps, unpacked + n,
-                              sums + n * kParts * 4, stride);
-    }
-    for (; n < quads; ++n) {
-      MultiplyRows<L, 1>(tile.x, tile.rows, step, steps, unpacked + n,
-                         sums + n * kParts * 4, stride);
-    }
+    };
+    multiply(std::integral_constant<int, kRows>());
+    multiply(std::integral_constant<int, 1>());
   }
-  // The parts of a vector are sums over different blocks.
-  for (int64_t i = 0; i < tile.rows * quads; ++i) {
-    for (int r = 0; r < kQuad; ++r) {
-      float sum = 0;
-      for (int j = 0; j < kParts; ++j) sum += sums[(i * kParts + j) * 4 + r];
-      tile.y[i * kQuad + r] = sum;
+}
+
+/// Without HWY_FLATTEN some lambdas are called, with vectors in memory.
+template <class L>
+HWY_FLATTEN void MultiplyTile(const QuantizedTile& tile) {
+  if (tile.rows <= kFewRows) {
+    MultiplyFewRows<L, kFewRows>(tile);
+  } else {
+    MultiplyManyRows<L>(tile);
+  }
+  // The last quad of weight began earlier.
+  const int64_t begin = tile.left / kQuad * kQuad;
+  const int64_t more = tile.left - begin;
+  if (begin < kVectors * kColumns && more > 0) {
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      float* const y = tile.y + row * kVectors * kColumns + begin;
+      for (int64_t i = 0; i < more; ++i) y[i] = y[i + kQuad - more];
     }
   }
 }
@@ -821,13 +842,16 @@ double ExactDot(const double* x, int64_t stride, const uint8_t* weight,
 
 template <class T>
 void StoreRow(const float* y, Row bias, MutableRow out, int64_t n) {
-  using C = Compute<T>;
   const auto* b = static_cast<const T*>(bias.data);
   auto* to = static_cast<T*>(out.data);
-  for (int64_t i = 0; i < n; ++i) {
-    auto sum = Pair<C>::Set(static_cast<C>(y[i]));
-    if (b != nullptr) sum = sum + LoadN(b + i * bias.stride, 1);
-    StoreN(sum, to + i * out.stride, 1);
+  const bool is_contiguous =
+      out.stride == 1 && (b == nullptr || bias.stride == 1);
+  const int64_t step = is_contiguous ? Lanes<Compute<T>>() : 1;
+  for (int64_t i = 0; i < n; i += step) {
+    const int64_t count = HWY_MIN(step, n - i);
+    auto sum = LoadSomeAs<T, false>(y + i, count);
+    if (b != nullptr) sum = sum + LoadN(b + i * bias.stride, count);
+    StoreN(sum, to + i * out.stride, count);
   }
 }
 
@@ -835,7 +859,7 @@ struct KernelsOf {
   template <class Format>
   HWY_INLINE QuantizedKernels operator()(Format) const {
     using L = Layout<Format>;
-    return {kParts * L::kGroups, L::kScales, RoundRow<L>, MultiplyTile<L>,
+    return {kVectors * kColumns, RoundRow<L>, MultiplyTile<L>,
             ExactDot<Format>};
   }
 };
@@ -900,33 +924,33 @@ void multiply_exactly(const Call& call, const QuantizedKernels& kernels,
 
 /// Computes `count` rows from `first` on.
 void multiply_panel(const Call& call, std::int64_t first, std::int64_t count,
-                    const QuantizedKernels& kernels,
-                    const QuantizedRows& rounded, const CpuThreads& threads) {
+                    const QuantizedKernels& kernels, QuantizedGroup* rounded,
+                    const CpuThreads& threads) {
   const auto of_dtype = FOO_CORE_DISPATCH(LinearDType)(call.x.dtype);
   threads.for_ranges(count, call.k, [&](std::int64_t begin, std::int64_t end) {
     Walker<2> at(call.nest, call.nest.ndim, first + begin);
     for (; begin < end; ++begin) {
-      kernels.round(row_at(&call.x, at.offset(0)), call.k, of_dtype.load, begin,
-                    rounded);
+      kernels.round(row_at(&call.x, at.offset(0)), call.k, of_dtype.load,
+                    rounded + begin * (call.k / kGroup));
       if (begin + 1 < end) at.next();
     }
   });
-  const int quads = count < kFewRows ? 1 : kMostQuads;
-  const std::int64_t columns = quads * kQuad;
+  const std::int64_t stride = call.n < kQuad ? 0 : call.weight.strides[0];
+  const std::int64_t columns = call.n < kQuad ? 1 : kernels.columns;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
-    float y[kPanel * kMostQuads * kQuad];
+    float y[kPanel * kMostColumns];
     for (; begin < end; ++begin) {
-      const std::int64_t column = begin * columns;
-      const std::int64_t n = std::min(columns, call.n - column);
-      kernels.multiply({call.blocks(column), call.weight.strides[0], n, quads,
-                        rounded, count, call.k, y});
+      const std::int64_t column = begin * columns, left = call.n - column;
+      const std::int64_t n = std::min(columns, left);
+      kernels.multiply(
+          {call.blocks(column), stride, left, rounded, count, call.k, y});
       const Row bias = row_at(call.bias, column * stride_of(call.bias, 0));
       Walker<2> at(call.nest, call.nest.ndim, first);
       for (std::int64_t row = 0; row < count; ++row) {
         const MutableRow out =
             row_at(&call.out, at.offset(1) + column * last_stride(call.out));
-        of_dtype.store(y + row * columns, {bias.data, stride_of(call.bias, 0)},
-                       out, n);
+        of_dtype.store(y + row * kernels.columns,
+                       {bias.data, stride_of(call.bias, 0)}, out, n);
         if (row + 1 < count) at.next();
       }
     }
@@ -943,8 +967,8 @@ std::int64_t linear_quantized_scratch_size(const ConstTensorView& x,
       x.dtype == DType::kFloat64 || last_size(x) < kGroup) {
     return 0;
   }
-  return std::min(count_rows(x), kPanel) *
-         (last_size(x) / kGroup + kMostPadding) * kGroupBytes;
+  return std::min(count_rows(x), kPanel) * (last_size(x) / kGroup) *
+         static_cast<std::int64_t>(sizeof(QuantizedGroup));
 }
 
 void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
@@ -987,14 +1011,7 @@ void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
   if (x.dtype == DType::kFloat64) {
     return multiply_exactly(call, kernels, threads);
   }
-  QuantizedRows rounded;
-  rounded.sums = kernels.sums;
-  rounded.groups =
-      (k / kGroup + kernels.step - 1) / kernels.step * kernels.step;
-  const std::int64_t groups = std::min(rows, kPanel) * rounded.groups;
-  rounded.q = static_cast<std::int8_t*>(scratch);
-  rounded.scale = reinterpret_cast<float*>(rounded.q + groups * kGroup);
-  rounded.sum = reinterpret_cast<std::int32_t*>(rounded.scale + groups * 4);
+  auto* const rounded = static_cast<QuantizedGroup*>(scratch);
   for (std::int64_t first = 0; first < rows; first += kPanel) {
     multiply_panel(call, first, std::min(kPanel, rows - first), kernels,
                    rounded, threads);

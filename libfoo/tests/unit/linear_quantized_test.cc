@@ -128,13 +128,17 @@ TEST_P(LinearQuantizedTest, EveryCountOfRowsAndColumns) {
   for (const BlockFormat format : kFormats) {
     const Tensor weight = blocks_of(format, 19, 256);
     const Tensor bias = make({19}).randomize(3);
-    for (const std::int64_t rows : {0, 1, 2, 3, 4, 5, 7, 8, 9, 63, 65, 130}) {
+    for (const std::int64_t rows :
+         {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 63, 65, 130}) {
       check(make({rows, 256}).randomize(1), weight, format, &bias);
     }
-    for (std::int64_t n = 0; n <= 19; ++n) {
+    // A tile has up to 32 columns.
+    for (std::int64_t n = 0; n <= 37; ++n) {
       const Tensor some = make({n}).randomize(3);
-      check(make({8, 256}).randomize(1), blocks_of(format, n, 256), format,
-            &some);
+      for (const std::int64_t rows : {1, 9}) {
+        check(make({rows, 256}).randomize(1), blocks_of(format, n, 256), format,
+              &some);
+      }
     }
   }
 }

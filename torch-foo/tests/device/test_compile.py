@@ -156,6 +156,14 @@ def test_convolution():
     torch.testing.assert_close(got, model(x))
 
 
+def test_layouts_by_device():
+    """The fake kernel of nonzero_static has another layout for CUDA."""
+    x = torch.tensor([[0, 1, 2], [0, 3, 0]], device="foo")
+    compiled = torch.compile(lambda x: torch.nonzero_static(x, size=4))
+    expected = torch.nonzero_static(x.cpu(), size=4)
+    assert torch.equal(compiled(x).cpu(), expected)
+
+
 def test_what_dynamo_asks():
     torch.compile(torch.sin)(torch.ones(2, device="foo"))
     interface = get_interface_for_device("foo")

@@ -4,7 +4,8 @@ A backend in Python cannot register these (torch 2.11 to 2.15). Without them, a
 new storage on foo is a segmentation fault, and torch.accelerator's functions
 for memory fail. So this replaces the doors that lead there from Python: the
 functions of torch._C behind torch.accelerator, methods of torch.UntypedStorage,
-and operators that pin memory. All of them go on as before for other devices.
+operators that pin memory, and what fake kernels take foo for. All of them go on
+as before for other devices.
 """
 
 # mypy: allow-untyped-calls
@@ -15,7 +16,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, _meta_registrations
 from torch.multiprocessing.reductions import reduce_storage
 
 import torch_foo.device
@@ -43,6 +44,7 @@ def register(aten: torch.library.Library) -> None:
     for method in (resize_, new):
         setattr(UntypedStorage, method.__name__, method)
     setattr(UntypedStorage, "__new__", new_storage)  # noqa: B010  mypy refuses
+    setattr(_meta_registrations, "device_hint", device_hint)  # noqa: B010
     ForkingPickler.register(UntypedStorage, reduce)
     aten.impl("_pin_memory", pin_memory, "CPU")
     aten.impl("is_pinned", is_pinned, "CPU")
@@ -198,3 +200,15 @@ def to_copy(x: Tensor, *, non_blocking: bool = False, **named: Any) -> Tensor:
 
 def record_stream(x: Tensor, stream: torch.Stream) -> None:
     """Do nothing: when memory is freed, no work that uses it is left."""
+
+
+# --- fake kernels -----------------------------------------------------------
+# What a device's kernels return decides; foo's are the CPU's.
+
+_device_hint = _meta_registrations.device_hint
+
+
+def device_hint(x: Any) -> str:
+    """Return "cpu" for foo, where results have other layouts than on CUDA."""
+    name: str = _device_hint(x)
+    return "cpu" if name == "foo" else name
