@@ -54,40 +54,6 @@ std::int32_t torch_dtype(foo_core::DType dtype) {
   return -1;  // not reached
 }
 
-// Python's name of a dtype.
-std::string dtype_name(const Tensor& tensor) {
-  const auto type = static_cast<ScalarType>(tensor.dtype());
-  switch (type) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Byte:
-      return "uint8";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Short:
-      return "int16";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::ComplexHalf:
-      return "complex32";
-    case ScalarType::ComplexFloat:
-      return "complex64";
-    case ScalarType::ComplexDouble:
-      return "complex128";
-    default: {  // the others are alike but for capitals
-      std::string name = torch::headeronly::toString(type);
-      for (char& c : name) c = static_cast<char>(std::tolower(c));
-      return name;
-    }
-  }
-}
-
 std::string device_name(const Tensor& tensor) {
   using torch::headeronly::DeviceType;
   const auto with_index = [&tensor](const char* name) {
@@ -201,6 +167,39 @@ Tensor empty(const char* op, IntHeaderOnlyArrayRef shape, std::int32_t dtype,
 }
 
 }  // namespace
+
+std::string dtype_name(const Tensor& tensor) {
+  const auto type = static_cast<ScalarType>(tensor.dtype());
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::ComplexHalf:
+      return "complex32";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default: {  // the others are alike but for capitals
+      std::string name = torch::headeronly::toString(type);
+      for (char& c : name) c = static_cast<char>(std::tolower(c));
+      return name;
+    }
+  }
+}
 
 bool is_floating_point(const Tensor& tensor) {
   using foo_core::DType;

@@ -33,6 +33,9 @@ struct Argument {
 /// Throws what Python sees as RuntimeError("torch_foo.{message}").
 [[noreturn]] void fail(const std::string& message);
 
+/// Python's name of the dtype.
+std::string dtype_name(const Tensor& tensor);
+
 /// Whether the dtype is float32, float64, float16 or bfloat16.
 bool is_floating_point(const Tensor& tensor);
 

@@ -16,6 +16,9 @@ class Mask {
     if (is_bool(*mask)) {
       check_bool(op, {"mask", *mask}, {"query", query});
       view_ = bool_view(*mask);
+    } else if (!is_floating_point(*mask)) {
+      fail("attention: mask has dtype " + dtype_name(*mask) +
+           ", expected bool or that of query, " + dtype_name(query));
     } else {
       check_arguments(op, {{"query", query}, {"mask", *mask}});
       view_ = view(*mask);

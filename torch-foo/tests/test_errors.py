@@ -609,6 +609,16 @@ def _linear_args(**changes):
     return list((args | {"bias": torch.ones(3)} | changes).values())
 
 
+def _attention_args(**changes):
+    args = {
+        "query": torch.ones(2, 4, 3, 8),
+        "key": torch.ones(2, 2, 5, 8),
+        "value": torch.ones(2, 2, 5, 6),
+        "mask": None,
+    }
+    return list((args | changes).values())
+
+
 def _loss_args(**changes):
     args = {"logits": torch.ones(2, 3), "target": torch.tensor([0, 1])}
     return list((args | changes).values())
@@ -734,6 +744,74 @@ WRONG += [
         _linear_args(weight=torch.ones(5, 4)),
         {"out": torch.full((2, 3), 7.0)},
     ),
+]
+WRONG += [
+    ("attention", m, _attention_args(**changes), {})
+    for m, changes in [
+        *(
+            (
+                f"query has shape {shape}, expected (batch, heads, queries, "
+                "size)",
+                {"query": torch.ones(shape)},
+            )
+            for shape in [(), (8,), (2, 3, 8), (1, 2, 4, 3, 8)]
+        ),
+        *(
+            (
+                f"key has shape {shape}, expected (2, key heads, keys, 8), "
+                "where query's 4 heads are a multiple of key heads",
+                {"key": torch.ones(shape)},
+            )
+            for shape in [
+                *((), (2, 5, 8), (1, 2, 2, 5, 8), (1, 2, 5, 8), (2, 2, 5, 1)),
+                *((2, 3, 5, 8), (2, 0, 5, 8), (2, 8, 5, 8)),
+            ]
+        ),
+        *(
+            (
+                f"value has shape {shape}, expected (2, 2, 5, value size)",
+                {"value": torch.ones(shape)},
+            )
+            for shape in [(), (2, 5, 6), (1, 2, 5, 6), (2, 1, 5, 6)]
+        ),
+        *(
+            (
+                f"mask has shape {shape}, which does not broadcast to "
+                "(2, 4, 3, 5)",
+                {"mask": torch.ones(shape, dtype=dtype)},
+            )
+            for shape in [(4,), (2, 5), (0,), (2, 2, 1, 1), (1, 2, 4, 3, 5)]
+            for dtype in (torch.bool, torch.float32)
+        ),
+        (
+            "key has dtype float64, but query has float32",
+            {"key": torch.ones(2, 2, 5, 8, dtype=F64)},
+        ),
+        (
+            "mask has dtype float64, but query has float32",
+            {"mask": torch.ones(5, dtype=F64)},
+        ),
+        (
+            "mask has dtype uint8, expected bool or that of query, float32",
+            {"mask": torch.ones(5, dtype=torch.uint8)},
+        ),
+    ]
+]
+WRONG += [
+    ("attention", m, _attention_args(), {"out": out})
+    for m, out in [
+        *(
+            (
+                f"out has shape {shape}, expected (2, 4, 3, 6)",
+                torch.full(shape, 7.0),
+            )
+            for shape in [(), (6,), (2, 4, 3, 8), (2, 3, 4, 6)]
+        ),
+        (
+            "out has dtype float64, but query has float32",
+            torch.full((2, 4, 3, 6), 7.0, dtype=F64),
+        ),
+    ]
 ]
 for op in ("silu_mul", "gelu_mul"):
     odd = "expected an even last dimension, of gate and up together"

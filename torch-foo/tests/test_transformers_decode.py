@@ -317,6 +317,43 @@ def test_rows(rows, used, steps):
     assert bool(steps) is used
 
 
+@pytest.mark.parametrize("rows", [1, 2])  # without a mask, and with one
+@pytest.mark.parametrize("way", ["greedy", "lookup"])
+def test_attention_reads_the_cache_once(rows, way, steps, monkeypatch):
+    calls, call = [], _decode._attention
+
+    def attention(*args):
+        calls.append(args)
+        return call(*args)
+
+    monkeypatch.setattr(_decode, "_attention", attention)
+    model, inputs = make(), prompt(1)
+    if rows == 2 and way == "greedy":
+        inputs = prompt(2)
+    elif rows == 2:
+        inputs["attention_mask"][0, :3] = 0
+    settings = {"max_new_tokens": 8, "do_sample": False, **WAYS[way]}
+    expected = model.generate(**inputs, **settings)
+    patch(model)
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    assert any(args[3] is not None for args in calls) is (
+        rows == 2 or way == "lookup"
+    )
+    assert len(calls) == len(steps) > 0
+
+
+def test_masks_that_are_left_to_transformers(monkeypatch):
+    """One mask for a batch, one for each head, and none for several tokens."""
+    monkeypatch.delattr(_decode, "_attention")  # nothing may call it
+    model = make()
+    heads = model.config.num_attention_heads
+    cases = [torch.ones(1, heads, 1, 21, dtype=torch.bool)]
+    expected = [step(model, attention_mask=mask) for mask in cases]
+    patch(model)
+    for mask, want in zip(cases, expected, strict=True):
+        torch.testing.assert_close(step(model, attention_mask=mask), want)
+
+
 def test_a_static_cache_is_left_to_transformers(steps):
     model = make()
     patch(model)

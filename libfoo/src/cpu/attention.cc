@@ -718,8 +718,11 @@ void attention(const ConstTensorView& query, const ConstTensorView& key,
   };
   const std::int64_t blocks = division.heads * division.blocks;
   const std::int64_t most_rows = std::min(division.rows, kMostRows);
-  threads.for_ranges(blocks * division.parts,
-                     std::min(division.part, keys) * most_rows, attend);
+  // Four rows take about as long as reading keys and values for them.
+  const std::int64_t work = std::min(division.part, keys) *
+                            (key.sizes[3] + division.value_size) *
+                            ((most_rows + 3) / 4);
+  threads.for_ranges(blocks * division.parts, work, attend);
 
   const auto combine = [&](std::int64_t begin, std::int64_t end) {
     for (; begin < end; ++begin) {
