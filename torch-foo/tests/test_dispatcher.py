@@ -903,8 +903,9 @@ def test_vmap_rounds_once(op, device):
 
 
 def test_vmap_gradients(typical_differentiable, device):
+    """In float64, where the order in which torch adds does not show."""
     case = typical_differentiable
-    args = case.args(device=device, requires_grad=True)
+    args = case.args(torch.float64, device=device, requires_grad=True)
     f = case.of_leaves(args)
     first, *rest = (args[i] for i in case.leaves)
     a = batched(first, 0).detach().requires_grad_()
