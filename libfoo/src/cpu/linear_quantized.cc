@@ -893,11 +893,11 @@ struct Call {
   const ConstTensorView* bias;
   const TensorView& out;
   std::int64_t rows, k, n;
-  Nest<2> nest;  // of the rows of x and of out
+  std::int64_t stride;  // of the rows of weight; 0 if they are empty
+  Nest<2> nest;         // of the rows of x and of out
 
   const std::uint8_t* blocks(std::int64_t row) const {
-    return static_cast<const std::uint8_t*>(weight.data) +
-           row * weight.strides[0];
+    return static_cast<const std::uint8_t*>(weight.data) + row * stride;
   }
 };
 
@@ -935,7 +935,7 @@ void multiply_panel(const Call& call, std::int64_t first, std::int64_t count,
       if (begin + 1 < end) at.next();
     }
   });
-  const std::int64_t stride = call.n < kQuad ? 0 : call.weight.strides[0];
+  const std::int64_t stride = call.n < kQuad ? 0 : call.stride;
   const std::int64_t columns = call.n < kQuad ? 1 : kernels.columns;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     float y[kPanel * kMostColumns];
@@ -1006,7 +1006,10 @@ void linear_quantized(const ConstTensorView& x, const ConstTensorView& weight,
   const std::int64_t rows = count_rows(x);
   if (rows == 0 || n == 0) return;
 
-  const Call call{x, weight, bias, out, rows, k, n, nest_of_rows(x, x, out)};
+  // An empty weight may have any stride.
+  const std::int64_t stride = bytes == 0 ? 0 : weight.strides[0];
+  const Call call{
+      x, weight, bias, out, rows, k, n, stride, nest_of_rows(x, x, out)};
   const auto kernels = FOO_CORE_DISPATCH(LinearQuantized)(format);
   if (x.dtype == DType::kFloat64) {
     return multiply_exactly(call, kernels, threads);
