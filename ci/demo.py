@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -168,11 +169,21 @@ def fetching() -> Iterator[None]:
 
 
 def llama_cpp() -> Path:
-    """Install llama.cpp beside the environment, and return where."""
-    folder = DEMO / "xllamacpp"
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps"]
-    command += ["--upgrade", "--target", folder, LLAMA_CPP]
-    subprocess.run(command, env=variables(), check=True)
+    """Return the folder of llama.cpp; install it there where it is missing.
+
+    It comes from PyPI itself, which `ci/pixi` keeps from pip elsewhere.
+    """
+    folder = DEMO / LLAMA_CPP
+    if folder.exists():
+        return folder
+    options = ["--no-deps", "--target", str(folder), LLAMA_CPP]
+    command = [PYTHON, "-m", "pip", "install", "--quiet", *options]
+    env = {k: v for k, v in variables().items() if not k.startswith("PIP_")}
+    if subprocess.run(command, env=env).returncode:
+        sys.exit(
+            "demo: llama.cpp cannot be installed from here; do it yourself: "
+            f"pip install {shlex.join(options)}"
+        )
     return folder
 
 
