@@ -22,8 +22,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +157,12 @@ def perplexity(model: Any, ids: torch.Tensor) -> float:
 
 
 def answer_of_llama_cpp(
-    file: Path, inputs: Any, tokens: int, rounds: int
+    file: Path, prompt: list[int], tokens: int, rounds: int, threads: int
 ) -> tuple[str, list[tuple[float, float]]]:
-    """Return the text and the times of the package xllamacpp."""
+    """Return the text and the times of the package xllamacpp.
+
+    Call it in a process of its own: beside PyTorch's threads it is slower.
+    """
     import xllamacpp  # type: ignore[import-not-found,unused-ignore] # optional
 
     parameters = xllamacpp.CommonParams()
@@ -165,7 +170,6 @@ def answer_of_llama_cpp(
     parameters.n_ctx = 1024
     parameters.n_parallel = 1
     parameters.n_gpu_layers = 0
-    threads = torch.get_num_threads()
     parameters.cpuparams.n_threads = threads
     parameters.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(parameters)
@@ -173,7 +177,7 @@ def answer_of_llama_cpp(
     def complete(count: int, ignore_eos: bool) -> Any:
         return server.handle_completions(
             {
-                "prompt": inputs["input_ids"][0].tolist(),
+                "prompt": prompt,
                 "n_predict": count,
                 "temperature": 0,
                 "cache_prompt": False,
@@ -267,9 +271,15 @@ def main() -> int:
     tokens = min(shortest, TIMED)
     times, memory = measure(forms, inputs, tokens, arguments.rounds)
     if arguments.compare_llama_cpp:
-        said, times[LLAMA_CPP] = answer_of_llama_cpp(
-            arguments.gguf, inputs, arguments.tokens, arguments.rounds
-        )
+        with ProcessPoolExecutor(1, get_context("spawn")) as own:
+            said, times[LLAMA_CPP] = own.submit(
+                answer_of_llama_cpp,
+                arguments.gguf,
+                inputs["input_ids"][0].tolist(),
+                arguments.tokens,
+                arguments.rounds,
+                torch.get_num_threads(),
+            ).result()
         print(f"\n--- {LLAMA_CPP} ---\n{said}")
     medians = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
