@@ -337,6 +337,13 @@ def check_value(case, before, given, got) -> None:
             torch.testing.assert_close(result, expected, equal_nan=True)
 
 
+def test_dtype_of_a_mask_without_data():
+    args = _attention_args(mask=torch.ones(5, dtype=torch.int64))
+    expected = "expected mask of dtype bool or float32"
+    with pytest.raises(RuntimeError, match=expected):
+        torch_foo.attention(*(t.to("meta") for t in args))
+
+
 def test_meta_beside_cpu(typical):
     """The fake kernel refuses it, and tells all devices."""
     args = typical.args()

@@ -12,6 +12,7 @@ from torch_foo.operators.base import (
     batched,
     every_other,
     expect,
+    expect_dtype,
     expect_same_dtype,
     expect_shape,
     transposed,
@@ -92,7 +93,9 @@ class attention(Operator):
             device.
         mask: broadcasts to (batch, heads, queries, keys), on query's device: of
             bool, where False leaves a key out, or of query's dtype, to be
-            added. None means zeros. A query without keys has the weights 0.
+            added. None means zeros. A query without keys, or whose scores are
+            all minus infinity, has the weights 0; they do not hide values that
+            are NaN.
         scale: a number; None means ``1 / sqrt(size)``.
         out: where to put the result: a tensor of shape (batch, heads, queries,
             value size), of query's dtype and device. An overlap with another
@@ -154,8 +157,7 @@ class attention(Operator):
             count,
         )
         if mask is not None:
-            if mask.dtype != torch.bool:
-                expect_same_dtype(query, mask)
+            expect_dtype(mask, torch.bool, query.dtype)
             scores = (batch, heads, queries, keys)
             expected = "{} that broadcasts to {}", mask, scores
             expect(mask.dim() <= 4, *expected)
