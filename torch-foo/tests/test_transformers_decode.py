@@ -136,7 +136,7 @@ def test_16_bits_compute_the_same_as_module_by_module(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bits_are_as_accurate_as_before(dtype, steps):
-    """The attention of the step rounds less than torch's; the rest as before."""
+    """The step's attention rounds less than torch's; the rest as before."""
 
     def error(model):
         return (step(model).double() - exact).norm().item()
