@@ -193,9 +193,9 @@ def test_models(family, kind, tied, tmp_path):
         linears = [attention.q_proj, attention.k_proj, attention.v_proj]
         if family == "llama":
             weights = [linear.weight for linear in linears]
-            assert _decode._adjoining(weights) is not None
+            assert _decode.adjoin(weights)
         weights = [mlp.gate_proj.weight, mlp.up_proj.weight]
-        assert _decode._adjoining(weights) is not None
+        assert _decode.adjoin(weights)
     config = model.config
     assert (config.bos_token_id, config.eos_token_id) == (1, None)
     assert "tokenizer" not in str(report)

@@ -7,8 +7,10 @@ import pickle
 
 import pytest
 import torch
+import torch_foo
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 transformers = pytest.importorskip("transformers")
 
@@ -19,8 +21,15 @@ from torch_foo.integrations.transformers import (  # noqa: E402
     patch,
     unpatch,
 )
-from transformers import DynamicCache, StaticCache  # noqa: E402
+from transformers import (  # noqa: E402
+    DynamicCache,
+    StaticCache,
+    modeling_utils,
+)
 from transformers.generation.streamers import BaseStreamer  # noqa: E402
+from transformers.integrations.sdpa_attention import (  # noqa: E402
+    sdpa_attention_forward,
+)
 
 STEPPING = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
@@ -113,17 +122,16 @@ def test_streaming(steps):
 def test_16_bits_compute_the_same_as_module_by_module(
     family, dtype, steps, monkeypatch
 ):
-    """With torch's attention, too, which rounds scores and weights."""
+    """With torch_foo's attention there, too, which rounds less than torch's."""
 
-    def attention(query, key, value, mask, scale):
-        return functional.scaled_dot_product_attention(
-            query, key, value, mask, scale=scale, enable_gqa=True
-        )
+    def attention(query, key, value, attn_mask, scale, **_):
+        assert attn_mask is not None
+        return torch_foo.attention(query, key, value, attn_mask, scale=scale)
 
-    monkeypatch.setattr(_decode, "_attention", attention)
     model, inputs = make(family).to(dtype), prompt()
     settings = {"max_new_tokens": 8, "do_sample": False}
     settings |= {"return_dict_in_generate": True, "output_logits": True}
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
     patch(model, decode=False)
     expected = model.generate(**inputs, **settings)
     assert not steps
@@ -346,14 +354,7 @@ def test_rows(rows, used, steps):
 
 @pytest.mark.parametrize("rows", [1, 2])  # without a mask, and with one
 @pytest.mark.parametrize("way", ["greedy", "lookup"])
-def test_attention_reads_the_cache_once(rows, way, steps, monkeypatch):
-    calls, call = [], _decode._attention
-
-    def attention(*args):
-        calls.append(args)
-        return call(*args)
-
-    monkeypatch.setattr(_decode, "_attention", attention)
+def test_masks(rows, way, steps):
     model, inputs = make(), prompt(1)
     if rows == 2 and way == "greedy":
         inputs = prompt(2)
@@ -363,22 +364,53 @@ def test_attention_reads_the_cache_once(rows, way, steps, monkeypatch):
     expected = model.generate(**inputs, **settings)
     patch(model)
     assert torch.equal(model.generate(**inputs, **settings), expected)
-    assert any(args[3] is not None for args in calls) is (
+    assert any(mask is not None for *_, mask, _ in steps) is (
         rows == 2 or way == "lookup"
     )
-    assert len(calls) == len(steps) > 0
+    assert len(steps) > 0
 
 
-def test_masks_that_are_left_to_transformers(monkeypatch):
-    """One mask for a batch, one for each head, and none for several tokens."""
-    monkeypatch.delattr(_decode, "_attention")  # nothing may call it
+def test_masks_that_are_left_to_transformers(steps):
+    """One mask for each head."""
     model = make()
     heads = model.config.num_attention_heads
-    cases = [torch.ones(1, heads, 1, 21, dtype=torch.bool)]
-    expected = [step(model, attention_mask=mask) for mask in cases]
+    mask = torch.ones(1, heads, 1, 21, dtype=torch.bool)
+    mask[:, 0, :, 5] = False
+    expected = step(model, attention_mask=mask)
     patch(model)
-    for mask, want in zip(cases, expected, strict=True):
-        torch.testing.assert_close(step(model, attention_mask=mask), want)
+    torch.testing.assert_close(step(model, attention_mask=mask), expected)
+    assert not steps
+
+
+def test_attention_that_another_library_put_there(steps, monkeypatch):
+    model, calls = make(), []
+    patch(model)
+    expected = step(model)
+
+    def attention(*args, **more):
+        calls.append(1)
+        return sdpa_attention_forward(*args, **more)
+
+    attentions = modeling_utils.ALL_ATTENTION_FUNCTIONS
+    monkeypatch.setitem(attentions, "sdpa", attention)
+    arguments = cached(model)
+    calls.clear()
+    steps.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**arguments).logits, expected)
+    assert len(calls) == LAYERS
+    assert not steps
+
+
+def test_modes_that_see_all_operators(steps):
+    model = make()
+    patch(model)
+    arguments = cached(model)
+    steps.clear()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**arguments)
+    assert counter.get_total_flops() > 0
+    assert not steps
 
 
 def test_a_static_cache_is_left_to_transformers(steps):
@@ -407,10 +439,7 @@ def test_compile(compiled):
 def joined(model: nn.Module) -> int:
     """Count the layers in which gate and up have one memory."""
     return sum(
-        _decode._adjoining(
-            [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]
-        )
-        is not None
+        _decode.adjoin([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
         for layer in model.model.layers
     )
 

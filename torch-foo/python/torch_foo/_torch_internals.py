@@ -39,6 +39,10 @@ transforms_are_active = torch._C._are_functorch_transforms_active
 #: torch.is_autocast_enabled() asks for one kind.
 autocast_is_enabled = torch._C._is_any_autocast_enabled
 
+#: How many modes see what the dispatcher is given, such as those that count
+#: operations or make fake tensors: no public function tells.
+count_dispatch_modes = torch._C._len_torch_dispatch_stack
+
 #: torch.compiler._is_exporting_flag: an attribute costs 30 ns, and
 #: torch.compiler.is_exporting() 60.
 compiler_state = compiler

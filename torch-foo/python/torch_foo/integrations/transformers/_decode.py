@@ -1,14 +1,13 @@
 """The decode step: a layer of a model that computes a few tokens.
 
 A token of a small model takes transformers as long in Python as in its
-products. Where nothing observes the inside of a layer, these functions call the
-operators in a row, with one product for queries, keys and values and one for
-gate and up, and append to the cache in place.
+products. Where nothing observes the inside of a layer, one operator computes
+all of it, with one product for queries, keys and values and one for gate and
+up, and appends to the cache in place.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.dlpack import from_dlpack
 from transformers.cache_utils import (
     Cache,
@@ -33,6 +31,7 @@ from transformers.models.llama import modeling_llama as llama
 from torch_foo._torch_internals import (
     PLAIN_TENSORS,
     autocast_is_enabled,
+    count_dispatch_modes,
     forward_ad_state,
     global_hooks_are_set,
     operation,
@@ -67,17 +66,8 @@ try:
 except ImportError:  # transformers 4 records in another way
     _capturing = None
 
-_ops = torch.ops.torch_foo
-_add = operation(_ops._add.default)
-_add_rms_norm = operation(_ops._add_rms_norm.default)
-_attention = operation(_ops._attention.default)
-_linear = operation(_ops._linear.default)
-_linear_quantized = operation(_ops._linear_quantized.default)
-_rms_norm = operation(_ops._rms_norm.default)
-_rms_norm_out = operation(_ops._rms_norm_out.default)
-_rope_ = operation(_ops._rope_.default)
+_decoder_layer = operation(torch.ops.torch_foo._decoder_layer.default)
 
-_Product = Callable[[Tensor], Tensor]
 _Rotation = tuple[Tensor, Tensor, Tensor | None]
 
 # The name of the cache among the arguments of a layer.
@@ -119,6 +109,7 @@ def _is_plain(x: Tensor) -> bool:
         and x.is_cpu
         and not torch.is_grad_enabled()
         and not transforms_are_active()
+        and not count_dispatch_modes()
         and not autocast_is_enabled()
         and forward_ad_state._current_level < 0
         and not global_hooks_are_set()
@@ -130,19 +121,21 @@ def _decode(layer: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
     for name, value in arguments.items():
         if name not in _ARGUMENTS and value is not None and value is not False:
             return None
-    cache: Any = arguments.get(_CACHE)
-    tables: Any = arguments.get("position_embeddings")
     plan = _plan(layer)
-    if (
-        plan is None
-        or x.dtype != plan.dtype
-        or not _appends(cache, plan.attention.layer_idx)
-    ):
+    if plan is None or not plan.serves(x):
         return None
-    rotation = _rotation(tables, x, plan.head_dim)
-    if rotation is None:
+    rotation = _rotation(arguments.get("position_embeddings"), x, plan.head_dim)
+    cached = _cached(arguments.get(_CACHE), plan, x)
+    if rotation is None or cached is None:
         return None
-    return plan(x, arguments.get("attention_mask"), cache, rotation)
+    room = _room(cached, x)
+    begin, end = room.extended(x.shape[1])
+    mask, is_known = _mask(arguments.get("attention_mask"), x, end - begin)
+    if not is_known:
+        return None
+    y, keys, values = plan(x, room.states, begin, end, mask, rotation)
+    room.give(cached, keys, values)
+    return y
 
 
 def _rotation(tables: Any, x: Tensor, head_dim: int) -> _Rotation | None:
@@ -225,19 +218,21 @@ class _Plan:
         attention, mlp = layer.self_attn, layer.mlp
         self.layer = layer
         self.attention = attention
-        self.norm, self.norm_after, *self.head_norms = norms_of(layer)
         self.head_dim: int = attention.head_dim
         self.rotates = rotates(attention)
-        projections = projections_of(layer)
-        query, key, _ = (p.out_features // self.head_dim for p in projections)
-        self.heads = query, key
-        self.joined: list[Tensor] = []  # parts of the weights of one product
-        self.project = self._product(*projections)
-        self.output = self._product(attention.o_proj)
-        self.gate_up = self._product(mlp.gate_proj, mlp.up_proj)
-        self.gate: Any = gate_of(mlp.act_fn)
-        self.down = self._product(mlp.down_proj)
-        self.dtype = self.norm.weight.dtype
+        self.norms = norms_of(layer)
+        linears = linears_of(layer)
+        none = torch.empty(0)
+        self.norm_weights = [norm.weight for norm in self.norms]
+        self.weights = [linear.weight for linear in linears]
+        self.biases = [
+            none if linear.bias is None else linear.bias for linear in linears
+        ]
+        formats = [getattr(linear, "format", "") for linear in linears]
+        self.formats = ",".join(formats)
+        self.is_quantized = all(formats)
+        self.key_heads = linears[1].out_features // self.head_dim
+        self.gate = gate_of(mlp.act_fn)
 
         self.parts = [*_modules(layer), mlp.act_fn]
         self.fields = [vars(part) for part in self.parts]
@@ -250,30 +245,15 @@ class _Plan:
             self.hooks += [fields[name] for name in _HOOKS]
         self.classes = list({type(part) for part in self.parts})
         self.objects = list(self._objects())
-        self.places = self._places()
 
-    def _product(self, *layers: Any) -> _Product:
-        """Return what multiplies by weights of layers, one after the other."""
-        weights = [layer.weight for layer in layers]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        formats = [getattr(layer, "format", None) for layer in layers]
-        weight = _adjoining(weights)
-        bias = _adjoining(biases) if len(biases) == len(layers) else None
-        if (
-            len(layers) > 1
-            and weight is not None
-            and (bias is not None or not biases)
-            and len(set(formats)) == 1
-        ):
-            self.joined += weights + biases
-            return _times(weight, bias, formats[0])
-        products = [
-            _times(layer.weight, layer.bias, format)
-            for layer, format in zip(layers, formats, strict=True)
-        ]
-        if len(products) == 1:
-            return products[0]
-        return lambda x: torch.cat([product(x) for product in products], -1)
+    def serves(self, x: Tensor) -> bool:
+        """Whether this computes faster than the layer's modules."""
+        dtype = x.dtype
+        rows = _MOST_ROWS if self.is_quantized else MOST_ROWS.get(dtype, 0)
+        return (
+            dtype == self.norm_weights[0].dtype
+            and x.numel() <= rows * x.shape[-1]
+        )
 
     # The checks of every call run in C: maps, and no loops.
 
@@ -286,11 +266,6 @@ class _Plan:
             chain.from_iterable(map(dict.values, self.dicts)),
         )
 
-    def _places(self) -> list[object]:
-        """Return where the parts of joined weights are, and what."""
-        kinds = Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype")
-        return [x for kind in kinds for x in map(kind, self.joined)]
-
     def is_valid(self) -> bool:
         """Whether nothing in the layer has changed, and nothing observes it."""
         objects = list(self._objects())
@@ -298,74 +273,59 @@ class _Plan:
             (not any(self.hooks) or _are_silent(self.hooks))
             and not self.attention.training
             and self.attention.config._attn_implementation == "sdpa"
+            and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
             and len(objects) == len(self.objects)
             and all(map(is_, objects, self.objects))
-            and self._places() == self.places
         )
 
     def __call__(
         self,
         x: Tensor,
+        states: Tensor,
+        begin: int,
+        end: int,
         mask: Tensor | None,
-        cache: Cache,
         rotation: _Rotation,
-    ) -> Tensor:
-        batch, seq, _ = x.shape
-        attention = self.attention
-        query, key = self.heads
-        normed = _rms_norm(x, self.norm.weight, self.norm.variance_epsilon)
-        heads = self.project(normed).view(batch, seq, -1, self.head_dim)
-        begin = 0
-        for norm, count in zip(self.head_norms, self.heads, strict=False):
-            part = heads.narrow(2, begin, count)
-            _rms_norm_out(part, norm.weight, norm.variance_epsilon, part)
-            begin += count
-        if self.rotates:
-            rotated = heads.narrow(2, 0, query + key)
-            _rope_(rotated, *rotation, False)
-        keys, values = _append(
-            cache, attention.layer_idx, heads.narrow(2, query, 2 * key)
-        )
-        queries = heads.narrow(2, 0, query).transpose(1, 2)
-        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        if attend is sdpa_attention_forward and _is_mask(mask, queries, keys):
-            attended = _attention(
-                queries, keys, values, mask, attention.scaling
-            ).transpose(1, 2)
-        else:
-            attended, _ = attend(
-                attention,
-                queries,
-                keys,
-                values,
-                mask,
-                dropout=0.0,
-                scaling=attention.scaling,
-            )
-        y, residual = _add_rms_norm(
-            self.output(attended.reshape(batch, seq, -1)),
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the layer's result, and the keys and values it attended to.
+
+        states: (batch, 2 * key heads, room, head_dim), keys before values.
+        Those of x's tokens are written, so that the last is before `end`.
+        """
+        results: tuple[Tensor, Tensor, Tensor] = _decoder_layer(
             x,
-            self.norm_after.weight,
-            self.norm_after.variance_epsilon,
+            states,
+            begin,
+            end,
+            mask,
+            *(rotation if self.rotates else (None, None, None)),
+            self.norm_weights,
+            [norm.variance_epsilon for norm in self.norms],
+            self.weights,
+            self.biases,
+            self.formats,
+            self.attention.scaling,
+            self.gate,
         )
-        y = self.down(self.gate(self.gate_up(y), None))
-        result: Tensor = _add(residual, y)
-        return result
+        return results
 
 
-def _is_mask(mask: Tensor | None, queries: Tensor, keys: Tensor) -> bool:
-    """Whether torch_foo takes a mask as it is.
-
-    Without one, transformers lets several queries attend as a prompt's do.
-    """
-    batch, _, seq, _ = queries.shape
+def _mask(
+    mask: Tensor | None, x: Tensor, keys: int
+) -> tuple[Tensor | None, bool]:
+    """Return the mask as torch_foo takes it, and whether it does."""
+    batch, seq, _ = x.shape
     if mask is None:
-        return seq == 1
-    return (
+        # Without one, transformers lets several queries attend as a prompt's.
+        if seq > 1:
+            mask = torch.ones(seq, keys, dtype=torch.bool).tril()
+        return mask, True
+    is_known = (
         type(mask) is Tensor
-        and mask.dtype in (torch.bool, queries.dtype)
-        and mask.shape == (batch, 1, seq, keys.shape[2])
+        and mask.dtype in (torch.bool, x.dtype)
+        and mask.shape == (batch, 1, seq, keys)
     )
+    return mask, is_known
 
 
 def _are_silent(hooks: list[Any]) -> bool:
@@ -419,7 +379,7 @@ def _join(layers: Sequence[nn.Linear]) -> None:
         if (
             all(type(t) is nn.Parameter and _is_alone(t) for t in tensors)
             and len({(t.dtype, t.shape[1:]) for t in tensors}) == 1
-            and _adjoining(tensors) is None
+            and not adjoin(tensors)
         ):
             parts = side_by_side([t.detach() for t in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
@@ -451,126 +411,126 @@ def _is_alone(tensor: Tensor) -> bool:
     )
 
 
-def _adjoining(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return one tensor of all rows if they follow each other in memory.
-
-    It keeps the memory of all alive.
-    """
-    first = tensors[0].detach()
-    end = begin = first.data_ptr()
+def adjoin(tensors: Sequence[Tensor]) -> bool:
+    """Whether the rows of tensors follow each other in memory."""
+    end = tensors[0].data_ptr()
     for tensor in tensors:
-        if (
-            tensor.data_ptr() != end
-            or not tensor.is_cpu
-            or not tensor.numel()
-            or tensor.dtype != first.dtype
-            or tensor.shape[1:] != first.shape[1:]
-            or not tensor.is_contiguous()
-        ):
-            return None
+        if tensor.data_ptr() != end or not tensor.is_contiguous():
+            return False
         end += tensor.nbytes
-    # A tensor of torch cannot reach from one storage into another.
-    memory: Any = (ctypes.c_char * (end - begin)).from_address(begin)
-    memory.owners = [tensor.detach() for tensor in tensors]
-    with torch.inference_mode(False):
-        rows = torch.frombuffer(memory, dtype=first.dtype)
-    return rows.view(-1, *first.shape[1:])
-
-
-def _times(weight: Tensor, bias: Tensor | None, format: str | None) -> _Product:
-    if format is not None:
-        return lambda x: _linear_quantized(x, weight, bias, format)
-    most = MOST_ROWS.get(weight.dtype, 0) * weight.shape[1]
-    return lambda x: (
-        _linear(x, weight, bias)
-        if x.numel() <= most
-        else functional.linear(x, weight, bias)
-    )
+    return True
 
 
 # --- the cache --------------------------------------------------------------
 
 
-def _appends(cache: Any, index: int) -> bool:
-    """Whether a layer of the cache only appends what it is given."""
+class _Room:
+    """Memory for the keys and values of a cache's layer, and for more.
+
+    `keys` and `values` are the last that the layer was given. Others were put
+    there by somebody else, and are copied to a new room first.
+    """
+
+    def __init__(self, layer: Any, more: int, dtype: torch.dtype) -> None:
+        self.keys, self.values = layer.keys, layer.values
+        batch, heads, seq, head_dim = self.keys.shape
+        self.begin, self.end = 0, seq
+        self.capacity = seq + more + max(_MARGIN, seq // 4)
+        self.window: int | None = getattr(layer, "sliding_window", None)
+        self.states = self.keys.new_empty(
+            (batch, 2 * heads, self.capacity, head_dim), dtype=dtype
+        )
+        self.states[:, :heads, :seq] = self.keys
+        self.states[:, heads:, :seq] = self.values
+
+    def is_for(self, layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
+        return (
+            layer.keys is self.keys
+            and layer.values is self.values
+            and self.end + x.shape[1] <= self.capacity
+            and self.states.shape[0] == x.shape[0]
+            and self.states.dtype == dtype
+            # These may change in inference mode only.
+            and self.states.is_inference() <= torch.is_inference_mode_enabled()
+        )
+
+    def extended(self, more: int) -> tuple[int, int]:
+        """Return where the states are that more tokens attend to."""
+        return self._in_window(), self.end + more
+
+    def give(self, layer: Any, keys: Tensor, values: Tensor) -> None:
+        """Let the layer have extended states, as its own update would."""
+        if self.window is None:
+            self.end = keys.shape[2]
+        else:
+            end = self._in_window() + keys.shape[2]
+            layer.cumulative_length += end - self.end
+            self.end = end
+            if not getattr(layer, "record_past", False):
+                self.begin = self._in_window()
+            states = self.states[:, :, self.begin : end]
+            keys, values = states.chunk(2, 1)
+        layer.keys = self.keys = keys
+        layer.values = self.values = values
+
+    def _in_window(self) -> int:
+        """Return the first token that the next one attends to."""
+        if self.window is None:
+            return self.begin
+        return max(self.begin, self.end - self.window + 1)
+
+
+def _room(layer: Any, x: Tensor) -> _Room:
+    """Return the room of a cache's layer, made if there is none."""
+    room: _Room | None = getattr(layer, _ROOM, None)
+    if room is None or not room.is_for(layer, x, x.dtype):
+        room = _Room(layer, x.shape[1], x.dtype)
+        setattr(layer, _ROOM, room)
+    return room
+
+
+def _cached(cache: Any, plan: _Plan, x: Tensor) -> Any:
+    """Return the layer of the cache that the plan's layer has.
+
+    It is None if the cache does more than append, or cannot append to what it
+    has.
+    """
+    index: int = plan.attention.layer_idx
     if (
         not isinstance(cache, Cache)
         or type(cache).update is not Cache.update
         or cache.offloading
     ):
-        return False
-    if index < len(cache.layers):
-        return type(cache.layers[index]) in _LAYERS
-    return cache.layer_class_to_replicate in _LAYERS
+        return None
+    if index >= len(cache.layers):
+        if cache.layer_class_to_replicate not in _LAYERS:
+            return None
+        _initialize(cache, plan, x)
+    layer: Any = cache.layers[index]
+    if type(layer) not in _LAYERS:
+        return None
+    if not layer.is_initialized:
+        _initialize(cache, plan, x)
+    return layer if _has_states_for(layer, plan, x) else None
 
 
-class _Room:
-    """Memory of keys and values that has room for more.
+def _initialize(cache: Cache, plan: _Plan, x: Tensor) -> None:
+    """Let a layer of the cache have the states of no tokens."""
+    none = x.new_empty(x.shape[0], plan.key_heads, 0, plan.head_dim)
+    cache.update(none, none, plan.attention.layer_idx)
 
-    `keys` and `values` are the last that were given out. Other tensors of a
-    cache were put there by somebody else, and are copied first.
-    """
 
-    def __init__(self, layer: Any, more: int) -> None:
-        self.keys, self.values = layer.keys, layer.values
-        batch, heads, seq, head_dim = self.keys.shape
-        self.seq, self.heads = seq, heads
-        self.capacity = seq + more + max(_MARGIN, seq // 4)
-        self.states = self.keys.new_empty(
-            batch, 2 * heads, self.capacity, head_dim
+def _has_states_for(layer: Any, plan: _Plan, x: Tensor) -> bool:
+    """Whether a layer of a cache has keys and values that x may follow."""
+    return (
+        getattr(layer, "sliding_window", 2) > 1  # else transformers keeps all
+        and all(
+            type(states) is Tensor
+            and states.dim() == 4
+            and states.shape[:2] == (x.shape[0], plan.key_heads)
+            and states.shape[3] == plan.head_dim
+            and states.dtype == x.dtype
+            and states.is_cpu
+            for states in (layer.keys, layer.values)
         )
-        self.states[:, :heads, :seq] = self.keys
-        self.states[:, heads:, :seq] = self.values
-
-    def is_for(self, layer: Any, new: Tensor) -> bool:
-        batch, more, heads, head_dim = new.shape
-        return (
-            layer.keys is self.keys
-            and layer.values is self.values
-            and self.seq + more <= self.capacity
-            and self.states.shape == (batch, heads, self.capacity, head_dim)
-            and self.states.dtype == new.dtype
-            # These may change in inference mode only.
-            and self.states.is_inference() <= torch.is_inference_mode_enabled()
-        )
-
-    def append(self, layer: Any, new: Tensor) -> tuple[Tensor, Tensor]:
-        more = new.shape[1]
-        self.states.narrow(2, self.seq, more).copy_(new.transpose(1, 2))
-        self.seq += more
-        states = self.states.narrow(2, 0, self.seq)
-        layer.keys = self.keys = states.narrow(1, 0, self.heads)
-        layer.values = self.values = states.narrow(1, self.heads, self.heads)
-        return self.keys, self.values
-
-
-def _append(cache: Cache, index: int, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Append to a layer of the cache, and return all keys and values.
-
-    new: (batch, seq, 2 * heads, head_dim), keys before values.
-    """
-    layer: Any = cache.layers[index] if index < len(cache.layers) else None
-    room: _Room | None = getattr(layer, _ROOM, None)
-    if room is not None and room.is_for(layer, new):
-        return room.append(layer, new)
-    if _has_states_like(layer, new):
-        room = _Room(layer, new.shape[1])
-        setattr(layer, _ROOM, room)
-        return room.append(layer, new)
-    keys, values = new.transpose(1, 2).chunk(2, 1)
-    states: tuple[Tensor, Tensor] = cache.update(keys, values, index)
-    return states
-
-
-def _has_states_like(layer: Any, new: Tensor) -> bool:
-    """Whether a layer of a cache has keys and values to append to."""
-    batch, _, heads, head_dim = new.shape
-    return type(layer) is DynamicLayer and all(
-        type(states) is Tensor
-        and states.dim() == 4
-        and states.shape[:2] == (batch, heads // 2)
-        and states.shape[3] == head_dim
-        and states.dtype == new.dtype
-        and states.is_cpu
-        for states in (layer.keys, layer.values)
     )

@@ -30,7 +30,7 @@ from torch_foo.integrations.transformers._equivalence import (
     names,
     reached,
 )
-from torch_foo.integrations.transformers._forwards import GATES, ROTATE
+from torch_foo.integrations.transformers._forwards import GATE_NAMES, ROTATE
 from torch_foo.integrations.transformers._rebind import with_global
 from torch_foo.nn import QuantizedLinear
 
@@ -172,7 +172,7 @@ def refuse_activation(target: Target, _: object = None) -> str | None:
     if isinstance(target, type):
         return None
     activation = type(target.act_fn)
-    if activation not in GATES:
+    if activation not in GATE_NAMES:
         name = activation.__name__
         return f"its activation is {name}, expected SiLU or GELU"
     return None
