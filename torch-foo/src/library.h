@@ -37,10 +37,10 @@ const char* library_path();
 void define_build_info(const Library& m);
 void implement_build_info(const Library& m);
 
-// In decoder_layer.cc: an operator that only the decode step calls, on plain
+// In decoder_layers.cc: an operator that only the decode step calls, on plain
 // tensors of the CPU.
-void define_decoder_layer(const Library& m);
-void implement_decoder_layer(const Library& m);
+void define_decoder_layers(const Library& m);
+void implement_decoder_layers(const Library& m);
 
 // In device/device.cc: what is behind torch_foo.device.
 void define_device(const Library& m);

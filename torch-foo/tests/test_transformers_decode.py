@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
-from tiny_models import COPIES, LAYERS, make  # noqa: E402
+from tiny_models import COPIES, LAYERS, count_steps, make  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
-    _decode,
+    _join,
     patch,
     unpatch,
 )
@@ -36,16 +36,7 @@ STEPPING = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Count the layers that the decode step computes."""
-    count = []
-    call = _decode._Plan.__call__
-
-    def counted(*args):
-        count.append(args)
-        return call(*args)
-
-    monkeypatch.setattr(_decode._Plan, "__call__", counted)
-    return count
+    return count_steps(monkeypatch)
 
 
 def prompt(rows: int = 2, length: int = 20) -> dict[str, torch.Tensor]:
@@ -364,7 +355,7 @@ def test_masks(rows, way, steps):
     expected = model.generate(**inputs, **settings)
     patch(model)
     assert torch.equal(model.generate(**inputs, **settings), expected)
-    assert any(mask is not None for *_, mask, _ in steps) is (
+    assert any(mask is not None for mask in steps) is (
         rows == 2 or way == "lookup"
     )
     assert len(steps) > 0
@@ -439,7 +430,7 @@ def test_compile(compiled):
 def joined(model: nn.Module) -> int:
     """Count the layers in which gate and up have one memory."""
     return sum(
-        _decode.adjoin([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
+        _join.adjoin([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
         for layer in model.model.layers
     )
 

@@ -19,6 +19,7 @@ from torch._ops import resolve_key
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.utils.hooks import RemovableHandle
 
 #: The type of torch.ops.NAMESPACE.NAME.OVERLOAD.
 OpOverload = torch._ops.OpOverload
@@ -96,6 +97,9 @@ def owners(storage: torch.UntypedStorage) -> int:
     """
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
+
+#: Its `next_id` counts all hooks that were ever registered, on any module.
+HookHandle = RemovableHandle
 
 #: Whether there are hooks on all modules.
 global_hooks_are_set: Callable[[], Any] = nn.modules.module._has_any_global_hook

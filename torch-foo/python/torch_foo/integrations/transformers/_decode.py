@@ -1,16 +1,16 @@
-"""The decode step: a layer of a model that computes a few tokens.
+"""The decode step: a few tokens through the layers of a model.
 
 A token of a small model takes transformers as long in Python as in its
-products. Where nothing observes the inside of a layer, one operator computes
-all of it, with one product for queries, keys and values and one for gate and
-up, and appends to the cache in place.
+products. Where nothing observes the inside of the layers, one operator computes
+all of them, with one product for queries, keys and values and one for gate and
+up, and appends to the cache in place. Where something observes the inside of a
+layer, each of the others is computed by that operator alone.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from itertools import chain, repeat
 from operator import attrgetter, is_
@@ -18,25 +18,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.dlpack import from_dlpack
-from transformers.cache_utils import (
-    Cache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama import modeling_llama as llama
 
 from torch_foo._torch_internals import (
     PLAIN_TENSORS,
+    HookHandle,
     autocast_is_enabled,
     count_dispatch_modes,
     forward_ad_state,
     global_hooks_are_set,
     operation,
-    owners,
     transforms_are_active,
+)
+from torch_foo.integrations.transformers._cache import (
+    CACHE,
+    Room,
+    appends,
+    layer_with_room,
 )
 from torch_foo.integrations.transformers._forwards import (
     MOST_ROWS,
@@ -47,7 +47,6 @@ from torch_foo.integrations.transformers._recognize import (
     MARK,
     linears_of,
     norms_of,
-    projections_of,
     refuse_step,
     rotates,
 )
@@ -56,33 +55,26 @@ from torch_foo.nn import QuantizedLinear
 # Rows (sequences times tokens) of a decode step.
 _MOST_ROWS = 16
 
-# Names for what a cache's layer has, and room for how many tokens more.
-_ROOM = "_torch_foo_room"
-_MARGIN = 64
-_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
-
 try:
     _capturing: Any = import_module("transformers.utils.output_capturing")
 except ImportError:  # transformers 4 records in another way
     _capturing = None
 
-_decoder_layer = operation(torch.ops.torch_foo._decoder_layer.default)
+_decoder_layers = operation(torch.ops.torch_foo._decoder_layers.default)
 
 _Rotation = tuple[Tensor, Tensor, Tensor | None]
 
-# The name of the cache among the arguments of a layer.
-_CACHE = next(
-    name
-    for name in inspect.signature(llama.LlamaDecoderLayer.forward).parameters
-    if name in ("cache", "past_key_values", "past_key_value")
-)
-_ARGUMENTS = {
+# Arguments of a layer and of a model that the step knows.
+_KNOWN = {
     *("attention_mask", "position_ids", "position_embeddings", "use_cache"),
-    *(_CACHE, "cache_position"),
+    *(CACHE, "cache_position"),
 }
 
 # Those of the backward have nothing to do without gradients.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+# --- a layer ----------------------------------------------------------------
 
 
 def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,8 +82,8 @@ def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, hidden_states: Tensor, *rest: Any, **more: Any
     ) -> Any:
         result = None
-        if _is_plain(hidden_states) and not rest:
-            result = _decode(self, hidden_states, more)
+        if _is_plain(hidden_states) and not rest and _are_known(more):
+            result = _compute_layer(self, hidden_states, more)
         if result is None:
             return original(self, hidden_states, *rest, **more)
         return result
@@ -102,11 +94,18 @@ def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 def _is_plain(x: Tensor) -> bool:
     """Whether nothing but a few rows on the CPU is asked for."""
     return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
+        type(x) is Tensor
         and x.dim() == 3
         and x.numel() <= _MOST_ROWS * x.shape[-1]
         and x.is_cpu
+        and _is_undisturbed()
+    )
+
+
+def _is_undisturbed() -> bool:
+    """Whether nothing wants to know of operators, or to change them."""
+    return (
+        not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
         and not transforms_are_active()
         and not count_dispatch_modes()
@@ -116,198 +115,43 @@ def _is_plain(x: Tensor) -> bool:
     )
 
 
-def _decode(layer: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
-    """Return the layer's result; None if something else is asked for."""
-    for name, value in arguments.items():
-        if name not in _ARGUMENTS and value is not None and value is not False:
-            return None
-    plan = _plan(layer)
-    if plan is None or not plan.serves(x):
-        return None
-    rotation = _rotation(arguments.get("position_embeddings"), x, plan.head_dim)
-    cached = _cached(arguments.get(_CACHE), plan, x)
-    if rotation is None or cached is None:
-        return None
-    room = _room(cached, x)
-    begin, end = room.extended(x.shape[1])
-    mask, is_known = _mask(arguments.get("attention_mask"), x, end - begin)
-    if not is_known:
-        return None
-    y, keys, values = plan(x, room.states, begin, end, mask, rotation)
-    room.give(cached, keys, values)
-    return y
-
-
-def _rotation(tables: Any, x: Tensor, head_dim: int) -> _Rotation | None:
-    """Return rope's arguments for what Llama's rotary embedding returns."""
-    if type(tables) is not tuple or len(tables) != 2:
-        return None
-    cos, sin = tables
-    if type(cos) is not Tensor or type(sin) is not Tensor:
-        return None
-    return _rope_arguments(cos, sin, x.shape[0], x.shape[1], head_dim, x.dtype)
-
-
-@functools.lru_cache(maxsize=1)  # all layers of a model get the same tables
-def _rope_arguments(
-    cos: Tensor,
-    sin: Tensor,
-    batch: int,
-    seq: int,
-    head_dim: int,
-    dtype: torch.dtype,
-) -> _Rotation | None:
-    shapes = ((1, seq, head_dim), (batch, seq, head_dim))
-    if cos.shape != sin.shape or cos.shape not in shapes:
-        return None
-    if cos.dtype != dtype or sin.dtype != dtype:
-        return None
-    return rope_tables(cos, sin)
-
-
-# --- a layer ----------------------------------------------------------------
-
-
-def _plan(layer: Any) -> _Plan | None:
-    """Return what computes a layer, made anew if the layer has changed."""
-    mark = vars(layer)[MARK]  # which a shallow copy of a layer shares
-    plan: _Plan | None = mark.prepared
-    if plan is not None and plan.layer is layer and plan.is_valid():
-        return plan
-    mark.prepared = None
-    if refuse_step(layer) is None and _is_ours(layer):
-        plan = _Plan(layer)
-        if plan.is_valid():
-            mark.prepared = plan
-            return plan
-    return None
-
-
-def _modules(layer: Any) -> list[Any]:
-    """Return the modules in a layer that patch() lets compute by torch_foo."""
-    inner = [layer.self_attn, layer.mlp]
-    return [*inner, *norms_of(layer), *linears_of(layer)]
-
-
-def _is_ours(layer: Any) -> bool:
-    """Whether a layer computes with torch_foo, and with plain tensors."""
-    if gate_of(layer.mlp.act_fn) is None:
-        return False
-    modules = _modules(layer)
-    tensors = [
-        tensor
-        for module in modules
-        for kind in ("_parameters", "_buffers")
-        for tensor in vars(module)[kind].values()
-        if tensor is not None
-    ]
-    dtypes = (layer.input_layernorm.weight.dtype, torch.uint8)  # of blocks
-    return all(map(_is_patched, modules)) and all(
-        type(tensor) in PLAIN_TENSORS
-        and tensor.is_cpu
-        and tensor.layout == torch.strided
-        and tensor.dtype in dtypes
-        for tensor in tensors
+def _are_known(arguments: Mapping[str, Any]) -> bool:
+    return arguments.keys() <= _KNOWN or not any(
+        value is not None and value is not False
+        for name, value in arguments.items()
+        if name not in _KNOWN
     )
 
 
-class _Plan:
-    """What computes a layer while its modules and tensors stay the same."""
+def _compute_layer(
+    layer: Any, x: Tensor, arguments: dict[str, Any]
+) -> Tensor | None:
+    """Return the layer's result; None if something else is asked for."""
+    plan = _plan(layer, [layer])
+    tables: Any = arguments.get("position_embeddings")
+    if plan is None or type(tables) is not tuple or len(tables) != 2:
+        return None
+    rotation = _rotation(*tables, x.shape[0], plan.head_dim, x.dtype)
+    rooms = plan.rooms(arguments.get(CACHE), x)
+    if rotation is None or rooms is None:
+        return None
+    ((_, room),) = rooms
+    keys = room.end + x.shape[1] - room.first
+    mask, is_known = _mask(arguments.get("attention_mask"), x, keys)
+    return plan(x, rooms, mask, rotation) if is_known else None
 
-    def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.layer = layer
-        self.attention = attention
-        self.head_dim: int = attention.head_dim
-        self.rotates = rotates(attention)
-        self.norms = norms_of(layer)
-        linears = linears_of(layer)
-        none = torch.empty(0)
-        self.norm_weights = [norm.weight for norm in self.norms]
-        self.weights = [linear.weight for linear in linears]
-        self.biases = [
-            none if linear.bias is None else linear.bias for linear in linears
-        ]
-        formats = [getattr(linear, "format", "") for linear in linears]
-        self.formats = ",".join(formats)
-        self.is_quantized = all(formats)
-        self.key_heads = linears[1].out_features // self.head_dim
-        self.gate = gate_of(mlp.act_fn)
 
-        self.parts = [*_modules(layer), mlp.act_fn]
-        self.fields = [vars(part) for part in self.parts]
-        # Dicts of modules, parameters and hooks never change their identity,
-        # but for what pickle and copy make.
-        self.dicts = [vars(m)["_modules"] for m in (layer, attention, mlp)]
-        self.hooks = []
-        for fields in self.fields:
-            self.dicts.append(fields["_parameters"])
-            self.hooks += [fields[name] for name in _HOOKS]
-        self.classes = list({type(part) for part in self.parts})
-        self.objects = list(self._objects())
-
-    def serves(self, x: Tensor) -> bool:
-        """Whether this computes faster than the layer's modules."""
-        dtype = x.dtype
-        rows = _MOST_ROWS if self.is_quantized else MOST_ROWS.get(dtype, 0)
-        return (
-            dtype == self.norm_weights[0].dtype
-            and x.numel() <= rows * x.shape[-1]
-        )
-
-    # The checks of every call run in C: maps, and no loops.
-
-    def _objects(self) -> Iterator[object]:
-        """Return what must stay the same objects."""
-        return chain(
-            map(type, self.parts),
-            map(dict.get, self.fields, repeat("forward")),
-            map(attrgetter("forward"), self.classes),
-            chain.from_iterable(map(dict.values, self.dicts)),
-        )
-
-    def is_valid(self) -> bool:
-        """Whether nothing in the layer has changed, and nothing observes it."""
-        objects = list(self._objects())
-        return (
-            (not any(self.hooks) or _are_silent(self.hooks))
-            and not self.attention.training
-            and self.attention.config._attn_implementation == "sdpa"
-            and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
-            and len(objects) == len(self.objects)
-            and all(map(is_, objects, self.objects))
-        )
-
-    def __call__(
-        self,
-        x: Tensor,
-        states: Tensor,
-        begin: int,
-        end: int,
-        mask: Tensor | None,
-        rotation: _Rotation,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the layer's result, and the keys and values it attended to.
-
-        states: (batch, 2 * key heads, room, head_dim), keys before values.
-        Those of x's tokens are written, so that the last is before `end`.
-        """
-        results: tuple[Tensor, Tensor, Tensor] = _decoder_layer(
-            x,
-            states,
-            begin,
-            end,
-            mask,
-            *(rotation if self.rotates else (None, None, None)),
-            self.norm_weights,
-            [norm.variance_epsilon for norm in self.norms],
-            self.weights,
-            self.biases,
-            self.formats,
-            self.attention.scaling,
-            self.gate,
-        )
-        return results
+@functools.lru_cache(maxsize=1)  # all layers of a model get the same tables
+def _rotation(
+    cos: Tensor, sin: Tensor, batch: int, head_dim: int, dtype: torch.dtype
+) -> _Rotation | None:
+    """Return rope's arguments for what Llama's rotary embedding returns."""
+    for table in (cos, sin):
+        if type(table) is not Tensor or table.dtype != dtype:
+            return None
+    if cos.shape != sin.shape or cos.dim() != 3 or cos.shape[2] != head_dim:
+        return None
+    return rope_tables(cos, sin) if cos.shape[0] in (1, batch) else None
 
 
 def _mask(
@@ -328,18 +172,153 @@ def _mask(
     return mask, is_known
 
 
-def _are_silent(hooks: list[Any]) -> bool:
-    """Whether hooks are transformers' own, which record nothing now.
+# --- a model ----------------------------------------------------------------
 
-    They stay on a model that was asked for attentions or hidden states once.
+
+def model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any, **more: Any) -> Any:
+        result = None
+        if not args and _is_undisturbed():
+            result = _compute_model(self, **more)
+        return original(self, *args, **more) if result is None else result
+
+    return forward
+
+
+def _compute_model(
+    model: Any,
+    input_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cache_position: Tensor | None = None,
+    return_dict: bool | None = None,
+    **more: Any,
+) -> BaseModelOutputWithPast | None:
+    """Return the model's result for one token of each sequence.
+
+    It is None if something else is asked for.
     """
-    if _capturing is None:
+    if (
+        type(input_ids) is not Tensor
+        or not input_ids.is_cpu
+        or input_ids.dim() != 2
+        or input_ids.shape[1] != 1
+        or not 0 < input_ids.shape[0] <= _MOST_ROWS
+        or inputs_embeds is not None
+        or return_dict is False
+        or not _are_known(more)
+        or not _asks_for_one_result(model.config)
+    ):
+        return None
+    cache = more.get(CACHE)
+    plan = _plan(model, [*model.layers][: model.config.num_hidden_layers])
+    if plan is None or cache is None or not appends(cache):
+        return None
+    x = model.embed_tokens(input_ids)
+    rooms = plan.rooms(cache, x) if _is_plain(x) else None
+    if rooms is None:
+        return None
+    seen = {room.end for _, room in rooms}
+    length = seen.pop()
+    if seen or any(room.window is not None for _, room in rooms):
+        return None
+    mask, is_known = _mask_of_padding(attention_mask, len(x), length + 1)
+    if not is_known:
+        return None
+    if position_ids is None:
+        position_ids = cache_position
+        if position_ids is None:
+            position_ids = torch.tensor([length])
+        position_ids = position_ids.unsqueeze(0)
+    tables = model.rotary_emb(x, position_ids)
+    rotation = _rotation(*tables, len(x), plan.head_dim, x.dtype)
+    if rotation is None:
+        return None
+    y = model.norm(plan(x, rooms, mask, rotation))
+    return BaseModelOutputWithPast(last_hidden_state=y, **{CACHE: cache})
+
+
+def _asks_for_one_result(config: Any) -> bool:
+    """Whether all tokens are attended to, and nothing is recorded."""
+    return (
+        getattr(config, "sliding_window", None) is None
+        and getattr(config, "return_dict", True)
+        and not getattr(config, "output_attentions", False)
+        and not getattr(config, "output_hidden_states", False)
+    )
+
+
+def _mask_of_padding(
+    mask: Tensor | None, batch: int, keys: int
+) -> tuple[Tensor | None, bool]:
+    """Return the mask for one query of each sequence, and whether it is known.
+
+    mask: (batch, keys), 0 for what is padding.
+    """
+    if mask is None:
+        return None, True
+    if type(mask) is not Tensor or mask.shape != (batch, keys):
+        return None, False
+    mask = mask.bool()
+    return (None if mask.all() else mask[:, None, None]), True
+
+
+# --- what computes them -----------------------------------------------------
+
+
+def _plan(owner: Any, layers: list[Any]) -> _Plan | None:
+    """Return what computes the layers of an owner: of a model, or of itself.
+
+    It is made anew if they have changed.
+    """
+    mark = vars(owner)[MARK]  # which a shallow copy of an owner shares
+    prepared: Any = mark.prepared
+    if type(prepared) is _Plan:
+        if prepared.is_of(owner, layers):
+            return prepared if prepared.is_free() else None
+    elif prepared in layers and not _is_ours(prepared, owner):
+        return None  # as it was the last time
+    mark.prepared = None
+    for layer in layers:
+        if not _is_ours(layer, owner):
+            mark.prepared = layer
+            return None
+    if len({layer.self_attn.head_dim for layer in layers}) != 1:
+        return None
+    plan = mark.prepared = _Plan(owner, layers)
+    return plan if plan.is_free() else None
+
+
+def _modules(layer: Any) -> list[Any]:
+    """Return the modules in a layer that patch() lets compute by torch_foo."""
+    inner = [layer.self_attn, layer.mlp]
+    return [*inner, *norms_of(layer), *linears_of(layer)]
+
+
+def _is_ours(layer: Any, owner: Any) -> bool:
+    """Whether a layer computes with torch_foo, and with plain tensors."""
+    if layer is not owner and (
+        not _is_patched(layer) or layer._compiled_call_impl is not None
+    ):
         return False
-    recorded = _capturing._active_collector.get() or {}
-    return "attentions" not in recorded and all(
-        getattr(hook, "__module__", None) == _capturing.__name__
-        for registered in hooks
-        for hook in registered.values()
+    if refuse_step(layer) is not None or gate_of(layer.mlp.act_fn) is None:
+        return False
+    modules = _modules(layer)
+    tensors = [
+        tensor
+        for module in modules
+        for kind in ("_parameters", "_buffers")
+        for tensor in vars(module)[kind].values()
+        if tensor is not None
+    ]
+    dtypes = (layer.input_layernorm.weight.dtype, torch.uint8)  # of blocks
+    return all(map(_is_patched, modules)) and all(
+        type(tensor) in PLAIN_TENSORS
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
+        and tensor.dtype in dtypes
+        for tensor in tensors
     )
 
 
@@ -356,181 +335,157 @@ def _is_patched(module: nn.Module) -> bool:
     )
 
 
-# --- products ---------------------------------------------------------------
+class _Plan:
+    """What computes layers while their modules and tensors stay the same."""
 
-
-def join_weights(layer: Any) -> None:
-    """Let one product compute queries, keys and values; and gate and up."""
-    mlp = layer.mlp
-    for linears in (projections_of(layer), [mlp.gate_proj, mlp.up_proj]):
-        if len({getattr(linear, "format", None) for linear in linears}) == 1:
-            with torch.inference_mode(False):  # the weights may be trained
-                _join(linears)
-
-
-def _join(layers: Sequence[nn.Linear]) -> None:
-    """Let the weights of several layers be neighbours in memory.
-
-    Parameters keep their identity. Where other tensors share a weight's memory,
-    it stays where it is.
-    """
-    for name in ("weight", "bias"):
-        tensors = [getattr(layer, name) for layer in layers]
-        if (
-            all(type(t) is nn.Parameter and _is_alone(t) for t in tensors)
-            and len({(t.dtype, t.shape[1:]) for t in tensors}) == 1
-            and not adjoin(tensors)
-        ):
-            parts = side_by_side([t.detach() for t in tensors])
-            for tensor, part in zip(tensors, parts, strict=True):
-                tensor.data = part
-
-
-def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors one behind the other in memory.
-
-    Each has a storage of its own, so that what saves it saves nothing else.
-    """
-    parts = torch.split(torch.cat([*tensors]), [len(t) for t in tensors])
-    return [from_dlpack(part) for part in parts]
-
-
-def _is_alone(tensor: Tensor) -> bool:
-    """Whether nobody else can see the tensor's memory."""
-    if not tensor.is_cpu or tensor.layout != torch.strided:
-        return False
-    storage = tensor.untyped_storage()
-    return (
-        tensor.is_contiguous()
-        and not tensor.is_inference()
-        and storage.nbytes() == tensor.nbytes
-        and not storage.is_shared()
-        and owners(storage) == 1
-        # Blocks may be those of a mapped file, which stay there.
-        and (tensor.is_floating_point() or storage.resizable())
-    )
-
-
-def adjoin(tensors: Sequence[Tensor]) -> bool:
-    """Whether the rows of tensors follow each other in memory."""
-    end = tensors[0].data_ptr()
-    for tensor in tensors:
-        if tensor.data_ptr() != end or not tensor.is_contiguous():
-            return False
-        end += tensor.nbytes
-    return True
-
-
-# --- the cache --------------------------------------------------------------
-
-
-class _Room:
-    """Memory for the keys and values of a cache's layer, and for more.
-
-    `keys` and `values` are the last that the layer was given. Others were put
-    there by somebody else, and are copied to a new room first.
-    """
-
-    def __init__(self, layer: Any, more: int, dtype: torch.dtype) -> None:
-        self.keys, self.values = layer.keys, layer.values
-        batch, heads, seq, head_dim = self.keys.shape
-        self.begin, self.end = 0, seq
-        self.capacity = seq + more + max(_MARGIN, seq // 4)
-        self.window: int | None = getattr(layer, "sliding_window", None)
-        self.states = self.keys.new_empty(
-            (batch, 2 * heads, self.capacity, head_dim), dtype=dtype
-        )
-        self.states[:, :heads, :seq] = self.keys
-        self.states[:, heads:, :seq] = self.values
-
-    def is_for(self, layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
-        return (
-            layer.keys is self.keys
-            and layer.values is self.values
-            and self.end + x.shape[1] <= self.capacity
-            and self.states.shape[0] == x.shape[0]
-            and self.states.dtype == dtype
-            # These may change in inference mode only.
-            and self.states.is_inference() <= torch.is_inference_mode_enabled()
-        )
-
-    def extended(self, more: int) -> tuple[int, int]:
-        """Return where the states are that more tokens attend to."""
-        return self._in_window(), self.end + more
-
-    def give(self, layer: Any, keys: Tensor, values: Tensor) -> None:
-        """Let the layer have extended states, as its own update would."""
-        if self.window is None:
-            self.end = keys.shape[2]
+    def __init__(self, owner: Any, layers: list[Any]) -> None:
+        self.owner, self.layers = owner, layers
+        self.attentions = [layer.self_attn for layer in layers]
+        linears = [linear for layer in layers for linear in linears_of(layer)]
+        norms = [norm for layer in layers for norm in norms_of(layer)]
+        formats = [getattr(linear, "format", "") for linear in linears]
+        biases = [linear.bias for linear in linears]
+        if any(bias is not None for bias in biases):
+            none = torch.empty(0)
+            biases = [none if bias is None else bias for bias in biases]
         else:
-            end = self._in_window() + keys.shape[2]
-            layer.cumulative_length += end - self.end
-            self.end = end
-            if not getattr(layer, "record_past", False):
-                self.begin = self._in_window()
-            states = self.states[:, :, self.begin : end]
-            keys, values = states.chunk(2, 1)
-        layer.keys = self.keys = keys
-        layer.values = self.values = values
-
-    def _in_window(self) -> int:
-        """Return the first token that the next one attends to."""
-        if self.window is None:
-            return self.begin
-        return max(self.begin, self.end - self.window + 1)
-
-
-def _room(layer: Any, x: Tensor) -> _Room:
-    """Return the room of a cache's layer, made if there is none."""
-    room: _Room | None = getattr(layer, _ROOM, None)
-    if room is None or not room.is_for(layer, x, x.dtype):
-        room = _Room(layer, x.shape[1], x.dtype)
-        setattr(layer, _ROOM, room)
-    return room
-
-
-def _cached(cache: Any, plan: _Plan, x: Tensor) -> Any:
-    """Return the layer of the cache that the plan's layer has.
-
-    It is None if the cache does more than append, or cannot append to what it
-    has.
-    """
-    index: int = plan.attention.layer_idx
-    if (
-        not isinstance(cache, Cache)
-        or type(cache).update is not Cache.update
-        or cache.offloading
-    ):
-        return None
-    if index >= len(cache.layers):
-        if cache.layer_class_to_replicate not in _LAYERS:
-            return None
-        _initialize(cache, plan, x)
-    layer: Any = cache.layers[index]
-    if type(layer) not in _LAYERS:
-        return None
-    if not layer.is_initialized:
-        _initialize(cache, plan, x)
-    return layer if _has_states_for(layer, plan, x) else None
-
-
-def _initialize(cache: Cache, plan: _Plan, x: Tensor) -> None:
-    """Let a layer of the cache have the states of no tokens."""
-    none = x.new_empty(x.shape[0], plan.key_heads, 0, plan.head_dim)
-    cache.update(none, none, plan.attention.layer_idx)
-
-
-def _has_states_for(layer: Any, plan: _Plan, x: Tensor) -> bool:
-    """Whether a layer of a cache has keys and values that x may follow."""
-    return (
-        getattr(layer, "sliding_window", 2) > 1  # else transformers keeps all
-        and all(
-            type(states) is Tensor
-            and states.dim() == 4
-            and states.shape[:2] == (x.shape[0], plan.key_heads)
-            and states.shape[3] == plan.head_dim
-            and states.dtype == x.dtype
-            and states.is_cpu
-            for states in (layer.keys, layer.values)
+            biases = []
+        self.arguments = (
+            [norm.weight for norm in norms],
+            [norm.variance_epsilon for norm in norms],
+            [linear.weight for linear in linears],
+            biases,
+            ",".join(formats),
+            [attention.scaling for attention in self.attentions],
+            [int(rotates(attention)) for attention in self.attentions],
+            ",".join(str(gate_of(layer.mlp.act_fn)) for layer in layers),
         )
+        self.is_quantized = all(formats)
+        self.head_dim: int = self.attentions[0].head_dim
+        #: Their key heads.
+        self.heads = [
+            attention.k_proj.out_features // self.head_dim
+            for attention in self.attentions
+        ]
+
+        self.parts = [part for layer in layers for part in _parts(layer)]
+        if owner is not layers[0]:  # who would see a layer called does not now
+            self.parts += layers
+        self.fields = [vars(part) for part in self.parts]
+        self.numbers = [vars(norm) for norm in norms]
+        # Dicts of modules, parameters and hooks never change their identity,
+        # but for what pickle and copy make.
+        self.dicts = [fields["_parameters"] for fields in self.fields]
+        for layer in layers:
+            for module in (layer, layer.self_attn, layer.mlp):
+                self.dicts.append(vars(module)["_modules"])
+        self.hooks = [fields[name] for fields in self.fields for name in _HOOKS]
+        self.hooks_seen = -1  # how many there were when none was here
+        self.classes = list({type(part) for part in self.parts})
+        self.objects = list(self._objects())
+
+    # The checks of every call run in C: maps, and no loops.
+
+    def _objects(self) -> Iterator[object]:
+        """Return what must stay the same objects."""
+        return chain(
+            map(type, self.parts),
+            map(dict.get, self.fields, repeat("forward")),
+            map(dict.get, self.fields, repeat("_compiled_call_impl")),
+            map(attrgetter("forward"), self.classes),
+            map(dict.get, self.numbers, repeat("variance_epsilon")),
+            map(attrgetter("scaling"), self.attentions),
+            chain.from_iterable(map(dict.values, self.dicts)),
+        )
+
+    def is_of(self, owner: Any, layers: list[Any]) -> bool:
+        """Whether these are the owner's layers, and nothing has changed."""
+        objects = list(self._objects())
+        return (
+            self.owner is owner
+            and len(self.layers) == len(layers)
+            and all(map(is_, self.layers, layers))
+            and len(objects) == len(self.objects)
+            and all(map(is_, objects, self.objects))
+        )
+
+    def is_free(self) -> bool:
+        """Whether nothing observes the layers or wants them otherwise."""
+        attention = self.attentions[0]
+        return (
+            self._is_silent()
+            and not any(map(attrgetter("training"), self.attentions))
+            and attention.config._attn_implementation == "sdpa"
+            and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+        )
+
+    def _is_silent(self) -> bool:
+        """Whether there are no hooks, or only such as do nothing now."""
+        count = HookHandle.next_id
+        if self.hooks_seen != count:
+            if any(self.hooks):
+                return _are_silent(self.hooks)
+            self.hooks_seen = count
+        return True
+
+    def rooms(self, cache: Any, x: Tensor) -> list[tuple[Any, Room]] | None:
+        """Return the cache's layers, with room for x, if this is the way."""
+        dtype = x.dtype
+        most = _MOST_ROWS if self.is_quantized else MOST_ROWS.get(dtype, 0)
+        if (
+            not appends(cache)
+            or dtype != self.arguments[0][0].dtype
+            or x.numel() > most * x.shape[-1]
+        ):
+            return None
+        rooms = []
+        for attention, heads in zip(self.attentions, self.heads, strict=True):
+            found = layer_with_room(
+                cache, attention.layer_idx, x, heads, self.head_dim, dtype
+            )
+            if found is None:
+                return None
+            rooms.append(found)
+        return rooms
+
+    def __call__(
+        self,
+        x: Tensor,
+        rooms: list[tuple[Any, Room]],
+        mask: Tensor | None,
+        rotation: _Rotation,
+    ) -> Tensor:
+        """Return the result of the layers, and append to the cache's."""
+        seq = x.shape[1]
+        y: Tensor
+        y, keys, values = _decoder_layers(
+            x,
+            [room.states for _, room in rooms],
+            [room.first for _, room in rooms],
+            [room.end + seq for _, room in rooms],
+            mask,
+            *rotation,
+            *self.arguments,
+        )
+        for (layer, room), k, v in zip(rooms, keys, values, strict=True):
+            room.give(layer, k, v)
+        return y
+
+
+def _parts(layer: Any) -> list[Any]:
+    return [*_modules(layer), layer.mlp.act_fn]
+
+
+def _are_silent(hooks: list[Any]) -> bool:
+    """Whether hooks are transformers' own, which record nothing now.
+
+    They stay on a model that was asked for attentions or hidden states once.
+    """
+    if _capturing is None:
+        return False
+    recorded = _capturing._active_collector.get() or {}
+    return "attentions" not in recorded and all(
+        getattr(hook, "__module__", None) == _capturing.__name__
+        for registered in hooks
+        for hook in registered.values()
     )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from torch_foo.integrations.transformers import _recognize
-from torch_foo.integrations.transformers._decode import join_weights
 from torch_foo.integrations.transformers._forwards import causal_lm_loss
+from torch_foo.integrations.transformers._join import join_weights
 from torch_foo.integrations.transformers._quantize import (
     Rule,
     quantize_weights,
@@ -58,13 +58,13 @@ def patch(
             CPU, as in text generation, by :func:`torch_foo.linear`. This
             concerns the torch.nn.Linear modules of a model, so it has no effect
             on a class.
-        decode: Whether to compute the layers of generated tokens, for up to 16
-            sequences on the CPU, by torch_foo's operators in a row. This needs
-            all of `rms_norm`, `mlp`, `rope` and `linear`, and concerns models,
-            not classes. The weights of queries, keys and values become
-            neighbours in memory, as do those of gate and up. Where something
-            observes the inside of a layer, as hooks and gradients do, the
-            layer computes as without this.
+        decode: Whether to compute all layers of a generated token, for up to 16
+            sequences on the CPU, in one operator. This needs all of `rms_norm`,
+            `mlp`, `rope` and `linear`, and concerns models, not classes. The
+            weights of queries, keys and values become neighbours in memory, as
+            do those of gate and up. Where something observes the inside of a
+            layer, as hooks and gradients do, the layer computes as without
+            this.
         weights: The format to quantize weights to, as in
             :func:`torch_foo.quantize`, such as "q8_0"; or a dict of formats by
             name of module, such as ``{"lm_head": "q6_k", "*.mlp.*": "q4_0"}``,
@@ -108,8 +108,9 @@ def patch(
     classes = {class_of(target) for target in targets}
     wanted = {"rms_norm": rms_norm, "mlp": mlp, "rope": rope, "linear": linear}
     wanted["decode"] = decode and all(wanted.values())
+    wanted["decode_model"] = wanted["decode"]
     is_known = any(
-        kind not in ("linear", "decode")
+        kind not in ("linear", "decode", "decode_model")
         and REPLACEMENTS[kind].resembles(target)
         and not REPLACEMENTS[kind].refuse(target, classes)
         for kind in REPLACEMENTS
@@ -125,7 +126,7 @@ def patch(
             reason = reason or replace_forward(target, kind)
             if kind == "decode" and not reason:
                 join_weights(target)
-            _note(report, kind, target, reason)
+            _note(report, kind.removesuffix("_model"), target, reason)
         if cross_entropy and _recognize.resembles_loss(target):
             reason = _replace_loss(target)
             _note(report, "cross_entropy", target, reason)

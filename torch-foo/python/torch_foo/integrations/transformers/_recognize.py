@@ -88,6 +88,18 @@ _ATTENTIONS: dict[_Class, Callable[..., Any]] = {
 }
 
 
+_MODELS: dict[_Class, Callable[..., Any]] = {
+    cls: forward_of(cls)
+    for cls in (
+        llama.LlamaModel,
+        mistral.MistralModel,
+        qwen2.Qwen2Model,
+        qwen3.Qwen3Model,
+        smollm3.SmolLM3Model,
+    )
+}
+
+
 def _vocabulary(cls: _Class) -> frozenset[str]:
     """Return the names in a class's forward and what it reaches."""
     return _names_reached(cls, forward_of(cls))
@@ -277,6 +289,29 @@ def refuse_layer(cls: _Class) -> str | None:
     return _differs(cls, forward_of(cls), llama.LlamaDecoderLayer, _LAYER)
 
 
+def resembles_model(target: Target) -> bool:
+    """Whether the target is a module with embeddings and layers."""
+    return isinstance(target, nn.Module) and (
+        target._modules.keys() >= {"embed_tokens", "layers", "rotary_emb"}
+    )
+
+
+def refuse_model(cls: _Class) -> str | None:
+    return _refuse_others(cls, _MODELS)
+
+
+def _refuse_others(
+    cls: _Class, known: dict[_Class, Callable[..., Any]]
+) -> str | None:
+    if any(
+        _differs(cls, forward_of(cls), other, expected) is None
+        for other, expected in known.items()
+    ):
+        return None
+    names = ", ".join(other.__name__ for other in known)
+    return f"its {cls.__name__} computes what none of {names} does"
+
+
 def refuse_step(layer: Any, classes: Collection[_Class] = ()) -> str | None:
     """Refuse what the decode step does not know in a layer like Llama's.
 
@@ -318,13 +353,9 @@ def _refused_parts(
 
 
 def _refuse_attention(attention: Any) -> str | None:
-    cls: _Class = type(attention)
-    if all(
-        _differs(cls, forward_of(cls), other, expected)
-        for other, expected in _ATTENTIONS.items()
-    ):
-        known = ", ".join(other.__name__ for other in _ATTENTIONS)
-        return f"its {cls.__name__} computes what none of {known} does"
+    reason = _refuse_others(type(attention), _ATTENTIONS)
+    if reason:
+        return reason
     found = attention.config._attn_implementation
     if found != "sdpa":
         return f"its attention is {found}, expected sdpa"

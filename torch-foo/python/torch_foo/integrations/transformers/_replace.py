@@ -73,6 +73,12 @@ REPLACEMENTS = {
         _recognize.refuse_step,
         _decode.layer_forward,
     ),
+    "decode_model": Replacement(
+        _recognize.resembles_model,
+        _recognize.refuse_model,
+        lambda *_: None,
+        _decode.model_forward,
+    ),
 }
 
 
