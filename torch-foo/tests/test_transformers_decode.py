@@ -17,6 +17,8 @@ transformers = pytest.importorskip("transformers")
 # These imports would fail without transformers.
 from tiny_models import COPIES, LAYERS, count_steps, make  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
+    _cache,
+    _decode,
     _join,
     patch,
     unpatch,
@@ -31,6 +33,7 @@ from transformers.integrations.sdpa_attention import (  # noqa: E402
     sdpa_attention_forward,
 )
 
+CACHE = _cache.CACHE  # the name of the argument
 STEPPING = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 
@@ -422,6 +425,221 @@ def test_compile(compiled):
     patch(model)
     run = torch.compile(model, backend="eager") if compiled else model
     torch.testing.assert_close(step(run), expected)
+
+
+# --- a whole model's step ---------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count the layers of each call of the operator."""
+    counts, call = [], _decode._Plan.__call__
+
+    def counted(plan, x, rooms, *rest):
+        counts.append(len(rooms))
+        return call(plan, x, rooms, *rest)
+
+    monkeypatch.setattr(_decode._Plan, "__call__", counted)
+    return counts
+
+
+@pytest.mark.parametrize("family", STEPPING)
+def test_one_call_for_each_token(family, calls):
+    model, inputs = make(family), prompt()
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**inputs, **settings)
+    patch(model)
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    assert calls == [LAYERS] * 5
+
+
+@pytest.mark.parametrize("window", [8, 12, 24])
+@pytest.mark.parametrize("has_window", [False, True])
+def test_windows(window, has_window, calls):
+    """Of a cache that keeps all tokens, or those in the window."""
+    model = make("mistral", sliding_window=window)
+    inputs, results = prompt(), []
+    for _ in range(2):
+        cache = DynamicCache(config=model.config if has_window else None)
+        calls.clear()
+        tokens = model.generate(
+            **inputs,
+            max_new_tokens=10,
+            do_sample=False,
+            **{CACHE: cache},
+        )
+        results.append(tokens)
+        patch(model)
+    assert torch.equal(*results)
+    fits = has_window or window == 24
+    assert calls.count(LAYERS) == (9 if has_window else 4 if fits else 0)
+
+
+def replace_forward(layer, seen):
+    """Put another library's forward around a layer's."""
+    inner = layer.forward
+
+    def forward(*args, **more):
+        seen.append(args[0])
+        return inner(*args, **more)
+
+    layer.forward = forward
+
+
+class Wrapper(nn.Module):
+    """What sharding and checkpointing put around a layer."""
+
+    def __init__(self, layer, seen) -> None:
+        super().__init__()
+        self.layer, self.seen = layer, seen
+
+    def forward(self, x, *args, **more):
+        self.seen.append(x)
+        return self.layer(x, *args, **more)
+
+
+OBSERVERS = {
+    "hook": lambda layers, seen: layers[1].register_forward_hook(
+        lambda _, args, y: seen.append(args[0])
+    ),
+    "pre-hook": lambda layers, seen: layers[1].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    ),
+    "forward": lambda layers, seen: replace_forward(layers[1], seen),
+    "wrapper": lambda layers, seen: layers.__setitem__(
+        1, Wrapper(layers[1], seen)
+    ),
+    "compile": lambda layers, seen: layers[1].compile(
+        backend=lambda graph, _: seen.append(1) or graph.forward
+    ),
+}
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_observers_of_a_layer(observer, calls):
+    """They see what comes from the layers before, in either order."""
+    model, other, seen, wanted = make(), make(), [], []
+    patch(model)
+    step(model)
+    calls.clear()
+    OBSERVERS[observer](model.model.layers, seen)
+    arguments = cached(model)
+    seen.clear()
+    with torch.no_grad():
+        actual = model(**arguments).logits
+    assert LAYERS not in calls
+    torch.testing.assert_close(actual, step(other))
+    if observer != "compile":
+        other.model.layers[1].register_forward_pre_hook(
+            lambda _, args: wanted.append(args[0])
+        )
+        arguments = cached(other)
+        wanted.clear()
+        with torch.no_grad():
+            other(**arguments)
+        torch.testing.assert_close(seen, wanted)
+    else:
+        assert seen
+
+
+def test_layers_that_are_left_out_or_swapped(calls):
+    model, other = make(), make()
+    patch(model)
+    for change in (
+        lambda m: m.config.__setattr__("num_hidden_layers", 1),
+        lambda m: m.config.__setattr__("num_hidden_layers", LAYERS),
+        lambda m: setattr(m.model, "layers", m.model.layers[::-1]),
+        lambda m: m.model.layers.__delitem__(0),
+    ):
+        for m in (model, other):
+            change(m)
+        calls.clear()
+        torch.testing.assert_close(step(model), step(other))
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"attention_mask": torch.ones(1, 21, dtype=torch.int64)},
+        {"attention_mask": (torch.arange(21) > 4).long()[None]},
+        {"attention_mask": (torch.arange(21) > 4)[None, None, None]},
+        {"position_ids": torch.tensor([[7]])},
+        {"use_cache": False},
+        {"output_attentions": False, "return_dict": True},
+    ],
+    ids=lambda arguments: ", ".join(arguments),
+)
+def test_arguments_of_a_model(arguments, calls):
+    model = make()
+    results = []
+    for _ in range(2):
+        inputs = cached(model) | arguments
+        calls.clear()
+        with torch.no_grad():
+            results.append(model.model(**inputs))
+        patch(model)
+    expected, actual = results
+    assert calls
+    assert type(actual) is type(expected)
+    assert actual.keys() == expected.keys()
+    torch.testing.assert_close(
+        actual.last_hidden_state, expected.last_hidden_state
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"return_dict": False},
+        {"output_hidden_states": True},
+        {"input_ids": None, "inputs_embeds": torch.ones(1, 1, 32)},
+        {"input_ids": torch.ones(1, 2, dtype=torch.int64)},
+    ],
+    ids=lambda arguments: ", ".join(arguments),
+)
+def test_what_a_model_does_itself(arguments, calls):
+    model = make()
+    results = []
+    for _ in range(2):
+        inputs = cached(model) | arguments
+        calls.clear()
+        with torch.no_grad():
+            results.append(model.model(**inputs))
+        patch(model)
+    expected, actual = results
+    assert LAYERS not in calls
+    assert type(actual) is type(expected)
+    assert len(actual) == len(expected)
+    torch.testing.assert_close(actual[0], expected[0])
+    if "output_hidden_states" in arguments:
+        torch.testing.assert_close(actual.hidden_states, expected.hidden_states)
+
+
+def test_a_config_that_asks_for_hidden_states(calls):
+    model = make(output_hidden_states=True)
+    results = []
+    for _ in range(2):
+        arguments = cached(model)
+        calls.clear()
+        with torch.no_grad():
+            results.append(model(**arguments).hidden_states)
+        patch(model)
+    torch.testing.assert_close(*reversed(results))
+    assert LAYERS not in calls
+
+
+def test_a_cache_that_is_missing_or_another_models(calls):
+    model, other = make(), make(num_key_value_heads=4)
+    ids = torch.ones(1, 1, dtype=torch.int64)
+    with torch.no_grad():
+        expected = model(ids).logits
+        patch(model)
+        torch.testing.assert_close(model(ids).logits, expected)
+        arguments = cached(other)
+        with pytest.raises(RuntimeError):
+            model(**arguments)
 
 
 # --- weights ----------------------------------------------------------------

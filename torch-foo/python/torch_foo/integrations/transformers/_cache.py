@@ -37,7 +37,8 @@ class Room:
     def __init__(self, layer: Any, more: int, dtype: torch.dtype) -> None:
         self.keys, self.values = layer.keys, layer.values
         batch, heads, seq, head_dim = self.keys.shape
-        self.begin, self.end = 0, seq
+        self.begin = 0
+        self.end: int = seq
         self.capacity = seq + more + max(_MARGIN, seq // 4)
         self.window: int | None = getattr(layer, "sliding_window", None)
         #: (batch, 2 * heads, capacity, head_dim), keys before values

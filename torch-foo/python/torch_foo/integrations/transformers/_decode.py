@@ -219,18 +219,21 @@ def _compute_model(
     rooms = plan.rooms(cache, x) if _is_plain(x) else None
     if rooms is None:
         return None
-    seen = {room.end for _, room in rooms}
-    length = seen.pop()
-    if seen or any(room.window is not None for _, room in rooms):
+    if len({(room.first, room.end, room.window) for _, room in rooms}) != 1:
         return None
-    mask, is_known = _mask_of_padding(attention_mask, len(x), length + 1)
+    first, room = rooms[0]
+    keys = room.end - room.first + 1
+    window = getattr(model.config, "sliding_window", None)
+    if room.window != window and (room.window or keys > window):
+        return None
+    seen: int = first.get_seq_length()
+    mask, is_known = _mask_of_padding(attention_mask, len(x), seen + 1, keys)
     if not is_known:
         return None
     if position_ids is None:
-        position_ids = cache_position
-        if position_ids is None:
-            position_ids = torch.tensor([length])
-        position_ids = position_ids.unsqueeze(0)
+        if cache_position is None:
+            cache_position = torch.tensor([seen])
+        position_ids = cache_position.unsqueeze(0)
     tables = model.rotary_emb(x, position_ids)
     rotation = _rotation(*tables, len(x), plan.head_dim, x.dtype)
     if rotation is None:
@@ -240,28 +243,27 @@ def _compute_model(
 
 
 def _asks_for_one_result(config: Any) -> bool:
-    """Whether all tokens are attended to, and nothing is recorded."""
+    """Whether nothing is recorded."""
     return (
-        getattr(config, "sliding_window", None) is None
-        and getattr(config, "return_dict", True)
+        getattr(config, "return_dict", True)
         and not getattr(config, "output_attentions", False)
         and not getattr(config, "output_hidden_states", False)
     )
 
 
 def _mask_of_padding(
-    mask: Tensor | None, batch: int, keys: int
+    mask: Tensor | None, batch: int, tokens: int, keys: int
 ) -> tuple[Tensor | None, bool]:
-    """Return the mask for one query of each sequence, and whether it is known.
+    """Return the mask of the last keys, and whether torch_foo takes it.
 
-    mask: (batch, keys), 0 for what is padding.
+    mask: (batch, tokens), 0 for what is padding.
     """
     if mask is None:
         return None, True
-    if type(mask) is not Tensor or mask.shape != (batch, keys):
+    if type(mask) is not Tensor or mask.shape != (batch, tokens):
         return None, False
     mask = mask.bool()
-    return (None if mask.all() else mask[:, None, None]), True
+    return (None if mask.all() else mask[:, None, None, -keys:]), True
 
 
 # --- what computes them -----------------------------------------------------
@@ -369,8 +371,9 @@ class _Plan:
         ]
 
         self.parts = [part for layer in layers for part in _parts(layer)]
-        if owner is not layers[0]:  # who would see a layer called does not now
-            self.parts += layers
+        # Layers that their owner calls are not called in its step.
+        self.uncalled = [] if owner is layers[0] else layers
+        self.parts += self.uncalled
         self.fields = [vars(part) for part in self.parts]
         self.numbers = [vars(norm) for norm in norms]
         # Dicts of modules, parameters and hooks never change their identity,
@@ -391,7 +394,7 @@ class _Plan:
         return chain(
             map(type, self.parts),
             map(dict.get, self.fields, repeat("forward")),
-            map(dict.get, self.fields, repeat("_compiled_call_impl")),
+            map(attrgetter("_compiled_call_impl"), self.uncalled),
             map(attrgetter("forward"), self.classes),
             map(dict.get, self.numbers, repeat("variance_epsilon")),
             map(attrgetter("scaling"), self.attentions),
