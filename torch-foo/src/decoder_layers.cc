@@ -178,7 +178,7 @@ Result compute(const Tensor& x, const Layer& layer, const Step& step,
       layer.rows(kKey) != key_heads * size ||
       layer.rows(kValue) != key_heads * size ||
       layer.rows(kGate) != layer.rows(kUp)) {
-    fail("decoder_layers: shapes do not fit");
+    fail(std::string(kOp) + ": shapes do not fit");
   }
 
   Tensor y = rms_norm(x, same(layer.norms[0]), layer.eps[0]);
@@ -244,12 +244,12 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> decoder_layers(
       each_format.size() != weights.size() || begins.size() != count ||
       ends.size() != count || scales.size() != count ||
       rotates.size() != count || each_gate.size() != count || !cos || !sin) {
-    fail("decoder_layers: the arguments are not of one number of layers");
+    fail(std::string(kOp) + ": the arguments are not of one number of layers");
   }
   check_arguments(kOp, {{"x", x}});
   for (const Tensor& weight : weights) {
     if (!weight.is_cpu() || !weight.dense() || weight.dim() != 2) {
-      fail("decoder_layers: weights are not matrices on the CPU");
+      fail(std::string(kOp) + ": weights are not matrices on the CPU");
     }
   }
   for (const Tensor& state : states) {
@@ -258,7 +258,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> decoder_layers(
                          x.dtype() == aoti_torch_dtype_float32();
     if ((state.dtype() != x.dtype() && !is_half) || state.dim() != 4 ||
         x.dim() != 3) {
-      fail("decoder_layers: states have shape " + shape_text(state.sizes()) +
+      fail(std::string(kOp) + ": states have shape " + shape_text(state.sizes()) +
            " and dtype " + dtype_name(state));
     }
   }

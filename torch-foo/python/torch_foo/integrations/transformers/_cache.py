@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ _MARGIN = 64
 _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
+class New(NamedTuple):
+    """What is to follow in a layer of a cache."""
+
+    batch: int
+    seq: int
+    like: Tensor  #: of the same dtype and device
+
+
 class Room:
     """Memory for the keys and values of a cache's layer, and for more.
 
@@ -34,27 +42,27 @@ class Room:
     there by somebody else, and are copied to a new room first.
     """
 
-    def __init__(self, layer: Any, more: int, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, new: New) -> None:
         self.keys, self.values = layer.keys, layer.values
         batch, heads, seq, head_dim = self.keys.shape
         self.begin = 0
         self.end: int = seq
-        self.capacity = seq + more + max(_MARGIN, seq // 4)
+        self.capacity = seq + new.seq + max(_MARGIN, seq // 4)
         self.window: int | None = getattr(layer, "sliding_window", None)
         #: (batch, 2 * heads, capacity, head_dim), keys before values
-        self.states = self.keys.new_empty(
-            (batch, 2 * heads, self.capacity, head_dim), dtype=dtype
+        self.states = new.like.new_empty(
+            batch, 2 * heads, self.capacity, head_dim
         )
         self.states[:, :heads, :seq] = self.keys
         self.states[:, heads:, :seq] = self.values
 
-    def is_for(self, layer: Any, x: Tensor, dtype: torch.dtype) -> bool:
+    def is_for(self, layer: Any, new: New) -> bool:
         return (
             layer.keys is self.keys
             and layer.values is self.values
-            and self.end + x.shape[1] <= self.capacity
-            and self.states.shape[0] == x.shape[0]
-            and self.states.dtype == dtype
+            and self.end + new.seq <= self.capacity
+            and self.states.shape[0] == new.batch
+            and self.states.dtype == new.like.dtype
             # These may change in inference mode only.
             and self.states.is_inference() <= torch.is_inference_mode_enabled()
         )
@@ -95,56 +103,49 @@ def appends(cache: Any) -> bool:
 
 
 def layer_with_room(
-    cache: Any,
-    index: int,
-    x: Tensor,
-    heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
+    cache: Any, index: int, heads: int, head_dim: int, new: New
 ) -> tuple[Any, Room] | None:
-    """Return a layer of the cache, and its room for the tokens of x.
+    """Return a layer of the cache, and its room for what is to follow.
 
     The room is made if there is none. The result is None if the layer does more
-    than append, or has states that those of x cannot follow.
+    than append, or has other states.
     """
     if index >= len(cache.layers):
         if cache.layer_class_to_replicate not in _LAYERS:
             return None
-        _initialize(cache, index, x, heads, head_dim)
+        _initialize(cache, index, heads, head_dim, new)
     layer: Any = cache.layers[index]
     room: Room | None = vars(layer).get(_ROOM)
-    if room is None or not room.is_for(layer, x, dtype):
+    if room is None or not room.is_for(layer, new):
         if type(layer) not in _LAYERS:
             return None
         if not layer.is_initialized:
-            _initialize(cache, index, x, heads, head_dim)
-        shape = x.shape[0], heads, head_dim
-        if not _has_states(layer, shape, (x.dtype, dtype)):
+            _initialize(cache, index, heads, head_dim, new)
+        if not _has_states(layer, heads, head_dim, new):
             return None
-        room = Room(layer, x.shape[1], dtype)
+        room = Room(layer, new)
         setattr(layer, _ROOM, room)
     return layer, room
 
 
 def _initialize(
-    cache: Cache, index: int, x: Tensor, heads: int, head_dim: int
+    cache: Cache, index: int, heads: int, head_dim: int, new: New
 ) -> None:
     """Let a layer of the cache have the states of no tokens."""
-    none = x.new_empty(x.shape[0], heads, 0, head_dim)
+    none = new.like.new_empty(new.batch, heads, 0, head_dim)
     cache.update(none, none, index)
 
 
-def _has_states(
-    layer: Any, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-) -> bool:
-    """Whether others of (batch, heads, head_dim) may follow the layer's."""
+def _has_states(layer: Any, heads: int, head_dim: int, new: New) -> bool:
+    """Whether a layer has keys and values that others may follow."""
     return (
         getattr(layer, "sliding_window", 2) > 1  # else transformers keeps all
         and all(
             type(states) is Tensor
             and states.dim() == 4
-            and (*states.shape[:2], states.shape[3]) == shape
-            and states.dtype in dtypes
+            and states.shape[:2] == (new.batch, heads)
+            and states.shape[3] == head_dim
+            and states.dtype == new.like.dtype
             and states.is_cpu
             for states in (layer.keys, layer.values)
         )

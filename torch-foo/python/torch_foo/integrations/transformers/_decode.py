@@ -34,6 +34,7 @@ from torch_foo._torch_internals import (
 )
 from torch_foo.integrations.transformers._cache import (
     CACHE,
+    New,
     Room,
     appends,
     layer_with_room,
@@ -45,6 +46,7 @@ from torch_foo.integrations.transformers._forwards import (
 )
 from torch_foo.integrations.transformers._recognize import (
     MARK,
+    layers_of,
     linears_of,
     norms_of,
     refuse_step,
@@ -60,7 +62,8 @@ try:
 except ImportError:  # transformers 4 records in another way
     _capturing = None
 
-_decoder_layers = operation(torch.ops.torch_foo._decoder_layers.default)
+_ops = torch.ops.torch_foo
+_decoder_layers = operation(_ops._decoder_layers.default)
 
 _Rotation = tuple[Tensor, Tensor, Tensor | None]
 
@@ -132,8 +135,8 @@ def _compute_layer(
     if plan is None or type(tables) is not tuple or len(tables) != 2:
         return None
     rotation = _rotation(*tables, x.shape[0], plan.head_dim, x.dtype)
-    rooms = plan.rooms(arguments.get(CACHE), x)
-    if rotation is None or rooms is None:
+    rooms = plan.rooms(arguments.get(CACHE), *x.shape[:2])
+    if rotation is None or rooms is None or x.dtype != plan.dtype:
         return None
     ((_, room),) = rooms
     keys = room.end + x.shape[1] - room.first
@@ -211,32 +214,32 @@ def _compute_model(
         or not _asks_for_one_result(model.config)
     ):
         return None
-    cache = more.get(CACHE)
-    plan = _plan(model, [*model.layers][: model.config.num_hidden_layers])
-    if plan is None or cache is None or not appends(cache):
-        return None
-    x = model.embed_tokens(input_ids)
-    rooms = plan.rooms(cache, x) if _is_plain(x) else None
-    if rooms is None:
+    plan = _plan(model, layers_of(model)[: model.config.num_hidden_layers])
+    cache, batch = more.get(CACHE), len(input_ids)
+    rooms = None if plan is None else plan.rooms(cache, batch, 1)
+    if plan is None or rooms is None:
         return None
     if len({(room.first, room.end, room.window) for _, room in rooms}) != 1:
         return None
     first, room = rooms[0]
     keys = room.end - room.first + 1
     window = getattr(model.config, "sliding_window", None)
-    if room.window != window and (room.window or keys > window):
+    if room.window != window and (
+        room.window is not None or window is None or keys > window
+    ):
         return None
     seen: int = first.get_seq_length()
-    mask, is_known = _mask_of_padding(attention_mask, len(x), seen + 1, keys)
+    mask, is_known = _mask_of_padding(attention_mask, batch, seen + 1, keys)
     if not is_known:
         return None
     if position_ids is None:
         if cache_position is None:
             cache_position = torch.tensor([seen])
         position_ids = cache_position.unsqueeze(0)
+    x = model.embed_tokens(input_ids)
     tables = model.rotary_emb(x, position_ids)
-    rotation = _rotation(*tables, len(x), plan.head_dim, x.dtype)
-    if rotation is None:
+    rotation = _rotation(*tables, batch, plan.head_dim, x.dtype)
+    if rotation is None or not _is_plain(x) or x.dtype != plan.dtype:
         return None
     y = model.norm(plan(x, rooms, mask, rotation))
     return BaseModelOutputWithPast(last_hidden_state=y, **{CACHE: cache})
@@ -431,20 +434,27 @@ class _Plan:
             self.hooks_seen = count
         return True
 
-    def rooms(self, cache: Any, x: Tensor) -> list[tuple[Any, Room]] | None:
-        """Return the cache's layers, with room for x, if this is the way."""
-        dtype = x.dtype
-        most = _MOST_ROWS if self.is_quantized else MOST_ROWS.get(dtype, 0)
-        if (
-            not appends(cache)
-            or dtype != self.arguments[0][0].dtype
-            or x.numel() > most * x.shape[-1]
-        ):
+    @property
+    def dtype(self) -> torch.dtype:
+        weight: Tensor = self.arguments[0][0]
+        return weight.dtype
+
+    def rooms(
+        self, cache: Any, batch: int, seq: int
+    ) -> list[tuple[Any, Room]] | None:
+        """Return the cache's layers, with room for more tokens.
+
+        The result is None if this is not the way for so many, or for the cache.
+        """
+        if not self.is_quantized and batch * seq > MOST_ROWS.get(self.dtype, 0):
             return None
+        if not appends(cache):
+            return None
+        new = New(batch, seq, self.arguments[0][0])
         rooms = []
         for attention, heads in zip(self.attentions, self.heads, strict=True):
             found = layer_with_room(
-                cache, attention.layer_idx, x, heads, self.head_dim, dtype
+                cache, attention.layer_idx, heads, self.head_dim, new
             )
             if found is None:
                 return None

@@ -108,7 +108,7 @@ def patch(
     classes = {class_of(target) for target in targets}
     wanted = {"rms_norm": rms_norm, "mlp": mlp, "rope": rope, "linear": linear}
     wanted["decode"] = decode and all(wanted.values())
-    wanted["decode_model"] = wanted["decode"]
+    wanted["decode_model"] = False  # before its layers are replaced
     is_known = any(
         kind not in ("linear", "decode", "decode_model")
         and REPLACEMENTS[kind].resembles(target)
@@ -126,10 +126,15 @@ def patch(
             reason = reason or replace_forward(target, kind)
             if kind == "decode" and not reason:
                 join_weights(target)
-            _note(report, kind.removesuffix("_model"), target, reason)
+            _note(report, kind, target, reason)
         if cross_entropy and _recognize.resembles_loss(target):
             reason = _replace_loss(target)
             _note(report, "cross_entropy", target, reason)
+    for target in targets if wanted["decode"] else ():
+        if _recognize.resembles_model(target):
+            reason = _recognize.refuse_model(class_of(target))
+            reason = reason or replace_forward(target, "decode_model")
+            _note(report, "decode", target, reason)
     if not report:
         warnings.warn(f"torch_foo: {report}", stacklevel=2)
     return report

@@ -290,10 +290,16 @@ def refuse_layer(cls: _Class) -> str | None:
 
 
 def resembles_model(target: Target) -> bool:
-    """Whether the target is a module with embeddings and layers."""
-    return isinstance(target, nn.Module) and (
-        target._modules.keys() >= {"embed_tokens", "layers", "rotary_emb"}
+    """Whether the target is a module with layers that are replaced already."""
+    return (
+        isinstance(target, nn.Module)
+        and target._modules.keys() >= {"embed_tokens", "layers", "rotary_emb"}
+        and any(MARK in vars(layer) for layer in layers_of(target))
     )
+
+
+def layers_of(model: Any) -> list[Any]:
+    return [*model.layers.children()]
 
 
 def refuse_model(cls: _Class) -> str | None:
