@@ -2,7 +2,8 @@
 // call. In a small model, calls from Python take as long as the products.
 #include <torch/headeronly/util/Half.h>
 
-#include <cstring>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "adaptor.h"
@@ -44,13 +45,16 @@ struct Layer {
 
   std::int64_t rows(int i) const { return weights[i].sizes()[0]; }
 
-  /// The products of x and the layers of [begin, end), side by side. Weights
-  /// that follow each other in memory are one to the kernel.
-  Tensor multiply(const Tensor& x, int begin, int end) const {
-    Shape shape(x.sizes());
-    shape.last() = 0;
-    for (int i = begin; i < end; ++i) shape.last() += rows(i);
-    Tensor out = empty(kOp, shape, x);
+  std::int64_t rows(int begin, int end) const {
+    std::int64_t sum = 0;
+    for (int i = begin; i < end; ++i) sum += rows(i);
+    return sum;
+  }
+
+  /// Writes the products of x and the layers of [begin, end) to `out`, side by
+  /// side. Weights that follow each other in memory are one to the kernel.
+  void multiply(const Tensor& x, int begin, int end, const Tensor& out) const {
+    Shape shape(out.sizes());
     for (std::int64_t column = 0; begin < end; column += shape.last()) {
       int next = begin + 1;
       while (next < end && adjoin(next - 1, next)) ++next;
@@ -66,7 +70,6 @@ struct Layer {
       }
       begin = next;
     }
-    return out;
   }
 
  private:
@@ -143,86 +146,162 @@ void copy(const Tensor& from, const Tensor& to) {
 void append(const Tensor& from, const Tensor& to) {
   if (from.dtype() != to.dtype()) {
     copy<torch::headeronly::Half, float>(from, to);
-  } else if (aoti_torch_dtype_element_size(from.dtype()) == 4) {
-    copy<float, float>(from, to);
-  } else {
-    copy<std::uint16_t, std::uint16_t>(from, to);
+    return;
+  }
+  switch (aoti_torch_dtype_element_size(from.dtype())) {
+    case 2:
+      return copy<std::uint16_t, std::uint16_t>(from, to);
+    case 4:
+      return copy<float, float>(from, to);
+    default:
+      return copy<double, double>(from, to);
   }
 }
 
-Tensor gated(const std::string& gate, const Tensor& gate_up) {
-  if (gate == "silu") return silu_mul(gate_up, std::nullopt);
-  return gelu_mul(gate_up, std::nullopt, gate == "gelu" ? "none" : "tanh");
+void multiply_by_gate(const std::string& gate, const Tensor& gate_up,
+                      const Tensor& out) {
+  if (gate == "silu") return silu_mul_out(gate_up, std::nullopt, out);
+  gelu_mul_out(gate_up, std::nullopt, gate == "gelu" ? "none" : "tanh", out);
 }
 
-/// What all layers share in a step.
-struct Step {
-  const std::optional<Tensor>&mask, &cos, &sin, &positions;
+/// The numbers of a layer's heads, and their size.
+struct Heads {
+  std::int64_t queries, keys, size;
+
+  bool operator!=(const Heads& other) const {
+    return queries != other.queries || keys != other.keys || size != other.size;
+  }
 };
 
-/// What a layer returns: its result, and the keys and values it attended to.
-struct Result {
-  Tensor y, keys, values;
+/// Queries, keys and values of new tokens, and what attention makes of them.
+/// Layers with the same heads use the same memory.
+struct Attention {
+  Attention(const Tensor& x, const Heads& heads)
+      : heads(heads),
+        products(rows_like(x, (heads.queries + 2 * heads.keys) * heads.size)),
+        result(rows_like(x, heads.queries * heads.size)),
+        queries(by_token(0, heads.queries)),
+        keys(by_token(heads.queries, heads.keys)),
+        rotated(by_token(0, heads.queries + heads.keys)),
+        appended(by_token(heads.queries, 2 * heads.keys)),
+        queries_by_head(by_head(products)),
+        result_by_head(by_head(result)) {}
+
+  static Tensor rows_like(const Tensor& x, std::int64_t size) {
+    Shape shape(x.sizes());
+    shape.last() = size;
+    return empty(kOp, shape, x);
+  }
+
+  Heads heads;
+  Tensor products, result;
+  // (batch, seq, heads, size)
+  Tensor queries, keys, rotated, appended;
+  // (batch, heads, seq, size)
+  Tensor queries_by_head, result_by_head;
+
+ private:
+  Tensor by_token(std::int64_t first, std::int64_t count) const {
+    const auto n = products.sizes(), steps = products.strides();
+    return view4(products, {n[0], n[1], count, heads.size},
+                 {steps[0], steps[1], heads.size, 1}, first * heads.size);
+  }
+  Tensor by_head(const Tensor& x) const {
+    const auto n = x.sizes(), steps = x.strides();
+    return view4(x, {n[0], heads.queries, n[1], heads.size},
+                 {steps[0], heads.size, steps[1], 1}, 0);
+  }
 };
 
-/// Computes a layer, and writes the states of x's tokens, so that the last are
-/// before `end`. Those that x attends to begin at `begin`.
-Result compute(const Tensor& x, const Layer& layer, const Step& step,
-               const Tensor& states, std::int64_t begin, std::int64_t end) {
-  const auto n = states.sizes(), steps = states.strides();
-  const std::int64_t batch = x.sizes()[0], seq = x.sizes()[1];
-  const std::int64_t size = n[3], key_heads = n[1] / 2;
-  const std::int64_t heads = size > 0 ? layer.rows(kQuery) / size : 0;
-  if (n[0] != batch || begin < 0 || begin > end - seq || end > n[2] ||
-      steps[3] != 1 || layer.rows(kQuery) != heads * size ||
-      layer.rows(kKey) != key_heads * size ||
-      layer.rows(kValue) != key_heads * size ||
-      layer.rows(kGate) != layer.rows(kUp)) {
-    fail(std::string(kOp) + ": shapes do not fit");
+/// A step through layers, one after the other.
+class Step {
+ public:
+  Step(const Tensor& x, const std::optional<Tensor>& mask, const Tensor& cos,
+       const Tensor& sin, const std::optional<Tensor>& positions)
+      : x_(x), mask_(mask), cos_(cos), sin_(sin), positions_(positions) {}
+
+  /// Computes a layer, and writes the states of x's tokens, so that the last
+  /// are before `end`. Returns the keys and values from `begin` to there.
+  std::pair<Tensor, Tensor> compute(const Layer& layer, const Tensor& states,
+                                    std::int64_t begin, std::int64_t end) {
+    const auto n = states.sizes(), steps = states.strides();
+    const std::int64_t batch = x_.sizes()[0], seq = x_.sizes()[1];
+    const std::int64_t size = n[3], key_heads = n[1] / 2;
+    const Heads heads{size > 0 ? layer.rows(kQuery) / size : 0, key_heads,
+                      size};
+    if (n[0] != batch || begin < 0 || begin > end - seq || end > n[2] ||
+        steps[3] != 1 || layer.rows(kQuery) != heads.queries * size ||
+        layer.rows(kKey) != key_heads * size ||
+        layer.rows(kValue) != key_heads * size ||
+        layer.rows(kGate) != layer.rows(kUp)) {
+      fail(std::string(kOp) + ": shapes do not fit");
+    }
+    if (!attention_ || attention_->heads != heads)
+      attention_.emplace(x_, heads);
+    const Attention& now = *attention_;
+
+    add_and_norm(layer, 0);
+    layer.multiply(*y_, kQuery, kOutput, now.products);
+    if (layer.has_head_norms) {
+      rms_norm_out(now.queries, same(layer.norms[2]), layer.eps[2],
+                   now.queries);
+      rms_norm_out(now.keys, same(layer.norms[3]), layer.eps[3], now.keys);
+    }
+    if (layer.rotates) rope_(now.rotated, cos_, sin_, positions_, false);
+    append(now.appended,
+           view4(states, {batch, seq, 2 * key_heads, size},
+                 {steps[0], steps[2], steps[1], 1}, (end - seq) * steps[2]));
+    const auto cached = [&](std::int64_t head) {
+      return view4(states, {batch, key_heads, end - begin, size},
+                   {steps[0], steps[1], steps[2], 1},
+                   head * steps[1] + begin * steps[2]);
+    };
+    Tensor keys = cached(0), values = cached(key_heads);
+    attention_out(now.queries_by_head, keys, values, mask_, layer.scale,
+                  now.result_by_head);
+    layer.multiply(now.result, kOutput, kGate, *y_);
+
+    add_and_norm(layer, 1);
+    const Tensor& gate_up = sized(gate_up_, layer.rows(kGate, kDown));
+    layer.multiply(*y_, kGate, kDown, gate_up);
+    const Tensor& gated = sized(gated_, layer.rows(kUp));
+    multiply_by_gate(layer.gate, gate_up, gated);
+    layer.multiply(gated, kDown, kLinears, *y_);
+    return {std::move(keys), std::move(values)};
   }
 
-  Tensor y = rms_norm(x, same(layer.norms[0]), layer.eps[0]);
-  const Tensor products = layer.multiply(y, kQuery, kOutput);
-  const std::int64_t all = heads + 2 * key_heads;
-  // Of queries, keys and values: (batch, seq, heads, size).
-  const auto part = [&](std::int64_t first, std::int64_t count) {
-    return view4(products, {batch, seq, count, size},
-                 {seq * all * size, all * size, size, 1}, first * size);
-  };
-  if (layer.has_head_norms) {
-    const Tensor queries = part(0, heads), keys = part(heads, key_heads);
-    rms_norm_out(queries, same(layer.norms[2]), layer.eps[2], queries);
-    rms_norm_out(keys, same(layer.norms[3]), layer.eps[3], keys);
-  }
-  if (layer.rotates) {
-    rope_(part(0, heads + key_heads), *step.cos, *step.sin, step.positions,
-          false);
-  }
-  append(part(heads, 2 * key_heads),
-         view4(states, {batch, seq, 2 * key_heads, size},
-               {steps[0], steps[2], steps[1], 1}, (end - seq) * steps[2]));
-  const auto cached = [&](std::int64_t head) {
-    return view4(states, {batch, key_heads, end - begin, size},
-                 {steps[0], steps[1], steps[2], 1},
-                 head * steps[1] + begin * steps[2]);
-  };
-  Tensor keys = cached(0), values = cached(key_heads);
-  const Tensor queries = view4(products, {batch, heads, seq, size},
-                               {seq * all * size, size, all * size, 1}, 0);
-  Shape shape(x.sizes());
-  shape.last() = heads * size;
-  const Tensor attended = empty(kOp, shape, x);
-  attention_out(queries, keys, values, step.mask, layer.scale,
-                view4(attended, {batch, heads, seq, size},
-                      {seq * heads * size, size, heads * size, 1}, 0));
+  /// What the last layer returns.
+  Tensor result() const { return residual_ ? add(*residual_, *y_) : same(x_); }
 
-  y = layer.multiply(attended, kOutput, kGate);
-  auto [normed, residual] =
-      add_rms_norm(y, x, same(layer.norms[1]), layer.eps[1]);
-  y = gated(layer.gate, layer.multiply(normed, kGate, kDown));
-  y = add(residual, layer.multiply(y, kDown, kLinears));
-  return {std::move(y), std::move(keys), std::move(values)};
-}
+ private:
+  /// Adds y to the residual, and makes y its norm.
+  void add_and_norm(const Layer& layer, int norm) {
+    const std::optional<Tensor> weight = same(layer.norms[norm]);
+    const double eps = layer.eps[norm];
+    if (residual_) {
+      add_rms_norm_(*y_, *residual_, weight, eps);
+    } else if (!y_) {  // x is the residual, and stays as it is
+      y_ = rms_norm(x_, weight, eps);
+    } else {
+      std::tie(y_, residual_) = add_rms_norm(*y_, x_, weight, eps);
+    }
+  }
+
+  /// Memory for rows of this size, the same for all layers that ask for it.
+  const Tensor& sized(std::optional<Tensor>& memory, std::int64_t size) const {
+    if (!memory || memory->sizes().back() != size) {
+      memory = Attention::rows_like(x_, size);
+    }
+    return *memory;
+  }
+
+  const Tensor& x_;
+  const std::optional<Tensor>& mask_;
+  const Tensor &cos_, &sin_;
+  const std::optional<Tensor>& positions_;
+  std::optional<Tensor> y_, residual_, gate_up_, gated_;
+  std::optional<Attention> attention_;
+};
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> decoder_layers(
     const Tensor& x, const std::vector<Tensor>& states,
@@ -258,13 +337,12 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> decoder_layers(
                          x.dtype() == aoti_torch_dtype_float32();
     if ((state.dtype() != x.dtype() && !is_half) || state.dim() != 4 ||
         x.dim() != 3) {
-      fail(std::string(kOp) + ": states have shape " + shape_text(state.sizes()) +
-           " and dtype " + dtype_name(state));
+      fail(std::string(kOp) + ": states have shape " +
+           shape_text(state.sizes()) + " and dtype " + dtype_name(state));
     }
   }
 
-  const Step step{mask, cos, sin, positions};
-  Tensor y = same(x);
+  Step step(x, mask, *cos, *sin, positions);
   std::vector<Tensor> keys, values;
   for (std::size_t i = 0; i < count; ++i) {
     const std::size_t linear = i * kLinears;
@@ -274,12 +352,11 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> decoder_layers(
         &each_format[linear], scales[i],
         of_layer == 4,        rotates[i] != 0,
         each_gate[i]};
-    Result result = compute(y, layer, step, states[i], begins[i], ends[i]);
-    y = std::move(result.y);
-    keys.push_back(std::move(result.keys));
-    values.push_back(std::move(result.values));
+    auto [k, v] = step.compute(layer, states[i], begins[i], ends[i]);
+    keys.push_back(std::move(k));
+    values.push_back(std::move(v));
   }
-  return {std::move(y), std::move(keys), std::move(values)};
+  return {step.result(), std::move(keys), std::move(values)};
 }
 
 }  // namespace
