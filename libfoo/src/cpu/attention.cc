@@ -232,13 +232,13 @@ HWY_INLINE void Scores(const AttentionBlock& block, int64_t row, const T* key,
   for (int64_t c = 0; c < block.size; c += kColumns) {
     const int64_t m = HWY_MIN(kColumns, block.size - c);
     CopyQuery<T>(block, row, kCount, c, m, query);
-    const int64_t stride = block.key.stride;
+    const int64_t stride = block.key.stride, step = block.key_step;
+    const T* from = key + c * stride;
     for (int64_t j = 0; j < n; j += kKeys) {
       const T* keys[kKeys];  // the last may be the same
       for (int l = 0; l < kKeys; ++l) {
-        const int64_t at = HWY_MIN(j + l, n - 1);
-        keys[l] = InputTile(key + at * block.key_step + c * stride, stride, 0,
-                            m, tile[l]);
+        keys[l] = InputTile(from, stride, 0, m, tile[l]);
+        if (j + l + 1 < n) from += step;
         ahead.fetch(j + l, c * kItem, m * kItem);
       }
       Multiply<kCount>(query, keys, m, scores, j);
