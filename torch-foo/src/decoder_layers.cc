@@ -1,5 +1,6 @@
 // The layers of a model like Llama for the few tokens of a decode step, in one
 // call. In a small model, calls from Python take as long as the products.
+#include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <tuple>
@@ -142,11 +143,12 @@ void copy(const Tensor& from, const Tensor& to) {
   }
 }
 
-/// Copies (batch, seq, heads, size) to a cache, which may be of float16.
+/// Copies (batch, seq, heads, size) to a cache, which may be of 16 bits.
 void append(const Tensor& from, const Tensor& to) {
   if (from.dtype() != to.dtype()) {
-    copy<torch::headeronly::Half, float>(from, to);
-    return;
+    return to.dtype() == aoti_torch_dtype_float16()
+               ? copy<torch::headeronly::Half, float>(from, to)
+               : copy<torch::headeronly::BFloat16, float>(from, to);
   }
   switch (aoti_torch_dtype_element_size(from.dtype())) {
     case 2:
@@ -333,9 +335,9 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> decoder_layers(
   }
   for (const Tensor& state : states) {
     check_any_dtypes(kOp, {{"x", x}, {"states", state}});
-    const bool is_half = state.dtype() == aoti_torch_dtype_float16() &&
-                         x.dtype() == aoti_torch_dtype_float32();
-    if ((state.dtype() != x.dtype() && !is_half) || state.dim() != 4 ||
+    const bool is_narrow = view(x).dtype == foo_core::DType::kFloat32 &&
+                           view(state).dtype != foo_core::DType::kFloat64;
+    if ((state.dtype() != x.dtype() && !is_narrow) || state.dim() != 4 ||
         x.dim() != 3) {
       fail(std::string(kOp) + ": states have shape " +
            shape_text(state.sizes()) + " and dtype " + dtype_name(state));

@@ -858,6 +858,65 @@ def cropped(cache):
     return twin
 
 
+def dtypes(cache) -> set[torch.dtype]:
+    return {
+        t.dtype for layer in cache.layers for t in (layer.keys, layer.values)
+    }
+
+
+@pytest.mark.parametrize("family", STEPPING)
+@pytest.mark.parametrize(
+    ("weights", "asked", "expected"),
+    [
+        (None, None, torch.float32),
+        (None, torch.float16, torch.float16),
+        (None, torch.bfloat16, torch.bfloat16),
+        ("q8_0", None, torch.float16),
+        ("q8_0", torch.float32, torch.float32),
+        ("q8_0", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_the_dtype_of_a_cache(family, weights, asked, expected, steps):
+    sizes = {"head_dim": 8, "hidden_size": 64, "intermediate_size": 64}
+    model, ids = make(family, **sizes), [*range(1, 30)]
+    patch(model, weights=weights)
+    results = []
+    for dtype in (torch.float32, asked):
+        patch(model, cache_dtype=dtype)
+        cache = DynamicCache(config=model.config)
+        results.append(tokens_after(model, cache, ids))
+    assert dtypes(cache) == {expected}
+    assert len(steps) == 2 * len(ids) * LAYERS
+    exact, rounded = results
+    # Where a rounded key brings an activation to the next of 8 bits, the error
+    # grows.
+    bound = {torch.float32: 0, torch.float16: 0.01, torch.bfloat16: 0.03}
+    assert (rounded - exact).norm() <= bound[expected] * exact.norm()
+    # What transformers computes goes on with the same states.
+    twin = copy.deepcopy(model)
+    twin.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    states = copy.deepcopy(cache)
+    steps.clear()
+    actual = tokens_after(twin, states, [3, 4, 5])
+    assert len(steps) == 3 * (LAYERS - 1)
+    wanted = tokens_after(model, cache, [3, 4, 5])
+    assert (actual - wanted).norm() <= 0.03 * wanted.norm()
+
+
+def test_a_model_of_16_bits_has_a_cache_of_its_own(steps):
+    model = make(hidden_size=64).bfloat16()
+    patch(model, weights="q8_0", cache_dtype=torch.float16)
+    cache = DynamicCache(config=model.config)
+    tokens_after(model, cache, [1, 2, 3])
+    assert steps
+    assert dtypes(cache) == {torch.bfloat16}
+
+
+def test_a_dtype_that_no_cache_has():
+    with pytest.raises(ValueError, match=r"cache_dtype is torch\.int8, expect"):
+        patch(make(), cache_dtype=torch.int8)
+
+
 @pytest.mark.parametrize("fork", [copy.deepcopy, shallow, cropped])
 def test_forks_of_a_cache(fork, steps):
     model = make()

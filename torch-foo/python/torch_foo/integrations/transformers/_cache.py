@@ -21,6 +21,9 @@ CACHE = next(
     if name in ("cache", "past_key_values", "past_key_value")
 )
 
+#: The dtypes that a cache may have beside activations of float32.
+CACHE_DTYPES = torch.float32, torch.float16, torch.bfloat16
+
 # Names for what a cache's layer has, and room for how many tokens more.
 _ROOM = "_torch_foo_room"
 _MARGIN = 64
@@ -33,6 +36,7 @@ class New(NamedTuple):
     batch: int
     seq: int
     like: Tensor  #: of the same dtype and device
+    dtype: torch.dtype  #: of the cache, which may be narrower
 
 
 class Room:
@@ -51,7 +55,7 @@ class Room:
         self.window: int | None = getattr(layer, "sliding_window", None)
         #: (batch, 2 * heads, capacity, head_dim), keys before values
         self.states = new.like.new_empty(
-            batch, 2 * heads, self.capacity, head_dim
+            (batch, 2 * heads, self.capacity, head_dim), dtype=new.dtype
         )
         self.states[:, :heads, :seq] = self.keys
         self.states[:, heads:, :seq] = self.values
@@ -62,7 +66,7 @@ class Room:
             and layer.values is self.values
             and self.end + new.seq <= self.capacity
             and self.states.shape[0] == new.batch
-            and self.states.dtype == new.like.dtype
+            and self.states.dtype == new.dtype
             # These may change in inference mode only.
             and self.states.is_inference() <= torch.is_inference_mode_enabled()
         )
@@ -145,7 +149,7 @@ def _has_states(layer: Any, heads: int, head_dim: int, new: New) -> bool:
             and states.dim() == 4
             and states.shape[:2] == (new.batch, heads)
             and states.shape[3] == head_dim
-            and states.dtype == new.like.dtype
+            and states.dtype in (new.like.dtype, new.dtype)
             and states.is_cpu
             for states in (layer.keys, layer.values)
         )

@@ -439,6 +439,15 @@ class _Plan:
         weight: Tensor = self.arguments[0][0]
         return weight.dtype
 
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of keys and values in the cache."""
+        if dtype != torch.float32:
+            return dtype
+        wanted: torch.dtype | None = vars(self.owner)[MARK].option
+        if wanted is None:
+            return torch.float16 if self.is_quantized else dtype
+        return wanted
+
     def rooms(
         self, cache: Any, batch: int, seq: int
     ) -> list[tuple[Any, Room]] | None:
@@ -450,7 +459,8 @@ class _Plan:
             return None
         if not appends(cache):
             return None
-        new = New(batch, seq, self.arguments[0][0])
+        like: Tensor = self.arguments[0][0]
+        new = New(batch, seq, like, self.cache_dtype(like.dtype))
         rooms = []
         for attention, heads in zip(self.attentions, self.heads, strict=True):
             found = layer_with_room(
