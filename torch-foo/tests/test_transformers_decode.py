@@ -550,6 +550,7 @@ def test_layers_that_are_left_out_or_swapped(calls):
         lambda m: m.config.__setattr__("num_hidden_layers", LAYERS),
         lambda m: setattr(m.model, "layers", m.model.layers[::-1]),
         lambda m: m.model.layers.__delitem__(0),
+        lambda m: m.model.layers.append(m.model.layers[0]),  # twice
     ):
         for m in (model, other):
             change(m)
@@ -566,6 +567,7 @@ def test_layers_that_are_left_out_or_swapped(calls):
         {"attention_mask": (torch.arange(21) > 4).long()[None]},
         {"attention_mask": (torch.arange(21) > 4)[None, None, None]},
         {"position_ids": torch.tensor([[7]])},
+        {"cache_position": torch.tensor([7])},
         {"use_cache": False},
         {"output_attentions": False, "return_dict": True},
     ],

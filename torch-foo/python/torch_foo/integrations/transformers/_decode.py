@@ -10,6 +10,7 @@ layer, each of the others is computed by that operator alone.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from itertools import chain, repeat
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama as llama
 
 from torch_foo._torch_internals import (
     PLAIN_TENSORS,
@@ -73,6 +75,11 @@ _KNOWN = {
     *(CACHE, "cache_position"),
 }
 
+# Since transformers 5, a model takes no notice of it.
+_TAKES_CACHE_POSITION = (
+    "cache_position" in inspect.signature(llama.LlamaModel.forward).parameters
+)
+
 # Those of the backward have nothing to do without gradients.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -109,6 +116,7 @@ def _is_undisturbed() -> bool:
     """Whether nothing wants to know of operators, or to change them."""
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not torch.is_grad_enabled()
         and not transforms_are_active()
         and not count_dispatch_modes()
@@ -233,7 +241,7 @@ def _compute_model(
     if not is_known:
         return None
     if position_ids is None:
-        if cache_position is None:
+        if cache_position is None or not _TAKES_CACHE_POSITION:
             cache_position = torch.tensor([seen])
         position_ids = cache_position.unsqueeze(0)
     x = model.embed_tokens(input_ids)
@@ -289,7 +297,10 @@ def _plan(owner: Any, layers: list[Any]) -> _Plan | None:
         if not _is_ours(layer, owner):
             mark.prepared = layer
             return None
-    if len({layer.self_attn.head_dim for layer in layers}) != 1:
+    attentions = [layer.self_attn for layer in layers]
+    if len({a.head_dim for a in attentions}) != 1 or (
+        len({a.layer_idx for a in attentions}) != len(layers)
+    ):
         return None
     plan = mark.prepared = _Plan(owner, layers)
     return plan if plan.is_free() else None

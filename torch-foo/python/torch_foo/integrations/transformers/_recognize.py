@@ -299,7 +299,7 @@ def resembles_model(target: Target) -> bool:
 
 
 def layers_of(model: Any) -> list[Any]:
-    return [*model.layers.children()]
+    return [*model.layers._modules.values()]
 
 
 def refuse_model(cls: _Class) -> str | None:
