@@ -53,15 +53,8 @@ ROTATE = "apply_rotary_pos_emb"
 # Another library may replace it later.
 _ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
 
-# With AVX-512, torch uses instructions for products of bfloat16.
-_IS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-
 #: torch_foo.linear beats torch up to this many rows.
-MOST_ROWS = {
-    torch.float32: 16,
-    torch.float16: 16,
-    torch.bfloat16: 8 if _IS_AVX512 else 16,
-}
+MOST_ROWS = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 16)
 
 _DEVICES = {"cpu", "foo"} | ({"cuda"} if build_info().cuda else set())
 
