@@ -363,7 +363,7 @@ def section(op: Operator) -> str:
     )
     if "Returns" in doc:
         about += f"\n\nReturns: {markdown(doc['Returns'])}"
-    autocast = "brings mixed floating-point arguments to the widest dtype"
+    autocast = "brings dtypes that may not be mixed to the widest of them"
     return f"""\
 ## {op.name}
 

@@ -33,8 +33,17 @@ class Mask {
 };
 
 void check(const Tensor& query, const Tensor& key, const Tensor& value) {
-  check_arguments("attention",
-                  {{"query", query}, {"key", key}, {"value", value}});
+  const char* op = "attention";
+  const Argument arg_key{"key", key};
+  check_any_dtypes(op, {{"query", query}, arg_key, {"value", value}});
+  if (view(query).dtype != foo_core::DType::kFloat32) {
+    check_arguments(op, {{"query", query}, arg_key});
+  } else if (view(key).dtype == foo_core::DType::kFloat64) {
+    fail(
+        "attention: key has dtype float64, expected float32, float16 or "
+        "bfloat16, as query has float32");
+  }
+  check_arguments(op, {arg_key, {"value", value}});
 }
 
 void into(const Tensor& query, const Tensor& key, const Tensor& value,

@@ -68,26 +68,27 @@ struct OnStack<std::string> {
   }
 };
 
-template <>
-struct OnStack<std::vector<Tensor>> {
-  static std::vector<Tensor> take(StableIValue value) {
+template <class T>
+struct OnStack<std::vector<T>> {
+  static std::vector<T> take(StableIValue value) {
     const auto items = torch::stable::detail::to<StableListHandle>(value);
-    std::vector<Tensor> tensors;
+    std::vector<T> values;
     std::size_t size;
     check(torch_list_size(items, &size), "read a list");
+    values.reserve(size);
     for (std::size_t i = 0; i < size; ++i) {
       StableIValue item;
       check(torch_list_get_item(items, i, &item), "read a list");
-      tensors.push_back(OnStack<Tensor>::take(item));
+      values.push_back(OnStack<T>::take(item));
     }
     check(torch_delete_list(items), "free a list");
-    return tensors;
+    return values;
   }
-  static StableIValue put(std::vector<Tensor>&& tensors) {
+  static StableIValue put(std::vector<T>&& values) {
     StableListHandle items;
-    check(torch_new_list_reserve_size(tensors.size(), &items), "make a list");
-    for (Tensor& tensor : tensors) {
-      const StableIValue item = OnStack<Tensor>::put(std::move(tensor));
+    check(torch_new_list_reserve_size(values.size(), &items), "make a list");
+    for (T& value : values) {
+      const StableIValue item = OnStack<T>::put(std::move(value));
       check(torch_list_push_back(items, item), "fill a list");
     }
     return torch::stable::detail::from(items);

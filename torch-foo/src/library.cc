@@ -31,9 +31,11 @@ class Registration {
       const Library definitions(handles_.back());
       define_operators(definitions);
       define_build_info(definitions);
+      define_decoder_layers(definitions);
       define_device(definitions);
       for (const char* key : kKeys)
         implement_operators(kernels(kNamespace, key));
+      implement_decoder_layers(kernels(kNamespace, "CPU"));
       const Library others = kernels(kNamespace, "CompositeExplicitAutograd");
       implement_build_info(others);
       implement_device(others);

@@ -37,6 +37,11 @@ const char* library_path();
 void define_build_info(const Library& m);
 void implement_build_info(const Library& m);
 
+// In decoder_layers.cc: an operator that only the decode step calls, on plain
+// tensors of the CPU.
+void define_decoder_layers(const Library& m);
+void implement_decoder_layers(const Library& m);
+
 // In device/device.cc: what is behind torch_foo.device.
 void define_device(const Library& m);
 void implement_device(const Library& m);

@@ -66,6 +66,10 @@ std::int32_t Tensor::device_index() const {
   return query(aoti_torch_get_device_index, handle_);
 }
 
+bool Tensor::contiguous() const {
+  return query(aoti_torch_is_contiguous, handle_);
+}
+
 const void* Tensor::const_data_ptr() const {
   return query(torch_get_const_data_ptr, handle_);
 }
@@ -82,6 +86,23 @@ void Tensor::swap(Tensor& other) noexcept {
   std::swap(dim_, other.dim_);
   std::swap(sizes_, other.sizes_);
   std::swap(strides_, other.strides_);
+}
+
+Tensor same(const Tensor& tensor) {
+  AtenTensorHandle handle;
+  check(aoti_torch_new_tensor_handle(tensor.handle(), &handle),
+        "keep a tensor");
+  return Tensor(handle);
+}
+
+Tensor part_of(const Tensor& whole, IntHeaderOnlyArrayRef sizes,
+               IntHeaderOnlyArrayRef strides, std::int64_t offset) {
+  AtenTensorHandle handle;
+  check(aoti_torch__reinterpret_tensor(
+            whole.handle(), static_cast<std::int64_t>(sizes.size()),
+            sizes.data(), strides.data(), offset, &handle),
+        "make a view");
+  return Tensor(handle);
 }
 
 }  // namespace torch_foo

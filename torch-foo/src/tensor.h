@@ -68,6 +68,7 @@ class Tensor {
   IntHeaderOnlyArrayRef strides() const {
     return {strides_, static_cast<std::size_t>(dim_)};
   }
+  bool contiguous() const;
   const void* const_data_ptr() const;
   void* mutable_data_ptr() const;
 
@@ -84,6 +85,14 @@ class Tensor {
   const std::int64_t* sizes_ = nullptr;
   const std::int64_t* strides_ = nullptr;
 };
+
+/// Another handle to the tensor.
+Tensor same(const Tensor& tensor);
+
+/// A tensor in the storage of another one, which it keeps alive. Its first
+/// element is `offset` elements behind the other's.
+Tensor part_of(const Tensor& whole, IntHeaderOnlyArrayRef sizes,
+               IntHeaderOnlyArrayRef strides, std::int64_t offset);
 
 /// A tensor that somebody else owns, until it is taken.
 class Borrowed {

@@ -58,6 +58,8 @@ INTERNAL = {r for o in OPERATORS.values() for r in o.internal_results}
 ALL_DTYPES = sorted(
     {d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str
 )
+#: Dtypes of query, key and value that attention takes, beside equal ones.
+NARROW = [[torch.float32, d, d] for d in (torch.float16, torch.bfloat16)]
 SPECIAL = (
     *(math.nan, math.inf, -math.inf, 0.0, -0.0),
     *(1e-310, 1e-40, 6e-8, 3e38, -6e4, 1e300),
@@ -154,7 +156,7 @@ class Call:
         """Return empty results, or raise what the arguments deserve."""
         args = [self.args[a.name] for a in self.schema]
         if self.promotes:
-            args = promoted(args)
+            args = promoted(self.operator, args)
         result = self.operator.fake(
             *(as_meta(a) if isinstance(a, Tensor) else a for a in args)
         )
@@ -560,8 +562,19 @@ class Expected:
     takes_too_long: bool = False
 
 
-def promoted(args: list[Any]) -> list[Any]:
+def promoted(operator: type[Operator], args: list[Any]) -> list[Any]:
     """What autocast makes of arguments that have several dtypes."""
+    if operator.__name__ == "attention":
+        query, key, value, *others = args
+        query, *others = widened([query, *others])
+        args = [query, key, value, *others]
+        if [getattr(a, "dtype", None) for a in args[:3]] in NARROW:
+            return args
+    return widened(args)
+
+
+def widened(args: list[Any]) -> list[Any]:
+    """Bring arguments of the operators' dtypes to the widest of them."""
     known = [a for a in args if isinstance(a, Tensor) and a.dtype in DTYPES]
     widest = known[0].dtype if known else torch.float32
     for a in known:
@@ -616,7 +629,8 @@ def expect(call: Call) -> Expected:
             value = value.as_subclass(Tensor).detach().resolve_neg() + 0
             value = value.reshape(value.shape[call.leading.get(a.name, 0) :])
         plain.append(value)
-    expected.args = promoted(plain) if call.promotes else plain
+    promotes = call.promotes
+    expected.args = promoted(call.operator, plain) if promotes else plain
     try:
         call.reference(*expected.args)
     except Exception as error:

@@ -493,15 +493,16 @@ def rows_of(count: int, device: str, requires_grad: bool = True) -> Tensor:
 
 
 class Seen(TorchDispatchMode):
-    """The operators of torch_foo that a mode sees."""
+    """The operators of torch_foo that a mode sees, and their arguments."""
 
     def __init__(self):
         super().__init__()
-        self.operators = []
+        self.operators, self.arguments = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "torch_foo":
             self.operators.append(func)
+            self.arguments.append(args)
         return func(*args, **(kwargs or {}))
 
 
@@ -942,6 +943,10 @@ MIXES = [
 ]
 
 
+#: Keys and values of 16 bits, which attention takes beside a float32 query.
+NARROW = [torch.float32, torch.float16, torch.float16]
+
+
 def mixed_leaves(case, dtypes, device):
     """Yield the random tensors, the last or all but the first of dtypes[1]."""
     args = case.args(device=device)
@@ -965,6 +970,8 @@ def test_mixed_dtypes(with_several, device, dtypes, autocast):
         function = case.of_leaves(args)
         leaves = [t.requires_grad_() for t in tensors]
         is_product = case.op in ("linear", "linear_quantized", "attention")
+        if case.op == "attention" and [t.dtype for t in tensors] == NARROW:
+            is_product = False  # that it takes as it is
         if is_product and not autocast:
             with pytest.raises(RuntimeError, match="has dtype"):
                 function(*leaves)
@@ -1012,6 +1019,47 @@ def test_autocast_leaves_equal_dtypes_alone(typical, dtype, device):
     expected = typical.function(*args)
     with torch.autocast(device, dtype=torch.bfloat16):
         assert_equal(typical.function(*args), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "wide"),
+    [
+        ("float32 float16 float16", ""),
+        ("float32 bfloat16 bfloat16 float32", ""),
+        ("float32 bfloat16 bfloat16 float16", "float32 - - float32"),
+        ("bfloat16 bfloat16 bfloat16 float32", "float32 - - float32"),
+        ("float16 bfloat16 bfloat16", "float32 float32 float32"),
+        ("float32 float16 bfloat16", "float32 float32 float32"),
+        ("float32 float16 float32", "float32 float32 float32"),
+        ("bfloat16 float32 float32", "float32 float32 float32"),
+        ("float64 float16 float16", "float64 float64 float64"),
+    ],
+)
+def test_autocast_leaves_a_narrow_cache_alone(given, wide, device):
+    """Query and a mask are promoted without it, where that is enough."""
+    before = given.split()
+    after = [
+        old if new == "-" else new
+        for old, new in zip(before, wide.split() or before, strict=True)
+    ]
+    args = [
+        torch.randn(1, 2, 3, 3, device=device).to(getattr(torch, name))
+        for name in before
+    ]
+    expected = OPERATORS["attention"].reference(*(a.double() for a in args))
+    for function in (
+        torch_foo.attention,
+        lambda *args: torch.vmap(torch_foo.attention)(*(a[None] for a in args)),
+    ):
+        with torch.autocast(device, torch.bfloat16), Seen() as seen:
+            got = function(*args)
+        (call,) = seen.arguments
+        assert [a.dtype for a in call[: len(args)]] == [
+            getattr(torch, name) for name in after
+        ]
+        assert got.dtype == getattr(torch, after[0])
+        got = got.double().view_as(expected)
+        assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")

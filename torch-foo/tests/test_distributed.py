@@ -297,7 +297,7 @@ def nothing_is_sent():
     x, w = torch.randn(4, 6, 8), torch.randn(8)
     table = torch.randn(6, 4)
     heads, target = torch.randn(4, 6, 2, 8), torch.arange(24).view(4, 6) % 8
-    positions = torch.arange(6)
+    cache, positions = heads.bfloat16(), torch.arange(6)
     for name, args, placements, result, named in [
         ("add", (x, x), (last, last), last, {}),
         ("add", (x, w), (rows, all_), rows, {}),
@@ -317,6 +317,7 @@ def nothing_is_sent():
         ("linear", (x, x[0]), (middle, all_), middle, {}),
         ("attention", (heads, heads, heads), (rows, rows, rows), rows, {}),
         ("attention", (heads, heads, heads), (middle,) * 3, middle, {}),
+        ("attention", (heads, cache, cache), (middle,) * 3, middle, {}),
         ("attention", (heads, heads, heads), (last, all_, all_), last, {}),
         (
             "attention",

@@ -791,8 +791,38 @@ WRONG += [
             for dtype in (torch.bool, torch.float32)
         ),
         (
-            "key has dtype float64, but query has float32",
+            "key has dtype float64, expected float32, float16 or bfloat16, as "
+            "query has float32",
             {"key": torch.ones(2, 2, 5, 8, dtype=F64)},
+        ),
+        *(
+            (
+                f"key has dtype float32, but query has {name}",
+                {"query": torch.ones(2, 4, 3, 8, dtype=getattr(torch, name))},
+            )
+            for name in ("float64", "float16", "bfloat16")
+        ),
+        *(
+            (
+                f"value has dtype {name}, but key has float16",
+                {
+                    "key": torch.ones(2, 2, 5, 8, dtype=torch.float16),
+                    "value": torch.ones(2, 2, 5, 6, dtype=getattr(torch, name)),
+                },
+            )
+            for name in ("float64", "float32", "bfloat16")
+        ),
+        (
+            "value has dtype float16, but key has float32",
+            {"value": torch.ones(2, 2, 5, 6, dtype=torch.float16)},
+        ),
+        (
+            "mask has dtype float16, but query has float32",
+            {
+                "key": torch.ones(2, 2, 5, 8, dtype=torch.float16),
+                "value": torch.ones(2, 2, 5, 6, dtype=torch.float16),
+                "mask": torch.ones(5, dtype=torch.float16),
+            },
         ),
         (
             "mask has dtype float64, but query has float32",

@@ -18,11 +18,11 @@ transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
 import tiny_models  # noqa: E402
-from tiny_models import LAYERS  # noqa: E402
+from tiny_models import LAYERS, count_steps  # noqa: E402
 from torch_foo.integrations import gguf  # noqa: E402
 from torch_foo.integrations.gguf import _load, _reader  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
-    _decode,
+    _join,
     patch,
 )
 from torch_foo.nn import QuantizedEmbedding, QuantizedLinear  # noqa: E402
@@ -193,9 +193,9 @@ def test_models(family, kind, tied, tmp_path):
         linears = [attention.q_proj, attention.k_proj, attention.v_proj]
         if family == "llama":
             weights = [linear.weight for linear in linears]
-            assert _decode._adjoining(weights) is not None
+            assert _join.adjoin(weights)
         weights = [mlp.gate_proj.weight, mlp.up_proj.weight]
-        assert _decode._adjoining(weights) is not None
+        assert _join.adjoin(weights)
     config = model.config
     assert (config.bos_token_id, config.eos_token_id) == (1, None)
     assert "tokenizer" not in str(report)
@@ -243,10 +243,7 @@ def test_same_tokens_as_of_quantized_weights(tmp_path, monkeypatch):
     twin = save(make(), path)
     patch(twin, weights="q8_0")
     model = gguf.load(path)
-    steps, call = [], _decode._Plan.__call__
-    monkeypatch.setattr(
-        _decode._Plan, "__call__", lambda *a: steps.append(1) or call(*a)
-    )
+    steps = count_steps(monkeypatch)
     ids = torch.randint(1, 97, (2, 20))
     options = {"max_new_tokens": 10, "do_sample": False}
     expected = twin.generate(ids, **options)

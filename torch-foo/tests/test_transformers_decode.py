@@ -7,36 +7,39 @@ import pickle
 
 import pytest
 import torch
+import torch_foo
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
-from tiny_models import COPIES, LAYERS, make  # noqa: E402
+from tiny_models import COPIES, LAYERS, count_steps, make  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
+    _cache,
     _decode,
+    _join,
     patch,
     unpatch,
 )
-from transformers import DynamicCache, StaticCache  # noqa: E402
+from transformers import (  # noqa: E402
+    DynamicCache,
+    StaticCache,
+    modeling_utils,
+)
 from transformers.generation.streamers import BaseStreamer  # noqa: E402
+from transformers.integrations.sdpa_attention import (  # noqa: E402
+    sdpa_attention_forward,
+)
 
+CACHE = _cache.CACHE  # the name of the argument
 STEPPING = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Count the layers that the decode step computes."""
-    count = []
-    call = _decode._Plan.__call__
-
-    def counted(*args):
-        count.append(args)
-        return call(*args)
-
-    monkeypatch.setattr(_decode._Plan, "__call__", counted)
-    return count
+    return count_steps(monkeypatch)
 
 
 def prompt(rows: int = 2, length: int = 20) -> dict[str, torch.Tensor]:
@@ -113,17 +116,16 @@ def test_streaming(steps):
 def test_16_bits_compute_the_same_as_module_by_module(
     family, dtype, steps, monkeypatch
 ):
-    """With torch's attention, too, which rounds scores and weights."""
+    """With torch_foo's attention there, too, which rounds less than torch's."""
 
-    def attention(query, key, value, mask, scale):
-        return functional.scaled_dot_product_attention(
-            query, key, value, mask, scale=scale, enable_gqa=True
-        )
+    def attention(query, key, value, attn_mask, scale, **_):
+        assert attn_mask is not None
+        return torch_foo.attention(query, key, value, attn_mask, scale=scale)
 
-    monkeypatch.setattr(_decode, "_attention", attention)
     model, inputs = make(family).to(dtype), prompt()
     settings = {"max_new_tokens": 8, "do_sample": False}
     settings |= {"return_dict_in_generate": True, "output_logits": True}
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
     patch(model, decode=False)
     expected = model.generate(**inputs, **settings)
     assert not steps
@@ -346,14 +348,7 @@ def test_rows(rows, used, steps):
 
 @pytest.mark.parametrize("rows", [1, 2])  # without a mask, and with one
 @pytest.mark.parametrize("way", ["greedy", "lookup"])
-def test_attention_reads_the_cache_once(rows, way, steps, monkeypatch):
-    calls, call = [], _decode._attention
-
-    def attention(*args):
-        calls.append(args)
-        return call(*args)
-
-    monkeypatch.setattr(_decode, "_attention", attention)
+def test_masks(rows, way, steps):
     model, inputs = make(), prompt(1)
     if rows == 2 and way == "greedy":
         inputs = prompt(2)
@@ -363,22 +358,53 @@ def test_attention_reads_the_cache_once(rows, way, steps, monkeypatch):
     expected = model.generate(**inputs, **settings)
     patch(model)
     assert torch.equal(model.generate(**inputs, **settings), expected)
-    assert any(args[3] is not None for args in calls) is (
+    assert any(mask is not None for mask in steps) is (
         rows == 2 or way == "lookup"
     )
-    assert len(calls) == len(steps) > 0
+    assert len(steps) > 0
 
 
-def test_masks_that_are_left_to_transformers(monkeypatch):
-    """One mask for a batch, one for each head, and none for several tokens."""
-    monkeypatch.delattr(_decode, "_attention")  # nothing may call it
+def test_masks_that_are_left_to_transformers(steps):
+    """One mask for each head."""
     model = make()
     heads = model.config.num_attention_heads
-    cases = [torch.ones(1, heads, 1, 21, dtype=torch.bool)]
-    expected = [step(model, attention_mask=mask) for mask in cases]
+    mask = torch.ones(1, heads, 1, 21, dtype=torch.bool)
+    mask[:, 0, :, 5] = False
+    expected = step(model, attention_mask=mask)
     patch(model)
-    for mask, want in zip(cases, expected, strict=True):
-        torch.testing.assert_close(step(model, attention_mask=mask), want)
+    torch.testing.assert_close(step(model, attention_mask=mask), expected)
+    assert not steps
+
+
+def test_attention_that_another_library_put_there(steps, monkeypatch):
+    model, calls = make(), []
+    patch(model)
+    expected = step(model)
+
+    def attention(*args, **more):
+        calls.append(1)
+        return sdpa_attention_forward(*args, **more)
+
+    attentions = modeling_utils.ALL_ATTENTION_FUNCTIONS
+    monkeypatch.setitem(attentions, "sdpa", attention)
+    arguments = cached(model)
+    calls.clear()
+    steps.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**arguments).logits, expected)
+    assert len(calls) == LAYERS
+    assert not steps
+
+
+def test_modes_that_see_all_operators(steps):
+    model = make()
+    patch(model)
+    arguments = cached(model)
+    steps.clear()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**arguments)
+    assert counter.get_total_flops() > 0
+    assert not steps
 
 
 def test_a_static_cache_is_left_to_transformers(steps):
@@ -401,16 +427,228 @@ def test_compile(compiled):
     torch.testing.assert_close(step(run), expected)
 
 
+# --- a whole model's step ---------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count the layers of each call of the operator."""
+    counts, call = [], _decode._Plan.__call__
+
+    def counted(plan, x, rooms, *rest):
+        counts.append(len(rooms))
+        return call(plan, x, rooms, *rest)
+
+    monkeypatch.setattr(_decode._Plan, "__call__", counted)
+    return counts
+
+
+@pytest.mark.parametrize("family", STEPPING)
+def test_one_call_for_each_token(family, calls):
+    model, inputs = make(family), prompt()
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**inputs, **settings)
+    patch(model)
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+    assert calls == [LAYERS] * 5
+
+
+@pytest.mark.parametrize("window", [8, 12, 24])
+@pytest.mark.parametrize("has_window", [False, True])
+def test_windows(window, has_window, calls):
+    """Of a cache that keeps all tokens, or those in the window."""
+    model = make("mistral", sliding_window=window)
+    inputs, results = prompt(), []
+    for _ in range(2):
+        cache = DynamicCache(config=model.config if has_window else None)
+        calls.clear()
+        tokens = model.generate(
+            **inputs,
+            max_new_tokens=10,
+            do_sample=False,
+            **{CACHE: cache},
+        )
+        results.append(tokens)
+        patch(model)
+    assert torch.equal(*results)
+    fits = has_window or window == 24
+    assert calls.count(LAYERS) == (9 if has_window else 4 if fits else 0)
+
+
+def replace_forward(layer, seen):
+    """Put another library's forward around a layer's."""
+    inner = layer.forward
+
+    def forward(*args, **more):
+        seen.append(args[0])
+        return inner(*args, **more)
+
+    layer.forward = forward
+
+
+class Wrapper(nn.Module):
+    """What sharding and checkpointing put around a layer."""
+
+    def __init__(self, layer, seen) -> None:
+        super().__init__()
+        self.layer, self.seen = layer, seen
+
+    def forward(self, x, *args, **more):
+        self.seen.append(x)
+        return self.layer(x, *args, **more)
+
+
+OBSERVERS = {
+    "hook": lambda layers, seen: layers[1].register_forward_hook(
+        lambda _, args, y: seen.append(args[0])
+    ),
+    "pre-hook": lambda layers, seen: layers[1].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    ),
+    "forward": lambda layers, seen: replace_forward(layers[1], seen),
+    "wrapper": lambda layers, seen: layers.__setitem__(
+        1, Wrapper(layers[1], seen)
+    ),
+    "compile": lambda layers, seen: layers[1].compile(
+        backend=lambda graph, _: seen.append(1) or graph.forward
+    ),
+}
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_observers_of_a_layer(observer, calls):
+    """They see what comes from the layers before, in either order."""
+    model, other, seen, wanted = make(), make(), [], []
+    patch(model)
+    step(model)
+    calls.clear()
+    OBSERVERS[observer](model.model.layers, seen)
+    arguments = cached(model)
+    seen.clear()
+    with torch.no_grad():
+        actual = model(**arguments).logits
+    assert LAYERS not in calls
+    torch.testing.assert_close(actual, step(other))
+    if observer != "compile":
+        other.model.layers[1].register_forward_pre_hook(
+            lambda _, args: wanted.append(args[0])
+        )
+        arguments = cached(other)
+        wanted.clear()
+        with torch.no_grad():
+            other(**arguments)
+        torch.testing.assert_close(seen, wanted)
+    else:
+        assert seen
+
+
+def test_layers_that_are_left_out_or_swapped(calls):
+    model, other = make(), make()
+    patch(model)
+    for change in (
+        lambda m: m.config.__setattr__("num_hidden_layers", 1),
+        lambda m: m.config.__setattr__("num_hidden_layers", LAYERS),
+        lambda m: setattr(m.model, "layers", m.model.layers[::-1]),
+        lambda m: m.model.layers.__delitem__(0),
+    ):
+        for m in (model, other):
+            change(m)
+        calls.clear()
+        torch.testing.assert_close(step(model), step(other))
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"attention_mask": torch.ones(1, 21, dtype=torch.int64)},
+        {"attention_mask": (torch.arange(21) > 4).long()[None]},
+        {"attention_mask": (torch.arange(21) > 4)[None, None, None]},
+        {"position_ids": torch.tensor([[7]])},
+        {"use_cache": False},
+        {"output_attentions": False, "return_dict": True},
+    ],
+    ids=lambda arguments: ", ".join(arguments),
+)
+def test_arguments_of_a_model(arguments, calls):
+    model = make()
+    results = []
+    for _ in range(2):
+        inputs = cached(model) | arguments
+        calls.clear()
+        with torch.no_grad():
+            results.append(model.model(**inputs))
+        patch(model)
+    expected, actual = results
+    assert calls
+    assert type(actual) is type(expected)
+    assert actual.keys() == expected.keys()
+    torch.testing.assert_close(
+        actual.last_hidden_state, expected.last_hidden_state
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"return_dict": False},
+        {"output_hidden_states": True},
+        {"input_ids": None, "inputs_embeds": torch.ones(1, 1, 32)},
+        {"input_ids": torch.ones(1, 2, dtype=torch.int64)},
+    ],
+    ids=lambda arguments: ", ".join(arguments),
+)
+def test_what_a_model_does_itself(arguments, calls):
+    model = make()
+    results = []
+    for _ in range(2):
+        inputs = cached(model) | arguments
+        calls.clear()
+        with torch.no_grad():
+            results.append(model.model(**inputs))
+        patch(model)
+    expected, actual = results
+    assert LAYERS not in calls
+    assert type(actual) is type(expected)
+    assert len(actual) == len(expected)
+    torch.testing.assert_close(actual[0], expected[0])
+    if "output_hidden_states" in arguments:
+        torch.testing.assert_close(actual.hidden_states, expected.hidden_states)
+
+
+def test_a_config_that_asks_for_hidden_states(calls):
+    model = make(output_hidden_states=True)
+    results = []
+    for _ in range(2):
+        arguments = cached(model)
+        calls.clear()
+        with torch.no_grad():
+            results.append(model(**arguments).hidden_states)
+        patch(model)
+    torch.testing.assert_close(*reversed(results))
+    assert LAYERS not in calls
+
+
+def test_a_cache_that_is_missing_or_another_models(calls):
+    model, other = make(), make(num_key_value_heads=4)
+    ids = torch.ones(1, 1, dtype=torch.int64)
+    with torch.no_grad():
+        expected = model(ids).logits
+        patch(model)
+        torch.testing.assert_close(model(ids).logits, expected)
+        arguments = cached(other)
+        with pytest.raises(RuntimeError):
+            model(**arguments)
+
+
 # --- weights ----------------------------------------------------------------
 
 
 def joined(model: nn.Module) -> int:
     """Count the layers in which gate and up have one memory."""
     return sum(
-        _decode._adjoining(
-            [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]
-        )
-        is not None
+        _join.adjoin([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
         for layer in model.model.layers
     )
 
@@ -618,6 +856,65 @@ def cropped(cache):
     twin = copy.deepcopy(cache)
     twin.crop(-2)
     return twin
+
+
+def dtypes(cache) -> set[torch.dtype]:
+    return {
+        t.dtype for layer in cache.layers for t in (layer.keys, layer.values)
+    }
+
+
+@pytest.mark.parametrize("family", STEPPING)
+@pytest.mark.parametrize(
+    ("weights", "asked", "expected"),
+    [
+        (None, None, torch.float32),
+        (None, torch.float16, torch.float16),
+        (None, torch.bfloat16, torch.bfloat16),
+        ("q8_0", None, torch.float16),
+        ("q8_0", torch.float32, torch.float32),
+        ("q8_0", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_the_dtype_of_a_cache(family, weights, asked, expected, steps):
+    sizes = {"head_dim": 8, "hidden_size": 64, "intermediate_size": 64}
+    model, ids = make(family, **sizes), [*range(1, 30)]
+    patch(model, weights=weights)
+    results = []
+    for dtype in (torch.float32, asked):
+        patch(model, cache_dtype=dtype)
+        cache = DynamicCache(config=model.config)
+        results.append(tokens_after(model, cache, ids))
+    assert dtypes(cache) == {expected}
+    assert len(steps) == 2 * len(ids) * LAYERS
+    exact, rounded = results
+    # Where a rounded key brings an activation to the next of 8 bits, the error
+    # grows.
+    bound = {torch.float32: 0, torch.float16: 0.01, torch.bfloat16: 0.03}
+    assert (rounded - exact).norm() <= bound[expected] * exact.norm()
+    # What transformers computes goes on with the same states.
+    twin = copy.deepcopy(model)
+    twin.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    states = copy.deepcopy(cache)
+    steps.clear()
+    actual = tokens_after(twin, states, [3, 4, 5])
+    assert len(steps) == 3 * (LAYERS - 1)
+    wanted = tokens_after(model, cache, [3, 4, 5])
+    assert (actual - wanted).norm() <= 0.03 * wanted.norm()
+
+
+def test_a_model_of_16_bits_has_a_cache_of_its_own(steps):
+    model = make(hidden_size=64).bfloat16()
+    patch(model, weights="q8_0", cache_dtype=torch.float16)
+    cache = DynamicCache(config=model.config)
+    tokens_after(model, cache, [1, 2, 3])
+    assert steps
+    assert dtypes(cache) == {torch.bfloat16}
+
+
+def test_a_dtype_that_no_cache_has():
+    with pytest.raises(ValueError, match=r"cache_dtype is torch\.int8, expect"):
+        patch(make(), cache_dtype=torch.int8)
 
 
 @pytest.mark.parametrize("fork", [copy.deepcopy, shallow, cropped])

@@ -12,9 +12,9 @@ transformers = pytest.importorskip("transformers")
 
 # These imports would fail without transformers.
 import tiny_models  # noqa: E402
-from tiny_models import COPIES, LAYERS  # noqa: E402
+from tiny_models import COPIES, LAYERS, count_steps  # noqa: E402
 from torch_foo.integrations.transformers import (  # noqa: E402
-    _decode,
+    _join,
     patch,
     unpatch,
 )
@@ -71,10 +71,7 @@ def test_the_decode_step(dtype, monkeypatch):
         with pytest.warns(UserWarning, match="stay quantized"):
             unpatch(layer)
     patch(other, decode=False)
-    steps, call = [], _decode._Plan.__call__
-    monkeypatch.setattr(
-        _decode._Plan, "__call__", lambda *a: steps.append(1) or call(*a)
-    )
+    steps = count_steps(monkeypatch)
     settings = {"max_new_tokens": 10, "do_sample": False}
     ids = torch.randint(1, 97, (2, 20))
     expected = other.generate(ids, **settings)
@@ -93,7 +90,7 @@ def test_one_product_for_what_has_one_input():
             (mlp.gate_proj, mlp.up_proj),
         ):
             weights = [linear.weight for linear in linears]
-            assert _decode._adjoining(weights) is not None
+            assert _join.adjoin(weights)
 
 
 def test_rules():

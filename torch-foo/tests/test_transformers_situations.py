@@ -369,7 +369,7 @@ def test_copies_are_patched(way):
     if way is not data_parallel_replica:  # which shares its parameters
         check_same(twin, make())
         assert patch(twin).left == {}
-        assert unpatch(twin) == 27
+        assert unpatch(twin) == 28
         check_no_trace(twin)
         assert calls(model) == ALL_CALLS
     else:
@@ -378,7 +378,7 @@ def test_copies_are_patched(way):
             for m in twin.modules()
             if "forward" in vars(m)
         ]
-        assert own == [True] * 26
+        assert own == [True] * 27
 
 
 def test_a_copy_of_an_unpatched_copy():
@@ -477,7 +477,7 @@ def test_unpatch_leaves_what_others_put_around_it():
     wrap(other.model.norm)
     check_same(model, other)
     assert calls(model) == ALL_CALLS
-    assert unpatch(model) == 27
+    assert unpatch(model) == 28
     assert calls(model) == 0
     check_same(model, other)
     with pytest.warns(UserWarning, match="is not patched"):
@@ -487,7 +487,7 @@ def test_unpatch_leaves_what_others_put_around_it():
     assert calls(model) == ALL_CALLS
     model.model.norm.forward = inner  # the others leave
     check_same(model, make())
-    assert unpatch(model) == 27
+    assert unpatch(model) == 28
     check_no_trace(model)
 
 
@@ -660,7 +660,7 @@ def test_patch_and_unpatch_a_compiled_model():
     assert patch(compiled)
     assert calls(compiled) > 0
     check_same(compiled, make())
-    assert unpatch(compiled) == 27
+    assert unpatch(compiled) == 28
     assert calls(compiled) == 0
     check_no_trace(model)
 
@@ -693,7 +693,7 @@ def test_fully_shard(mesh):
     fully_shard(model, mesh=mesh)
     check_same(model, other)
     model(IDS, labels=IDS).loss.backward()
-    assert unpatch(model) == 27
+    assert unpatch(model) == 28
     check_no_trace(model)
     check_same(model, other)
 

@@ -446,7 +446,13 @@ def _resized(draw, sample: Sample) -> Sample:
         tuple(new[n] for n in a) if isinstance(a, tuple) else a
         for a in sample.arguments
     ]
-    return Sample(sample.name, *arguments, other=sample.other, **sample.named)
+    return Sample(
+        sample.name,
+        *arguments,
+        other=sample.other,
+        dtypes=sample.dtypes,
+        **sample.named,
+    )
 
 
 @settings(max_examples=20)

@@ -7,6 +7,7 @@ import pickle
 import torch
 import transformers
 from torch import nn
+from torch_foo.integrations.transformers import _decode
 
 LAYERS = 2
 
@@ -30,6 +31,18 @@ def make(
     config = transformers.AutoConfig.for_model(family, **settings | options)
     torch.manual_seed(seed)
     return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def count_steps(monkeypatch) -> list[torch.Tensor | None]:
+    """Collect a mask for each layer that the decode step computes."""
+    masks, call = [], _decode._Plan.__call__
+
+    def counted(plan, x, rooms, mask, rotation):
+        masks.extend([mask] * len(rooms))
+        return call(plan, x, rooms, mask, rotation)
+
+    monkeypatch.setattr(_decode._Plan, "__call__", counted)
+    return masks
 
 
 def through_pickle(model: nn.Module) -> nn.Module:

@@ -7,7 +7,9 @@
 /// query has shape (batch, heads, queries, size), key (batch, key heads, keys,
 /// size), value (batch, key heads, keys, value size) and out (batch, heads,
 /// queries, value size). Heads are a multiple of key heads, and heads that
-/// follow each other share one. All have the same dtype. float32, float16 and
+/// follow each other share one. All have the same dtype, except that key and
+/// value may both be float16 or both bfloat16 where query is float32: a cache
+/// of half the bytes, whose numbers are widened exactly. float32, float16 and
 /// bfloat16 are computed in float32 and rounded once; float64 is computed in
 /// float64. Strides are arbitrary.
 ///

@@ -5,6 +5,9 @@
 // when a piece has a higher score (Milakov and Gimelshein 2018). Threads divide
 // the key heads and parts of their keys, which sizes alone determine; what the
 // parts give is combined in their order.
+//
+// The kernels are compiled for the dtypes of keys and values. Where query is
+// float32 and these are not, only what is done once per piece differs.
 #include "foo_core/attention.h"
 
 #include <algorithm>
@@ -53,6 +56,7 @@ struct AttentionBlock {
   Row mask[kMostRows];  // data may be null
   bool adds_mask;       // else it has bytes
   Row key, value;       // the first ones
+  bool widens;          // keys and values, of 16 bits, to query's float32
   std::int64_t key_step, value_step;
   std::int64_t keys, size, value_size;
   double scale;
@@ -67,6 +71,7 @@ struct AttentionRow {
   const void *sums, *stats;
   std::int64_t parts, sums_step, stats_step, value_size;
   MutableRow out;
+  bool widens;  // as in AttentionBlock
 };
 
 struct AttentionKernels {
@@ -100,6 +105,16 @@ constexpr int64_t kAhead = 8192;
 
 template <class C>
 using Vector = hn::Vec<hn::ScalableTag<C>>;
+
+/// Calls f(Q()) with the type of query, of an added mask and of out, where keys
+/// and values are T.
+template <class T, class F>
+HWY_INLINE void ForQuery(bool widens, F f) {
+  if constexpr (sizeof(T) == 2) {
+    if (widens) return f(float());
+  }
+  f(T());
+}
 
 template <class C>
 constexpr C kLowest = -std::numeric_limits<C>::infinity();
@@ -183,6 +198,25 @@ struct Ahead {
   }
 };
 
+/// Copies elements [c, c + n) of `count` rows of query, in the order of
+/// LoadSome for T.
+template <class T, class C>
+HWY_NOINLINE void CopyQuery(const AttentionBlock& block, int64_t row, int count,
+                            int64_t c, int64_t n, C (*to)[kColumns]) {
+  ForQuery<T>(block.widens, [&](auto type) HWY_ATTR {
+    HWY_ALIGN decltype(type) tile[kColumns];
+    for (int r = 0; r < count; ++r) {
+      const Row& from = block.query[row + r];
+      const auto* data = static_cast<const decltype(type)*>(from.data);
+      const auto* q =
+          InputTile(data + c * from.stride, from.stride, 0, n, tile);
+      for (int64_t i = 0; i < n; i += Lanes<C>()) {
+        Store(LoadSomeAs<T, false>(q + i, n - i), to[r] + i);
+      }
+    }
+  });
+}
+
 /// Sets scores to the products of rows of query, from `row` on, and the keys of
 /// a piece.
 template <int kCount, class T, class C>
@@ -197,21 +231,14 @@ HWY_INLINE void Scores(const AttentionBlock& block, int64_t row, const T* key,
   }
   for (int64_t c = 0; c < block.size; c += kColumns) {
     const int64_t m = HWY_MIN(kColumns, block.size - c);
-    for (int r = 0; r < kCount; ++r) {
-      const Row& from = block.query[row + r];
-      const T* q = InputTile(static_cast<const T*>(from.data) + c * from.stride,
-                             from.stride, 0, m, tile[0]);
-      for (int64_t i = 0; i < m; i += Lanes<C>()) {
-        Store(LoadN(q + i, m - i), query[r] + i);
-      }
-    }
-    const int64_t stride = block.key.stride;
+    CopyQuery<T>(block, row, kCount, c, m, query);
+    const int64_t stride = block.key.stride, step = block.key_step;
+    const T* from = key + c * stride;
     for (int64_t j = 0; j < n; j += kKeys) {
       const T* keys[kKeys];  // the last may be the same
       for (int l = 0; l < kKeys; ++l) {
-        const int64_t at = HWY_MIN(j + l, n - 1);
-        keys[l] = InputTile(key + at * block.key_step + c * stride, stride, 0,
-                            m, tile[l]);
+        keys[l] = InputTile(from, stride, 0, m, tile[l]);
+        if (j + l + 1 < n) from += step;
         ahead.fetch(j + l, c * kItem, m * kItem);
       }
       Multiply<kCount>(query, keys, m, scores, j);
@@ -267,7 +294,7 @@ HWY_INLINE C Base(C most) {
 /// Makes weights of a row's n products with keys, and returns by what earlier
 /// sums of the row are to be multiplied.
 template <class T, class C>
-HWY_INLINE C Weights(C* scores, C scale, const C* bias, int64_t n, C* stats) {
+HWY_INLINE C WeightsOf(C* scores, C scale, const C* bias, int64_t n, C* stats) {
   const int64_t step = Lanes<C>();
   auto highest = Pair<C>::Set(kLowest<C>);
   const auto factor = Pair<C>::Set(scale);
@@ -295,6 +322,29 @@ HWY_INLINE C Weights(C* scores, C scale, const C* bias, int64_t n, C* stats) {
   stats[0] = after;
   stats[1] = stats[1] * rescale + Sum(total);
   return rescale;
+}
+
+/// Makes weights of the products of `count` rows, from `row` on, with a piece
+/// of n keys whose first one is `first`, and sets rescale to what earlier sums
+/// are to be multiplied by.
+template <class T, class C>
+HWY_NOINLINE void Weights(const AttentionBlock& block, int64_t row, int count,
+                          int64_t first, int64_t n, C (*scores)[kPiece],
+                          C* rescale) {
+  HWY_ALIGN C bias[kPiece];
+  auto* stats = static_cast<C*>(block.stats) + 2 * row;
+  ForQuery<T>(block.widens, [&](auto type) HWY_ATTR {
+    using Q = decltype(type);
+    for (int r = 0; r < count; ++r, stats += 2) {
+      const Row& mask = block.mask[row + r];
+      const bool masks = mask.data != nullptr;
+      if (masks && (r == 0 || mask.data != block.mask[row + r - 1].data)) {
+        Bias<Q>(block, mask, first, n, bias);
+      }
+      rescale[r] = WeightsOf<Q>(scores[r], static_cast<C>(block.scale),
+                                masks ? bias : nullptr, n, stats);
+    }
+  });
 }
 
 /// Multiplies sums by `rescale`, and adds the values of a piece times their
@@ -344,7 +394,6 @@ void AttendPiece(const AttentionBlock& block, int64_t row, int64_t first,
                  int64_t n) {
   using C = Compute<T>;
   HWY_ALIGN C scores[kCount][kPiece];
-  HWY_ALIGN C bias[kPiece];
   C rescale[kCount];
   const auto* key =
       static_cast<const T*>(block.key.data) + first * block.key_step;
@@ -366,16 +415,7 @@ void AttendPiece(const AttentionBlock& block, int64_t row, int64_t first,
   Scores<kCount>(block, row, key, {keys, values, key_step, value_step, n, rows},
                  scores);
   const Ahead ahead{values, next_keys, value_step, key_step, n, rows};
-  auto* stats = static_cast<C*>(block.stats) + 2 * row;
-  for (int r = 0; r < kCount; ++r, stats += 2) {
-    const Row& mask = block.mask[row + r];
-    const bool masks = mask.data != nullptr;
-    if (masks && (r == 0 || mask.data != block.mask[row + r - 1].data)) {
-      Bias<T>(block, mask, first, n, bias);
-    }
-    rescale[r] = Weights<T>(scores[r], static_cast<C>(block.scale),
-                            masks ? bias : nullptr, n, stats);
-  }
+  Weights<T>(block, row, kCount, first, n, scores, rescale);
   auto* sums = static_cast<C*>(block.sums) + row * block.width;
   const int64_t step = Lanes<C>();
   const auto weigh = [&](auto pairs, auto whole, int64_t at,
@@ -430,8 +470,10 @@ void Attend(const AttentionBlock& block) {
   }
 }
 
-template <class T>
-void Combine(const AttentionRow& row) {
+/// Combines the sums of a row, which are in the order of LoadSome for T, to a
+/// row of Q.
+template <class T, class Q>
+HWY_INLINE void CombineTo(const AttentionRow& row) {
   using C = Compute<T>;
   const auto* stats = static_cast<const C*>(row.stats);
   C most = kLowest<C>, total = 0;
@@ -442,24 +484,36 @@ void Combine(const AttentionRow& row) {
   C weights[kMostParts];
   for (int64_t i = 0; i < row.parts; ++i) {
     const C* part = stats + i * row.stats_step;
-    weights[i] = ExpOne<T>(part[0] - Base(most));
+    weights[i] = ExpOne<Q>(part[0] - Base(most));
     total += weights[i] * part[1];
   }
   const auto divisor = Pair<C>::Set(total == 0 ? 1 : total);
   const int64_t step = Lanes<C>();
-  HWY_ALIGN T tile[2 * hn::MaxLanes(hn::ScalableTag<C>())];
+  HWY_ALIGN Q tile[2 * hn::MaxLanes(hn::ScalableTag<C>())];
+  HWY_ALIGN C ordered[2 * hn::MaxLanes(hn::ScalableTag<C>())];
   for (int64_t c = 0; c < row.value_size; c += step) {
     const C* sums = static_cast<const C*>(row.sums) + c;
     auto sum = Pair<C>::Set(0);
     for (int64_t i = 0; i < row.parts; ++i, sums += row.sums_step) {
       sum = MulAdd(Load(sums), Pair<C>::Set(weights[i]), sum);
     }
+    sum = {hn::Div(sum.a, divisor.a), hn::Div(sum.b, divisor.b)};
+    if constexpr (!hwy::IsSame<T, Q>()) {
+      StoreInOrder<T>(sum, ordered);
+      sum = Load(ordered);
+    }
     const int64_t n = HWY_MIN(step, row.value_size - c);
-    auto* out = static_cast<T*>(row.out.data);
-    T* to = OutputTile(out, row.out.stride, c, tile);
-    StoreN({hn::Div(sum.a, divisor.a), hn::Div(sum.b, divisor.b)}, to, n);
+    auto* out = static_cast<Q*>(row.out.data);
+    Q* to = OutputTile(out, row.out.stride, c, tile);
+    StoreN(sum, to, n);
     FinishTile(tile, out, row.out.stride, c, n);
   }
+}
+
+template <class T>
+void Combine(const AttentionRow& row) {
+  ForQuery<T>(row.widens,
+              [&](auto q) HWY_ATTR { CombineTo<T, decltype(q)>(row); });
 }
 
 struct KernelsOf {
@@ -539,7 +593,13 @@ void check_inputs(const char* op, const Argument& query, const Argument& key,
   check_tensor(op, query);
   if (query.view.ndim != 4) refuse(query, "(batch, heads, queries, size)");
   check_tensor(op, key);
-  check_same_dtype(op, query, key);
+  if (query.view.dtype != DType::kFloat32) {
+    check_same_dtype(op, query, key);
+  } else if (key.view.dtype == DType::kFloat64) {
+    fail(op, std::string(key.name) +
+                 " is float64, expected float32, float16 or bfloat16, as " +
+                 query.name + " is float32");
+  }
   const std::int64_t *q = query.view.sizes, *k = key.view.sizes;
   if (!fits_query(query.view, key.view)) {
     refuse(key, "(" + text(q[0]) + ", key heads, keys, " + text(q[3]) +
@@ -547,7 +607,7 @@ void check_inputs(const char* op, const Argument& query, const Argument& key,
                     " heads are a multiple of key heads");
   }
   check_tensor(op, value);
-  check_same_dtype(op, query, value);
+  check_same_dtype(op, key, value);
   if (!fits_key(key.view, value.view)) {
     refuse(value, "(" + text(k[0]) + ", " + text(k[1]) + ", " + text(k[2]) +
                       ", value size)");
@@ -667,7 +727,8 @@ void attention(const ConstTensorView& query, const ConstTensorView& key,
   const Division division(query, key, value);
   if (division.heads == 0) return;
 
-  const auto kernels = FOO_CORE_DISPATCH(Attention)(query.dtype);
+  const auto kernels = FOO_CORE_DISPATCH(Attention)(key.dtype);
+  const bool widens = query.dtype != key.dtype;
   const Parts parts(division, query.dtype, scratch);
   const std::int64_t queries = query.sizes[2];
   const std::int64_t key_heads = key.sizes[1];
@@ -688,6 +749,7 @@ void attention(const ConstTensorView& query, const ConstTensorView& key,
     a.value_step = value.strides[2];
     a.size = key.sizes[3];
     a.value_size = division.value_size;
+    a.widens = widens;
     a.scale = scale;
     a.width = division.width;
     for (; begin < end; ++begin) {
@@ -732,7 +794,7 @@ void attention(const ConstTensorView& query, const ConstTensorView& key,
         kernels.combine({parts.sums_at(slot), parts.stats_at(slot),
                          division.parts, most_rows * division.width,
                          most_rows * 2, division.value_size,
-                         row_at(&out, offset(out.strides, begin, r))});
+                         row_at(&out, offset(out.strides, begin, r)), widens});
       }
     }
   };

@@ -9,10 +9,12 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <class T>
+/// S is the type of keys and values: T, or one of 16 bits if T is float.
+template <class T, class S>
 struct Arguments {
   Nest<5> rows;  // of query, keys, values, the mask and out
-  Line<const T> query, key, value;
+  Line<const T> query;
+  Line<const S> key, value;
   AnyLine<const void*> mask;  // of T or of bytes
   Line<T> out;
   int64_t key_step, value_step;  // between keys
@@ -22,8 +24,8 @@ struct Arguments {
   Compute<T> scale;
 };
 
-template <class T>
-__device__ Compute<T> score(const Arguments<T>& a, const Offsets<5>& at,
+template <class T, class S>
+__device__ Compute<T> score(const Arguments<T, S>& a, const Offsets<5>& at,
                             int64_t j) {
   using C = Compute<T>;
   const auto query = moved(a.query, at.of[0]);
@@ -45,9 +47,9 @@ __device__ Compute<T> score(const Arguments<T>& a, const Offsets<5>& at,
   return sum;
 }
 
-template <class T>
+template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
-    attention_kernel(const Arguments<T> a) {
+    attention_kernel(const Arguments<T, S> a) {
   using C = Compute<T>;
   __shared__ C weights[kThreads];
   for (int64_t block = blockIdx.x; block < a.count; block += gridDim.x) {
@@ -97,22 +99,23 @@ void attention(const ConstTensorView& query, const ConstTensorView& key,
   const int64_t each = ceil_div(columns, kThreads);
   const int64_t key_heads = key.sizes[1];
   const int64_t group = query.sizes[1] / key_heads;
-  for_dtype(query.dtype, [&](auto t) {
+  const auto run = [&](auto t, auto narrow) {
     using T = decltype(t);
-    Arguments<T> a{{},
-                   line_of<T>(query),
-                   line_of<T>(key),
-                   line_of<T>(value),
-                   any_line_of(mask),
-                   line_of<T>(out),
-                   key.strides[2],
-                   value.strides[2],
-                   count_rows(out) * each,
-                   each,
-                   key.sizes[2],
-                   key.sizes[3],
-                   columns,
-                   static_cast<Compute<T>>(scale)};
+    using S = decltype(narrow);
+    Arguments<T, S> a{{},
+                      line_of<T>(query),
+                      line_of<S>(key),
+                      line_of<S>(value),
+                      any_line_of(mask),
+                      line_of<T>(out),
+                      key.strides[2],
+                      value.strides[2],
+                      count_rows(out) * each,
+                      each,
+                      key.sizes[2],
+                      key.sizes[3],
+                      columns,
+                      static_cast<Compute<T>>(scale)};
     const auto append = [&](int64_t size, int64_t q, int64_t kv, int64_t m,
                             int64_t o, int d) {
       a.rows.append(size, {query.strides[d] * q, key.strides[d] * kv,
@@ -124,8 +127,14 @@ void attention(const ConstTensorView& query, const ConstTensorView& key,
     append(group, 1, 0, 1, 1, 1);
     append(query.sizes[2], 1, 0, 1, 1, 2);
     a.rows.finish();
-    launch("attention", attention_kernel<T>, dim3(grid_size(a.count)),
+    launch("attention", attention_kernel<T, S>, dim3(grid_size(a.count)),
            dim3(kThreads), stream, a);
+  };
+  for_dtype(key.dtype, [&](auto s) {
+    if constexpr (sizeof(s) == 2) {
+      if (query.dtype == DType::kFloat32) return run(float(), s);
+    }
+    run(s, s);
   });
 }
 

@@ -2,6 +2,7 @@
 // are combined.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,13 +25,31 @@ class AttentionTest : public KernelTest {
         .randomize(1);
   }
   Tensor key(const Sizes& s, Shape strides = {}) const {
-    return make({s.batch, s.key_heads, s.keys, s.size}, std::move(strides))
+    return cached({s.batch, s.key_heads, s.keys, s.size}, std::move(strides))
         .randomize(2);
   }
   Tensor value(const Sizes& s, Shape strides = {}) const {
-    return make({s.batch, s.key_heads, s.keys, s.value_size},
-                std::move(strides))
+    return cached({s.batch, s.key_heads, s.keys, s.value_size},
+                  std::move(strides))
         .randomize(3);
+  }
+
+  /// A tensor of the dtype of keys and values.
+  Tensor cached(Shape sizes, Shape strides = {}, std::int64_t shift = 0) const {
+    return Tensor(cache_.value_or(dtype()), std::move(sizes),
+                  std::move(strides), shift);
+  }
+
+  /// Calls f() for each dtype that keys and values may have.
+  template <class F>
+  void for_each_cache(F f) {
+    f();
+    if (dtype() != DType::kFloat32) return;
+    for (const DType narrow : {DType::kFloat16, DType::kBFloat16}) {
+      cache_ = narrow;
+      f();
+    }
+    cache_.reset();
   }
 
   Tensor attend(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -127,8 +146,11 @@ class AttentionTest : public KernelTest {
   }
 
   void check(const Sizes& s, const Tensor* mask = nullptr) {
-    check(query(s), key(s), value(s), mask);
+    for_each_cache([&] { check(query(s), key(s), value(s), mask); });
   }
+
+ private:
+  std::optional<DType> cache_;
 };
 FOO_CORE_KERNEL_TESTS(AttentionTest);
 
@@ -177,17 +199,19 @@ TEST_P(AttentionTest, Empty) {
 
 TEST_P(AttentionTest, AnyStrides) {
   const Sizes s{2, 4, 2, 3, 140, 20, 40};
-  const Tensor q = query(s), k = key(s), v = value(s);
-  check(query(s, {1, 2, 8, 24}), k, v);
-  check(query(s, {0, 20, 80, -1}), k, v);
-  check(q, key(s, {1, 2, 4, 560}), v);
-  check(q, key(s, {20000, -6000, 20, 1}), v);
-  check(q, key(s, {5600, 0, 20, 2}), v);
-  check(q, k, value(s, {1, 2, 4, 560}));
-  check(q, k, value(s, {22400, 11200, -80, -2}));
-  check(q, k, value(s, {11200, 0, 40, 0}));
-  check(q, k, v, nullptr, {1, 2, 8, 24});
-  check(q, k, v, nullptr, {-480, 120, 40, -1});
+  for_each_cache([&] {
+    const Tensor q = query(s), k = key(s), v = value(s);
+    check(query(s, {1, 2, 8, 24}), k, v);
+    check(query(s, {0, 20, 80, -1}), k, v);
+    check(q, key(s, {1, 2, 4, 560}), v);
+    check(q, key(s, {20000, -6000, 20, 1}), v);
+    check(q, key(s, {5600, 0, 20, 2}), v);
+    check(q, k, value(s, {1, 2, 4, 560}));
+    check(q, k, value(s, {22400, 11200, -80, -2}));
+    check(q, k, value(s, {11200, 0, 40, 0}));
+    check(q, k, v, nullptr, {1, 2, 8, 24});
+    check(q, k, v, nullptr, {-480, 120, 40, -1});
+  });
 }
 
 TEST_P(AttentionTest, MasksBroadcast) {
@@ -246,6 +270,26 @@ TEST_P(AttentionTest, ScoresOfAnySize) {
   }
 }
 
+// Every number of 16 bits, infinity too. The only key has the weight 1.
+TEST_P(AttentionTest, WidensExactly) {
+  constexpr int kCount = 1 << 16;
+  for_each_cache([&] {
+    Tensor v = cached({1, 1, 1, kCount});
+    const DType from = item_size(v.dtype) == 2 ? v.dtype : DType::kBFloat16;
+    for (int i = 0; i < kCount; ++i) {
+      const auto bits = static_cast<std::uint16_t>(i);
+      v.set(i, decode(from, &bits));
+    }
+    const Tensor out = attend(make({1, 1, 1, 1}).randomize(1),
+                              cached({1, 1, 1, 1}).randomize(2), v);
+    for (int i = 0; i < kCount; ++i) {
+      const double got = out.get(i), expected = v.get(i);
+      ASSERT_TRUE(got == expected || (got != got && expected != expected))
+          << got << ", expected " << expected;
+    }
+  });
+}
+
 TEST_P(AttentionTest, NaNAndInfinity) {
   const Sizes s{1, 3, 1, 1, 300, 8, 8};
   Tensor q = query(s), k = key(s), v = value(s);
@@ -283,10 +327,12 @@ TEST_P(AttentionTest, NaNAndInfinity) {
 
 TEST_P(AttentionTest, MisalignedArguments) {
   const Shape sizes{1, 2, 130, 32};
-  check(make({1, 2, 1, 32}, {}, 1).randomize(1), make(sizes).randomize(2),
-        make(sizes).randomize(3));
-  check(make({1, 2, 1, 32}).randomize(1), make(sizes, {}, 1).randomize(2),
-        make(sizes, {}, 1).randomize(3));
+  for_each_cache([&] {
+    check(make({1, 2, 1, 32}, {}, 1).randomize(1), cached(sizes).randomize(2),
+          cached(sizes).randomize(3));
+    check(make({1, 2, 1, 32}).randomize(1), cached(sizes, {}, 1).randomize(2),
+          cached(sizes, {}, 1).randomize(3));
+  });
 }
 
 TEST_P(AttentionTest, ThreadsChangeNothing) {
@@ -323,8 +369,19 @@ TEST(AttentionChecksTest, Refuses) {
   EXPECT_INVALID(with(flat, key, value),
                  op + "query has shape (2, 4, 24), expected (batch, heads, "
                       "queries, size)");
+  const Tensor wide(DType::kFloat64, {2, 2, 5, 8});
+  EXPECT_INVALID(with(query, wide, value),
+                 op + "key is float64, expected float32, float16 or bfloat16, "
+                      "as query is float32");
+  for (const DType dtype :
+       {DType::kFloat64, DType::kFloat16, DType::kBFloat16}) {
+    EXPECT_INVALID(with(Tensor(dtype, {2, 4, 3, 8}), key, value),
+                   op + "key is float32, but query is " + name(dtype));
+  }
+  EXPECT_INVALID(with(query, half, Tensor(DType::kBFloat16, {2, 2, 5, 6})),
+                 op + "value is bfloat16, but key is float16");
   EXPECT_INVALID(with(query, half, value),
-                 op + "key is float16, but query is float32");
+                 op + "value is float32, but key is float16");
   const std::string keys =
       ", expected (2, key heads, keys, 8), where query's 4 heads are a "
       "multiple of key heads";
@@ -339,7 +396,7 @@ TEST(AttentionChecksTest, Refuses) {
   EXPECT_INVALID(with(query, Tensor(kF32, {2, 0, 5, 8}), value),
                  op + "key has shape (2, 0, 5, 8)" + keys);
   EXPECT_INVALID(with(query, key, half),
-                 op + "value is float16, but query is float32");
+                 op + "value is float16, but key is float32");
   const std::string values = ", expected (2, 2, 5, value size)";
   EXPECT_INVALID(with(query, key, Tensor(kF32, {2, 2, 4, 6})),
                  op + "value has shape (2, 2, 4, 6)" + values);

@@ -19,7 +19,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch.autograd import forward_ad
 from torch_foo import _torch_internals as internals
 from torch_foo._torch_internals import OpOverload, arguments
 from torch_foo.operators import OPERATORS, Operator
-from torch_foo.operators.base import DTYPES, RefusalError
+from torch_foo.operators.base import RefusalError
 
 _ops = torch.ops.torch_foo
 # Kept alive here: registrations end with their Library.
@@ -62,7 +62,9 @@ def register(operator: type[Operator]) -> None:
         )
         if operator.autocast:
             for device in ("CPU", "CUDA", "PrivateUse1"):
-                _register_autocast(overload, f"Autocast{device}", _promote)
+                _register_autocast(
+                    overload, f"Autocast{device}", operator.promote
+                )
     if is_differentiable:
         _show_instead(raw, full)
         operator.apply = _register_autograd(operator, full, raw)
@@ -244,7 +246,7 @@ def _vmap_of(
         refuse_none(overload, *given)
         dims = (*in_dims, *[None] * (len(given) - len(in_dims)))
         if operator.autocast and internals.autocast_is_enabled():
-            given = _promote(given)
+            given = operator.promote(*given)
         check(*map(example, given, dims))
         return operator.vmap(call, info, dims, *given)
 
@@ -386,29 +388,9 @@ def _register_autocast(
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         with internals.exclude_keys(excluded):
-            return overload(*rule(args), **kwargs)
+            return overload(*rule(*args), **kwargs)
 
     _library.impl(overload.name(), kernel, key)
-
-
-def _promote(args: Sequence[Any]) -> Sequence[Any]:
-    """Let autocast regions mix dtypes, as they do for torch.addcmul.
-
-    Inside such a region activations are float16 or bfloat16 while parameters
-    stay float32. Floating-point arguments of one call are brought to the
-    widest of their dtypes; outside such a region mixing them is an error.
-    """
-    known = [isinstance(a, Tensor) and a.dtype in DTYPES for a in args]
-    dtypes = {
-        a.dtype for a, is_known in zip(args, known, strict=True) if is_known
-    }
-    if len(dtypes) < 2:
-        return args
-    widest = reduce(torch.promote_types, dtypes)
-    return [
-        a.to(widest) if is_known else a
-        for a, is_known in zip(args, known, strict=True)
-    ]
 
 
 # --- variants that write to an argument -------------------------------------

@@ -19,6 +19,7 @@ from torch._ops import resolve_key
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.utils.hooks import RemovableHandle
 
 #: The type of torch.ops.NAMESPACE.NAME.OVERLOAD.
 OpOverload = torch._ops.OpOverload
@@ -38,6 +39,10 @@ transforms_are_active = torch._C._are_functorch_transforms_active
 #: Whether any kind of device is in an autocast region, in one call:
 #: torch.is_autocast_enabled() asks for one kind.
 autocast_is_enabled = torch._C._is_any_autocast_enabled
+
+#: How many modes see what the dispatcher is given, such as those that count
+#: operations or make fake tensors: no public function tells.
+count_dispatch_modes = torch._C._len_torch_dispatch_stack
 
 #: torch.compiler._is_exporting_flag: an attribute costs 30 ns, and
 #: torch.compiler.is_exporting() 60.
@@ -92,6 +97,9 @@ def owners(storage: torch.UntypedStorage) -> int:
     """
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
+
+#: Its `next_id` counts all hooks that were ever registered, on any module.
+HookHandle = RemovableHandle
 
 #: Whether there are hooks on all modules.
 global_hooks_are_set: Callable[[], Any] = nn.modules.module._has_any_global_hook

@@ -134,24 +134,6 @@ std::optional<std::int64_t> span(IntHeaderOnlyArrayRef sizes,
   return wrong ? std::nullopt : std::optional(bytes);
 }
 
-Tensor same(const Tensor& tensor) {
-  AtenTensorHandle handle;
-  check(aoti_torch_new_tensor_handle(tensor.handle(), &handle),
-        "keep a tensor");
-  return Tensor(handle);
-}
-
-/// A tensor in the storage of another one.
-Tensor part_of(const Tensor& whole, IntHeaderOnlyArrayRef sizes,
-               IntHeaderOnlyArrayRef strides, std::int64_t offset) {
-  AtenTensorHandle handle;
-  check(aoti_torch__reinterpret_tensor(
-            whole.handle(), static_cast<std::int64_t>(sizes.size()),
-            sizes.data(), strides.data(), offset, &handle),
-        "make a view");
-  return Tensor(handle);
-}
-
 /// A CPU tensor over memory of `owner`, whose storage it keeps alive.
 Tensor from_blob(const Tensor& owner, const void* data,
                  IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides) {

@@ -15,9 +15,13 @@ from torch_foo.operators.base import (
     expect_dtype,
     expect_same_dtype,
     expect_shape,
+    promoted_alike,
     transposed,
     widen,
 )
+
+#: The dtypes that keys and values may have beside a float32 query.
+NARROW = torch.float16, torch.bfloat16
 
 
 def scale_of(query, scale):
@@ -48,6 +52,12 @@ def weights(query, key, mask, scale):
         scores = scores + by_key_head(widen(mask).expand(shape), key)
     none = (scores == -math.inf).all(-1, keepdim=True)
     return scores.masked_fill(none, 0).softmax(-1).masked_fill(none, 0)
+
+
+def is_narrow(query, key, value):
+    """Return whether keys and values have 16 bits beside a float32 query."""
+    dtypes = [getattr(t, "dtype", None) for t in (query, key, value)]
+    return dtypes in [[torch.float32, n, n] for n in NARROW]
 
 
 def eager_attention(query, key, value):
@@ -87,10 +97,12 @@ class attention(Operator):
     Args:
         query: (batch, heads, queries, size), float32, float64, float16 or
             bfloat16, any strides.
-        key: (batch, key heads, keys, size), of query's dtype and device. Heads
-            are a multiple of key heads; those that follow each other share one.
-        value: (batch, key heads, keys, value size), of query's dtype and
-            device.
+        key: (batch, key heads, keys, size), of query's device, and of its dtype
+            or, where that is float32, of float16 or bfloat16: a cache of half
+            the bytes, which takes about half of the time to read, and which
+            autocast leaves as it is. Heads are a multiple of key heads; those
+            that follow each other share one.
+        value: (batch, key heads, keys, value size), of key's dtype and device.
         mask: broadcasts to (batch, heads, queries, keys), on query's device: of
             bool, where False leaves a key out, or of query's dtype, to be
             added. None means zeros. A query without keys, or whose scores are
@@ -142,8 +154,18 @@ class attention(Operator):
         return y.reshape(shape).to(query.dtype)
 
     @staticmethod
+    def promote(query, key, value, *others):
+        """Widen no keys and values of 16 bits if query is float32."""
+        query, *rest = promoted_alike(query, *others)
+        args = query, key, value, *rest
+        return args if is_narrow(query, key, value) else promoted_alike(*args)
+
+    @staticmethod
     def fake(query, key, value, mask, scale):
-        expect_same_dtype(query, key, value)
+        expect_same_dtype(query)
+        expect_same_dtype(key, value)
+        narrow = NARROW if query.dtype == torch.float32 else ()
+        expect_dtype(key, query.dtype, *narrow)
         for tensor in (query, key, value):
             expect(tensor.dim() == 4, "{} of 4 dimensions", tensor)
         batch, heads, queries, size = query.shape
@@ -237,7 +259,16 @@ class attention(Operator):
         yield Sample("no-values", (1, 2, 1, 4), (1, 1, 3, 4), (1, 1, 3, 0))
         yield Sample("strided", q, k, v, (2, 1, 3, 5), layout=every_other)
         yield Sample("transposed", q, k, v, (2, 1, 3, 5), layout=transposed)
-        yield Sample("large", (1, 6, 2, 64), (1, 2, 1100, 64), (1, 2, 1100, 64))
+        large = (1, 6, 2, 64), (1, 2, 1100, 64), (1, 2, 1100, 64)
+        yield Sample("large", *large)
+
+        def narrow(name, dtype, *args):
+            dtypes = {torch.float32: dtype}
+            return Sample(name, *args, other=(1, 2), dtypes=dtypes)
+
+        yield narrow("float16-cache", torch.float16, q, k, v, (2, 1, 3, 5))
+        yield narrow("bfloat16-cache", torch.bfloat16, q, k, v, (2, 1, 3, 5))
+        yield narrow("large-cache", torch.bfloat16, *large)
 
     @staticmethod
     def benchmark(rows, columns):

@@ -1,7 +1,8 @@
 """The base class of operators, their samples, and what their rules share."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -53,7 +54,9 @@ class Sample:
             tensor, which gradients are asked for where the operator has them.
             A function makes a tensor, called with the sample's dtype.
         layout: changes the layout of the random tensors.
-        other: the position of the random tensor that has another dtype.
+        other: the position of the random tensor that has another dtype, or
+            several.
+        dtypes: that dtype for each dtype of the sample; by default its own.
         named: the keyword arguments.
     """
 
@@ -62,7 +65,8 @@ class Sample:
         name: str,
         *args: Any,
         layout: Callable[[Tensor], Tensor] = unchanged,
-        other: int | None = None,
+        other: int | tuple[int, ...] | None = None,
+        dtypes: Mapping[torch.dtype, torch.dtype] = OTHER,
         **named: Any,
     ) -> None:
         if any(isinstance(a, list) for a in args):
@@ -71,6 +75,7 @@ class Sample:
         self.arguments = args
         self.layout = layout
         self.other = other
+        self.dtypes = dtypes
         self.named = named
 
     @property
@@ -90,11 +95,12 @@ class Sample:
         requires_grad: bool = False,
     ) -> tuple[Any, ...]:
         """Make the positional arguments."""
+        others = self.other if isinstance(self.other, tuple) else (self.other,)
 
         def make(i: int, argument: Any) -> Any:
             if isinstance(argument, tuple):
                 values = torch.randn(argument, dtype=torch.float64)
-                own = OTHER[dtype] if i == self.other else dtype
+                own = self.dtypes.get(dtype, dtype) if i in others else dtype
                 tensor = self.layout(values).to(device, own)
                 return tensor.requires_grad_(requires_grad)
             return (
@@ -121,8 +127,7 @@ class Operator:
     inplace: ClassVar[dict[str, str]] = {}
     #: Of torch.Tag, beside flexible_layout, which all operators have.
     tags: ClassVar[tuple[str, ...]] = ()
-    #: "promote": inside autocast regions, bring floating-point arguments of
-    #: several dtypes to the widest of them.
+    #: "promote": inside autocast regions, :meth:`promote` the arguments.
     autocast: ClassVar[str] = ""
     #: The last results, which the Python function does not return.
     internal_results: ClassVar[tuple[str, ...]] = ()
@@ -144,6 +149,15 @@ class Operator:
         Arithmetic is in float32 (float64 for float64), rounded once at the end.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def promote(*args: Any) -> Sequence[Any]:
+        """Bring floating-point arguments to the widest of their dtypes.
+
+        An operator that takes several dtypes leaves those alone. Trailing
+        arguments may be missing, and any may be wrong.
+        """
+        return promoted_alike(*args)
 
     @staticmethod
     def fake(*args: Any) -> Any:
@@ -239,6 +253,29 @@ class Operator:
 def widen(x: Tensor) -> Tensor:
     """Bring x to the type of computation."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+# --- for autocast -------------------------------------------------------------
+
+
+def promoted_alike(*args: Any) -> Sequence[Any]:
+    """Bring floating-point tensors among the arguments to one dtype.
+
+    Inside an autocast region activations are float16 or bfloat16 while
+    parameters stay float32, so dtypes are mixed, as they may be for
+    torch.addcmul; outside of it that is an error.
+    """
+    known = [isinstance(a, Tensor) and a.dtype in DTYPES for a in args]
+    dtypes = {
+        a.dtype for a, is_known in zip(args, known, strict=True) if is_known
+    }
+    if len(dtypes) < 2:
+        return args
+    widest = reduce(torch.promote_types, dtypes)
+    return [
+        a.to(widest) if is_known else a
+        for a, is_known in zip(args, known, strict=True)
+    ]
 
 
 # --- for fake kernels ---------------------------------------------------------

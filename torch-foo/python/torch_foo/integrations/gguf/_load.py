@@ -21,7 +21,7 @@ from torch_foo.integrations.gguf._reader import (
     Stored,
 )
 from torch_foo.integrations.transformers import patch
-from torch_foo.integrations.transformers._decode import side_by_side
+from torch_foo.integrations.transformers._join import side_by_side
 from torch_foo.nn import QuantizedEmbedding, QuantizedLinear
 from torch_foo.operators.base import DTYPES
 from torch_foo.operators.blocks import FORMATS

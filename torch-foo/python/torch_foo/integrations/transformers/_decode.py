@@ -1,17 +1,16 @@
-"""The decode step: a layer of a model that computes a few tokens.
+"""The decode step: a few tokens through the layers of a model.
 
 A token of a small model takes transformers as long in Python as in its
-products. Where nothing observes the inside of a layer, these functions call the
-operators in a row, with one product for queries, keys and values and one for
-gate and up, and append to the cache in place.
+products. Where nothing observes the inside of the layers, one operator computes
+all of them, with one product for queries, keys and values and one for gate and
+up, and appends to the cache in place. Where something observes the inside of a
+layer, each of the others is computed by that operator alone.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from itertools import chain, repeat
 from operator import attrgetter, is_
@@ -19,25 +18,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.dlpack import from_dlpack
-from transformers.cache_utils import (
-    Cache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama import modeling_llama as llama
 
 from torch_foo._torch_internals import (
     PLAIN_TENSORS,
+    HookHandle,
     autocast_is_enabled,
+    count_dispatch_modes,
     forward_ad_state,
     global_hooks_are_set,
     operation,
-    owners,
     transforms_are_active,
+)
+from torch_foo.integrations.transformers._cache import (
+    CACHE,
+    New,
+    Room,
+    appends,
+    layer_with_room,
 )
 from torch_foo.integrations.transformers._forwards import (
     MOST_ROWS,
@@ -46,9 +46,9 @@ from torch_foo.integrations.transformers._forwards import (
 )
 from torch_foo.integrations.transformers._recognize import (
     MARK,
+    layers_of,
     linears_of,
     norms_of,
-    projections_of,
     refuse_step,
     rotates,
 )
@@ -57,42 +57,27 @@ from torch_foo.nn import QuantizedLinear
 # Rows (sequences times tokens) of a decode step.
 _MOST_ROWS = 16
 
-# Names for what a cache's layer has, and room for how many tokens more.
-_ROOM = "_torch_foo_room"
-_MARGIN = 64
-_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
-
 try:
     _capturing: Any = import_module("transformers.utils.output_capturing")
 except ImportError:  # transformers 4 records in another way
     _capturing = None
 
 _ops = torch.ops.torch_foo
-_add = operation(_ops._add.default)
-_add_rms_norm = operation(_ops._add_rms_norm.default)
-_attention = operation(_ops._attention.default)
-_linear = operation(_ops._linear.default)
-_linear_quantized = operation(_ops._linear_quantized.default)
-_rms_norm = operation(_ops._rms_norm.default)
-_rms_norm_out = operation(_ops._rms_norm_out.default)
-_rope_ = operation(_ops._rope_.default)
+_decoder_layers = operation(_ops._decoder_layers.default)
 
-_Product = Callable[[Tensor], Tensor]
 _Rotation = tuple[Tensor, Tensor, Tensor | None]
 
-# The name of the cache among the arguments of a layer.
-_CACHE = next(
-    name
-    for name in inspect.signature(llama.LlamaDecoderLayer.forward).parameters
-    if name in ("cache", "past_key_values", "past_key_value")
-)
-_ARGUMENTS = {
+# Arguments of a layer and of a model that the step knows.
+_KNOWN = {
     *("attention_mask", "position_ids", "position_embeddings", "use_cache"),
-    *(_CACHE, "cache_position"),
+    *(CACHE, "cache_position"),
 }
 
 # Those of the backward have nothing to do without gradients.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+# --- a layer ----------------------------------------------------------------
 
 
 def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,8 +85,8 @@ def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, hidden_states: Tensor, *rest: Any, **more: Any
     ) -> Any:
         result = None
-        if _is_plain(hidden_states) and not rest:
-            result = _decode(self, hidden_states, more)
+        if _is_plain(hidden_states) and not rest and _are_known(more):
+            result = _compute_layer(self, hidden_states, more)
         if result is None:
             return original(self, hidden_states, *rest, **more)
         return result
@@ -112,82 +97,202 @@ def layer_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 def _is_plain(x: Tensor) -> bool:
     """Whether nothing but a few rows on the CPU is asked for."""
     return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
+        type(x) is Tensor
         and x.dim() == 3
         and x.numel() <= _MOST_ROWS * x.shape[-1]
         and x.is_cpu
+        and _is_undisturbed()
+    )
+
+
+def _is_undisturbed() -> bool:
+    """Whether nothing wants to know of operators, or to change them."""
+    return (
+        not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
         and not transforms_are_active()
+        and not count_dispatch_modes()
         and not autocast_is_enabled()
         and forward_ad_state._current_level < 0
         and not global_hooks_are_set()
     )
 
 
-def _decode(layer: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+def _are_known(arguments: Mapping[str, Any]) -> bool:
+    return arguments.keys() <= _KNOWN or not any(
+        value is not None and value is not False
+        for name, value in arguments.items()
+        if name not in _KNOWN
+    )
+
+
+def _compute_layer(
+    layer: Any, x: Tensor, arguments: dict[str, Any]
+) -> Tensor | None:
     """Return the layer's result; None if something else is asked for."""
-    for name, value in arguments.items():
-        if name not in _ARGUMENTS and value is not None and value is not False:
-            return None
-    cache: Any = arguments.get(_CACHE)
+    plan = _plan(layer, [layer])
     tables: Any = arguments.get("position_embeddings")
-    plan = _plan(layer)
-    if (
-        plan is None
-        or x.dtype != plan.dtype
-        or not _appends(cache, plan.attention.layer_idx)
-    ):
+    if plan is None or type(tables) is not tuple or len(tables) != 2:
         return None
-    rotation = _rotation(tables, x, plan.head_dim)
-    if rotation is None:
+    rotation = _rotation(*tables, x.shape[0], plan.head_dim, x.dtype)
+    rooms = plan.rooms(arguments.get(CACHE), *x.shape[:2])
+    if rotation is None or rooms is None or x.dtype != plan.dtype:
         return None
-    return plan(x, arguments.get("attention_mask"), cache, rotation)
-
-
-def _rotation(tables: Any, x: Tensor, head_dim: int) -> _Rotation | None:
-    """Return rope's arguments for what Llama's rotary embedding returns."""
-    if type(tables) is not tuple or len(tables) != 2:
-        return None
-    cos, sin = tables
-    if type(cos) is not Tensor or type(sin) is not Tensor:
-        return None
-    return _rope_arguments(cos, sin, x.shape[0], x.shape[1], head_dim, x.dtype)
+    ((_, room),) = rooms
+    keys = room.end + x.shape[1] - room.first
+    mask, is_known = _mask(arguments.get("attention_mask"), x, keys)
+    return plan(x, rooms, mask, rotation) if is_known else None
 
 
 @functools.lru_cache(maxsize=1)  # all layers of a model get the same tables
-def _rope_arguments(
-    cos: Tensor,
-    sin: Tensor,
-    batch: int,
-    seq: int,
-    head_dim: int,
-    dtype: torch.dtype,
+def _rotation(
+    cos: Tensor, sin: Tensor, batch: int, head_dim: int, dtype: torch.dtype
 ) -> _Rotation | None:
-    shapes = ((1, seq, head_dim), (batch, seq, head_dim))
-    if cos.shape != sin.shape or cos.shape not in shapes:
+    """Return rope's arguments for what Llama's rotary embedding returns."""
+    for table in (cos, sin):
+        if type(table) is not Tensor or table.dtype != dtype:
+            return None
+    if cos.shape != sin.shape or cos.dim() != 3 or cos.shape[2] != head_dim:
         return None
-    if cos.dtype != dtype or sin.dtype != dtype:
+    return rope_tables(cos, sin) if cos.shape[0] in (1, batch) else None
+
+
+def _mask(
+    mask: Tensor | None, x: Tensor, keys: int
+) -> tuple[Tensor | None, bool]:
+    """Return the mask as torch_foo takes it, and whether it does."""
+    batch, seq, _ = x.shape
+    if mask is None:
+        # Without one, transformers lets several queries attend as a prompt's.
+        if seq > 1:
+            mask = torch.ones(seq, keys, dtype=torch.bool).tril()
+        return mask, True
+    is_known = (
+        type(mask) is Tensor
+        and mask.dtype in (torch.bool, x.dtype)
+        and mask.shape == (batch, 1, seq, keys)
+    )
+    return mask, is_known
+
+
+# --- a model ----------------------------------------------------------------
+
+
+def model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any, **more: Any) -> Any:
+        result = None
+        if not args and _is_undisturbed():
+            result = _compute_model(self, **more)
+        return original(self, *args, **more) if result is None else result
+
+    return forward
+
+
+def _compute_model(
+    model: Any,
+    input_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cache_position: Tensor | None = None,
+    return_dict: bool | None = None,
+    **more: Any,
+) -> BaseModelOutputWithPast | None:
+    """Return the model's result for one token of each sequence.
+
+    It is None if something else is asked for.
+    """
+    if (
+        type(input_ids) is not Tensor
+        or not input_ids.is_cpu
+        or input_ids.dim() != 2
+        or input_ids.shape[1] != 1
+        or not 0 < input_ids.shape[0] <= _MOST_ROWS
+        or inputs_embeds is not None
+        or return_dict is False
+        or not _are_known(more)
+        or not _asks_for_one_result(model.config)
+    ):
         return None
-    return rope_tables(cos, sin)
+    plan = _plan(model, layers_of(model)[: model.config.num_hidden_layers])
+    cache, batch = more.get(CACHE), len(input_ids)
+    rooms = None if plan is None else plan.rooms(cache, batch, 1)
+    if plan is None or rooms is None:
+        return None
+    if len({(room.first, room.end, room.window) for _, room in rooms}) != 1:
+        return None
+    first, room = rooms[0]
+    keys = room.end - room.first + 1
+    window = getattr(model.config, "sliding_window", None)
+    if room.window != window and (
+        room.window is not None or window is None or keys > window
+    ):
+        return None
+    seen: int = first.get_seq_length()
+    mask, is_known = _mask_of_padding(attention_mask, batch, seen + 1, keys)
+    if not is_known:
+        return None
+    if position_ids is None:
+        if cache_position is None:
+            cache_position = torch.tensor([seen])
+        position_ids = cache_position.unsqueeze(0)
+    x = model.embed_tokens(input_ids)
+    tables = model.rotary_emb(x, position_ids)
+    rotation = _rotation(*tables, batch, plan.head_dim, x.dtype)
+    if rotation is None or not _is_plain(x) or x.dtype != plan.dtype:
+        return None
+    y = model.norm(plan(x, rooms, mask, rotation))
+    return BaseModelOutputWithPast(last_hidden_state=y, **{CACHE: cache})
 
 
-# --- a layer ----------------------------------------------------------------
+def _asks_for_one_result(config: Any) -> bool:
+    """Whether nothing is recorded."""
+    return (
+        getattr(config, "return_dict", True)
+        and not getattr(config, "output_attentions", False)
+        and not getattr(config, "output_hidden_states", False)
+    )
 
 
-def _plan(layer: Any) -> _Plan | None:
-    """Return what computes a layer, made anew if the layer has changed."""
-    mark = vars(layer)[MARK]  # which a shallow copy of a layer shares
-    plan: _Plan | None = mark.prepared
-    if plan is not None and plan.layer is layer and plan.is_valid():
-        return plan
+def _mask_of_padding(
+    mask: Tensor | None, batch: int, tokens: int, keys: int
+) -> tuple[Tensor | None, bool]:
+    """Return the mask of the last keys, and whether torch_foo takes it.
+
+    mask: (batch, tokens), 0 for what is padding.
+    """
+    if mask is None:
+        return None, True
+    if type(mask) is not Tensor or mask.shape != (batch, tokens):
+        return None, False
+    mask = mask.bool()
+    return (None if mask.all() else mask[:, None, None, -keys:]), True
+
+
+# --- what computes them -----------------------------------------------------
+
+
+def _plan(owner: Any, layers: list[Any]) -> _Plan | None:
+    """Return what computes the layers of an owner: of a model, or of itself.
+
+    It is made anew if they have changed.
+    """
+    mark = vars(owner)[MARK]  # which a shallow copy of an owner shares
+    prepared: Any = mark.prepared
+    if type(prepared) is _Plan:
+        if prepared.is_of(owner, layers):
+            return prepared if prepared.is_free() else None
+    elif prepared in layers and not _is_ours(prepared, owner):
+        return None  # as it was the last time
     mark.prepared = None
-    if refuse_step(layer) is None and _is_ours(layer):
-        plan = _Plan(layer)
-        if plan.is_valid():
-            mark.prepared = plan
-            return plan
-    return None
+    for layer in layers:
+        if not _is_ours(layer, owner):
+            mark.prepared = layer
+            return None
+    if len({layer.self_attn.head_dim for layer in layers}) != 1:
+        return None
+    plan = mark.prepared = _Plan(owner, layers)
+    return plan if plan.is_free() else None
 
 
 def _modules(layer: Any) -> list[Any]:
@@ -196,9 +301,13 @@ def _modules(layer: Any) -> list[Any]:
     return [*inner, *norms_of(layer), *linears_of(layer)]
 
 
-def _is_ours(layer: Any) -> bool:
+def _is_ours(layer: Any, owner: Any) -> bool:
     """Whether a layer computes with torch_foo, and with plain tensors."""
-    if gate_of(layer.mlp.act_fn) is None:
+    if layer is not owner and (
+        not _is_patched(layer) or layer._compiled_call_impl is not None
+    ):
+        return False
+    if refuse_step(layer) is not None or gate_of(layer.mlp.act_fn) is None:
         return False
     modules = _modules(layer)
     tensors = [
@@ -218,62 +327,68 @@ def _is_ours(layer: Any) -> bool:
     )
 
 
+def _is_patched(module: nn.Module) -> bool:
+    """Whether the module computes with torch_foo, and no other library."""
+    if type(module) is QuantizedLinear:
+        return "forward" not in vars(module)
+    mark = vars(module).get(MARK)
+    return (
+        mark is not None
+        and mark.enabled
+        and mark.is_in_place()
+        and type(module).forward is mark.original
+    )
+
+
 class _Plan:
-    """What computes a layer while its modules and tensors stay the same."""
+    """What computes layers while their modules and tensors stay the same."""
 
-    def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.layer = layer
-        self.attention = attention
-        self.norm, self.norm_after, *self.head_norms = norms_of(layer)
-        self.head_dim: int = attention.head_dim
-        self.rotates = rotates(attention)
-        projections = projections_of(layer)
-        query, key, _ = (p.out_features // self.head_dim for p in projections)
-        self.heads = query, key
-        self.joined: list[Tensor] = []  # parts of the weights of one product
-        self.project = self._product(*projections)
-        self.output = self._product(attention.o_proj)
-        self.gate_up = self._product(mlp.gate_proj, mlp.up_proj)
-        self.gate: Any = gate_of(mlp.act_fn)
-        self.down = self._product(mlp.down_proj)
-        self.dtype = self.norm.weight.dtype
+    def __init__(self, owner: Any, layers: list[Any]) -> None:
+        self.owner, self.layers = owner, layers
+        self.attentions = [layer.self_attn for layer in layers]
+        linears = [linear for layer in layers for linear in linears_of(layer)]
+        norms = [norm for layer in layers for norm in norms_of(layer)]
+        formats = [getattr(linear, "format", "") for linear in linears]
+        biases = [linear.bias for linear in linears]
+        if any(bias is not None for bias in biases):
+            none = torch.empty(0)
+            biases = [none if bias is None else bias for bias in biases]
+        else:
+            biases = []
+        self.arguments = (
+            [norm.weight for norm in norms],
+            [norm.variance_epsilon for norm in norms],
+            [linear.weight for linear in linears],
+            biases,
+            ",".join(formats),
+            [attention.scaling for attention in self.attentions],
+            [int(rotates(attention)) for attention in self.attentions],
+            ",".join(str(gate_of(layer.mlp.act_fn)) for layer in layers),
+        )
+        self.is_quantized = all(formats)
+        self.head_dim: int = self.attentions[0].head_dim
+        #: Their key heads.
+        self.heads = [
+            attention.k_proj.out_features // self.head_dim
+            for attention in self.attentions
+        ]
 
-        self.parts = [*_modules(layer), mlp.act_fn]
+        self.parts = [part for layer in layers for part in _parts(layer)]
+        # Layers that their owner calls are not called in its step.
+        self.uncalled = [] if owner is layers[0] else layers
+        self.parts += self.uncalled
         self.fields = [vars(part) for part in self.parts]
+        self.numbers = [vars(norm) for norm in norms]
         # Dicts of modules, parameters and hooks never change their identity,
         # but for what pickle and copy make.
-        self.dicts = [vars(m)["_modules"] for m in (layer, attention, mlp)]
-        self.hooks = []
-        for fields in self.fields:
-            self.dicts.append(fields["_parameters"])
-            self.hooks += [fields[name] for name in _HOOKS]
+        self.dicts = [fields["_parameters"] for fields in self.fields]
+        for layer in layers:
+            for module in (layer, layer.self_attn, layer.mlp):
+                self.dicts.append(vars(module)["_modules"])
+        self.hooks = [fields[name] for fields in self.fields for name in _HOOKS]
+        self.hooks_seen = -1  # how many there were when none was here
         self.classes = list({type(part) for part in self.parts})
         self.objects = list(self._objects())
-        self.places = self._places()
-
-    def _product(self, *layers: Any) -> _Product:
-        """Return what multiplies by weights of layers, one after the other."""
-        weights = [layer.weight for layer in layers]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        formats = [getattr(layer, "format", None) for layer in layers]
-        weight = _adjoining(weights)
-        bias = _adjoining(biases) if len(biases) == len(layers) else None
-        if (
-            len(layers) > 1
-            and weight is not None
-            and (bias is not None or not biases)
-            and len(set(formats)) == 1
-        ):
-            self.joined += weights + biases
-            return _times(weight, bias, formats[0])
-        products = [
-            _times(layer.weight, layer.bias, format)
-            for layer, format in zip(layers, formats, strict=True)
-        ]
-        if len(products) == 1:
-            return products[0]
-        return lambda x: torch.cat([product(x) for product in products], -1)
 
     # The checks of every call run in C: maps, and no loops.
 
@@ -282,90 +397,106 @@ class _Plan:
         return chain(
             map(type, self.parts),
             map(dict.get, self.fields, repeat("forward")),
+            map(attrgetter("_compiled_call_impl"), self.uncalled),
             map(attrgetter("forward"), self.classes),
+            map(dict.get, self.numbers, repeat("variance_epsilon")),
+            map(attrgetter("scaling"), self.attentions),
             chain.from_iterable(map(dict.values, self.dicts)),
         )
 
-    def _places(self) -> list[object]:
-        """Return where the parts of joined weights are, and what."""
-        kinds = Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype")
-        return [x for kind in kinds for x in map(kind, self.joined)]
-
-    def is_valid(self) -> bool:
-        """Whether nothing in the layer has changed, and nothing observes it."""
+    def is_of(self, owner: Any, layers: list[Any]) -> bool:
+        """Whether these are the owner's layers, and nothing has changed."""
         objects = list(self._objects())
         return (
-            (not any(self.hooks) or _are_silent(self.hooks))
-            and not self.attention.training
-            and self.attention.config._attn_implementation == "sdpa"
+            self.owner is owner
+            and len(self.layers) == len(layers)
+            and all(map(is_, self.layers, layers))
             and len(objects) == len(self.objects)
             and all(map(is_, objects, self.objects))
-            and self._places() == self.places
         )
+
+    def is_free(self) -> bool:
+        """Whether nothing observes the layers or wants them otherwise."""
+        attention = self.attentions[0]
+        return (
+            self._is_silent()
+            and not any(map(attrgetter("training"), self.attentions))
+            and attention.config._attn_implementation == "sdpa"
+            and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+        )
+
+    def _is_silent(self) -> bool:
+        """Whether there are no hooks, or only such as do nothing now."""
+        count = HookHandle.next_id
+        if self.hooks_seen != count:
+            if any(self.hooks):
+                return _are_silent(self.hooks)
+            self.hooks_seen = count
+        return True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        weight: Tensor = self.arguments[0][0]
+        return weight.dtype
+
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of keys and values in the cache."""
+        if dtype != torch.float32:
+            return dtype
+        wanted: torch.dtype | None = vars(self.owner)[MARK].option
+        if wanted is None:
+            return torch.float16 if self.is_quantized else dtype
+        return wanted
+
+    def rooms(
+        self, cache: Any, batch: int, seq: int
+    ) -> list[tuple[Any, Room]] | None:
+        """Return the cache's layers, with room for more tokens.
+
+        The result is None if this is not the way for so many, or for the cache.
+        """
+        if not self.is_quantized and batch * seq > MOST_ROWS.get(self.dtype, 0):
+            return None
+        if not appends(cache):
+            return None
+        like: Tensor = self.arguments[0][0]
+        new = New(batch, seq, like, self.cache_dtype(like.dtype))
+        rooms = []
+        for attention, heads in zip(self.attentions, self.heads, strict=True):
+            found = layer_with_room(
+                cache, attention.layer_idx, heads, self.head_dim, new
+            )
+            if found is None:
+                return None
+            rooms.append(found)
+        return rooms
 
     def __call__(
         self,
         x: Tensor,
+        rooms: list[tuple[Any, Room]],
         mask: Tensor | None,
-        cache: Cache,
         rotation: _Rotation,
     ) -> Tensor:
-        batch, seq, _ = x.shape
-        attention = self.attention
-        query, key = self.heads
-        normed = _rms_norm(x, self.norm.weight, self.norm.variance_epsilon)
-        heads = self.project(normed).view(batch, seq, -1, self.head_dim)
-        begin = 0
-        for norm, count in zip(self.head_norms, self.heads, strict=False):
-            part = heads.narrow(2, begin, count)
-            _rms_norm_out(part, norm.weight, norm.variance_epsilon, part)
-            begin += count
-        if self.rotates:
-            rotated = heads.narrow(2, 0, query + key)
-            _rope_(rotated, *rotation, False)
-        keys, values = _append(
-            cache, attention.layer_idx, heads.narrow(2, query, 2 * key)
-        )
-        queries = heads.narrow(2, 0, query).transpose(1, 2)
-        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        if attend is sdpa_attention_forward and _is_mask(mask, queries, keys):
-            attended = _attention(
-                queries, keys, values, mask, attention.scaling
-            ).transpose(1, 2)
-        else:
-            attended, _ = attend(
-                attention,
-                queries,
-                keys,
-                values,
-                mask,
-                dropout=0.0,
-                scaling=attention.scaling,
-            )
-        y, residual = _add_rms_norm(
-            self.output(attended.reshape(batch, seq, -1)),
+        """Return the result of the layers, and append to the cache's."""
+        seq = x.shape[1]
+        y: Tensor
+        y, keys, values = _decoder_layers(
             x,
-            self.norm_after.weight,
-            self.norm_after.variance_epsilon,
+            [room.states for _, room in rooms],
+            [room.first for _, room in rooms],
+            [room.end + seq for _, room in rooms],
+            mask,
+            *rotation,
+            *self.arguments,
         )
-        y = self.down(self.gate(self.gate_up(y), None))
-        result: Tensor = _add(residual, y)
-        return result
+        for (layer, room), k, v in zip(rooms, keys, values, strict=True):
+            room.give(layer, k, v)
+        return y
 
 
-def _is_mask(mask: Tensor | None, queries: Tensor, keys: Tensor) -> bool:
-    """Whether torch_foo takes a mask as it is.
-
-    Without one, transformers lets several queries attend as a prompt's do.
-    """
-    batch, _, seq, _ = queries.shape
-    if mask is None:
-        return seq == 1
-    return (
-        type(mask) is Tensor
-        and mask.dtype in (torch.bool, queries.dtype)
-        and mask.shape == (batch, 1, seq, keys.shape[2])
-    )
+def _parts(layer: Any) -> list[Any]:
+    return [*_modules(layer), layer.mlp.act_fn]
 
 
 def _are_silent(hooks: list[Any]) -> bool:
@@ -380,197 +511,4 @@ def _are_silent(hooks: list[Any]) -> bool:
         getattr(hook, "__module__", None) == _capturing.__name__
         for registered in hooks
         for hook in registered.values()
-    )
-
-
-def _is_patched(module: nn.Module) -> bool:
-    """Whether the module computes with torch_foo, and no other library."""
-    if type(module) is QuantizedLinear:
-        return "forward" not in vars(module)
-    mark = vars(module).get(MARK)
-    return (
-        mark is not None
-        and mark.enabled
-        and mark.is_in_place()
-        and type(module).forward is mark.original
-    )
-
-
-# --- products ---------------------------------------------------------------
-
-
-def join_weights(layer: Any) -> None:
-    """Let one product compute queries, keys and values; and gate and up."""
-    mlp = layer.mlp
-    for linears in (projections_of(layer), [mlp.gate_proj, mlp.up_proj]):
-        if len({getattr(linear, "format", None) for linear in linears}) == 1:
-            with torch.inference_mode(False):  # the weights may be trained
-                _join(linears)
-
-
-def _join(layers: Sequence[nn.Linear]) -> None:
-    """Let the weights of several layers be neighbours in memory.
-
-    Parameters keep their identity. Where other tensors share a weight's memory,
-    it stays where it is.
-    """
-    for name in ("weight", "bias"):
-        tensors = [getattr(layer, name) for layer in layers]
-        if (
-            all(type(t) is nn.Parameter and _is_alone(t) for t in tensors)
-            and len({(t.dtype, t.shape[1:]) for t in tensors}) == 1
-            and _adjoining(tensors) is None
-        ):
-            parts = side_by_side([t.detach() for t in tensors])
-            for tensor, part in zip(tensors, parts, strict=True):
-                tensor.data = part
-
-
-def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors one behind the other in memory.
-
-    Each has a storage of its own, so that what saves it saves nothing else.
-    """
-    parts = torch.split(torch.cat([*tensors]), [len(t) for t in tensors])
-    return [from_dlpack(part) for part in parts]
-
-
-def _is_alone(tensor: Tensor) -> bool:
-    """Whether nobody else can see the tensor's memory."""
-    if not tensor.is_cpu or tensor.layout != torch.strided:
-        return False
-    storage = tensor.untyped_storage()
-    return (
-        tensor.is_contiguous()
-        and not tensor.is_inference()
-        and storage.nbytes() == tensor.nbytes
-        and not storage.is_shared()
-        and owners(storage) == 1
-        # Blocks may be those of a mapped file, which stay there.
-        and (tensor.is_floating_point() or storage.resizable())
-    )
-
-
-def _adjoining(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return one tensor of all rows if they follow each other in memory.
-
-    It keeps the memory of all alive.
-    """
-    first = tensors[0].detach()
-    end = begin = first.data_ptr()
-    for tensor in tensors:
-        if (
-            tensor.data_ptr() != end
-            or not tensor.is_cpu
-            or not tensor.numel()
-            or tensor.dtype != first.dtype
-            or tensor.shape[1:] != first.shape[1:]
-            or not tensor.is_contiguous()
-        ):
-            return None
-        end += tensor.nbytes
-    # A tensor of torch cannot reach from one storage into another.
-    memory: Any = (ctypes.c_char * (end - begin)).from_address(begin)
-    memory.owners = [tensor.detach() for tensor in tensors]
-    with torch.inference_mode(False):
-        rows = torch.frombuffer(memory, dtype=first.dtype)
-    return rows.view(-1, *first.shape[1:])
-
-
-def _times(weight: Tensor, bias: Tensor | None, format: str | None) -> _Product:
-    if format is not None:
-        return lambda x: _linear_quantized(x, weight, bias, format)
-    most = MOST_ROWS.get(weight.dtype, 0) * weight.shape[1]
-    return lambda x: (
-        _linear(x, weight, bias)
-        if x.numel() <= most
-        else functional.linear(x, weight, bias)
-    )
-
-
-# --- the cache --------------------------------------------------------------
-
-
-def _appends(cache: Any, index: int) -> bool:
-    """Whether a layer of the cache only appends what it is given."""
-    if (
-        not isinstance(cache, Cache)
-        or type(cache).update is not Cache.update
-        or cache.offloading
-    ):
-        return False
-    if index < len(cache.layers):
-        return type(cache.layers[index]) in _LAYERS
-    return cache.layer_class_to_replicate in _LAYERS
-
-
-class _Room:
-    """Memory of keys and values that has room for more.
-
-    `keys` and `values` are the last that were given out. Other tensors of a
-    cache were put there by somebody else, and are copied first.
-    """
-
-    def __init__(self, layer: Any, more: int) -> None:
-        self.keys, self.values = layer.keys, layer.values
-        batch, heads, seq, head_dim = self.keys.shape
-        self.seq, self.heads = seq, heads
-        self.capacity = seq + more + max(_MARGIN, seq // 4)
-        self.states = self.keys.new_empty(
-            batch, 2 * heads, self.capacity, head_dim
-        )
-        self.states[:, :heads, :seq] = self.keys
-        self.states[:, heads:, :seq] = self.values
-
-    def is_for(self, layer: Any, new: Tensor) -> bool:
-        batch, more, heads, head_dim = new.shape
-        return (
-            layer.keys is self.keys
-            and layer.values is self.values
-            and self.seq + more <= self.capacity
-            and self.states.shape == (batch, heads, self.capacity, head_dim)
-            and self.states.dtype == new.dtype
-            # These may change in inference mode only.
-            and self.states.is_inference() <= torch.is_inference_mode_enabled()
-        )
-
-    def append(self, layer: Any, new: Tensor) -> tuple[Tensor, Tensor]:
-        more = new.shape[1]
-        self.states.narrow(2, self.seq, more).copy_(new.transpose(1, 2))
-        self.seq += more
-        states = self.states.narrow(2, 0, self.seq)
-        layer.keys = self.keys = states.narrow(1, 0, self.heads)
-        layer.values = self.values = states.narrow(1, self.heads, self.heads)
-        return self.keys, self.values
-
-
-def _append(cache: Cache, index: int, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Append to a layer of the cache, and return all keys and values.
-
-    new: (batch, seq, 2 * heads, head_dim), keys before values.
-    """
-    layer: Any = cache.layers[index] if index < len(cache.layers) else None
-    room: _Room | None = getattr(layer, _ROOM, None)
-    if room is not None and room.is_for(layer, new):
-        return room.append(layer, new)
-    if _has_states_like(layer, new):
-        room = _Room(layer, new.shape[1])
-        setattr(layer, _ROOM, room)
-        return room.append(layer, new)
-    keys, values = new.transpose(1, 2).chunk(2, 1)
-    states: tuple[Tensor, Tensor] = cache.update(keys, values, index)
-    return states
-
-
-def _has_states_like(layer: Any, new: Tensor) -> bool:
-    """Whether a layer of a cache has keys and values to append to."""
-    batch, _, heads, head_dim = new.shape
-    return type(layer) is DynamicLayer and all(
-        type(states) is Tensor
-        and states.dim() == 4
-        and states.shape[:2] == (batch, heads // 2)
-        and states.shape[3] == head_dim
-        and states.dtype == new.dtype
-        and states.is_cpu
-        for states in (layer.keys, layer.values)
     )

@@ -38,14 +38,21 @@ from torch_foo.integrations.transformers._recompute import (
 )
 from torch_foo.operators.base import DTYPES
 
-#: The gated operator for each type of activation module.
-GATES: dict[type, Callable[[Tensor, Tensor], Tensor]] = {
-    nn.SiLU: silu_mul,
-    type(ACT2FN["silu"]): silu_mul,
-    type(ACT2FN["gelu"]): gelu_mul,
+#: The gated operators.
+GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": silu_mul,
+    "gelu": gelu_mul,
+    "gelu_tanh": functools.partial(gelu_mul, approximate="tanh"),
 }
-for _tanh in ("gelu_new", "gelu_pytorch_tanh"):
-    GATES[type(ACT2FN[_tanh])] = functools.partial(gelu_mul, approximate="tanh")
+
+#: The name of the gated operator for each type of activation module.
+GATE_NAMES: dict[type, str] = {
+    nn.SiLU: "silu",
+    type(ACT2FN["silu"]): "silu",
+    type(ACT2FN["gelu"]): "gelu",
+    type(ACT2FN["gelu_new"]): "gelu_tanh",
+    type(ACT2FN["gelu_pytorch_tanh"]): "gelu_tanh",
+}
 
 #: The global function that attention calls to rotate queries and keys.
 ROTATE = "apply_rotary_pos_emb"
@@ -102,7 +109,7 @@ def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with recomputed(x):
             left, right = self.gate_proj(x), self.up_proj(x)
         if _serves(left, right) and left.shape == right.shape:
-            y = recomputable(gate, left, right)
+            y = recomputable(GATES[gate], left, right)
         else:
             y = self.act_fn(left) * right
         with recomputed(y):
@@ -112,9 +119,9 @@ def mlp_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
-def gate_of(activation: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return the gated operator, unless something else wants to be called."""
-    gate = GATES.get(type(activation))
+def gate_of(activation: Any) -> str | None:
+    """Name the gated operator, unless something else wants to be called."""
+    gate = GATE_NAMES.get(type(activation))
     if gate is not None and (
         activation._forward_pre_hooks
         or activation._forward_hooks

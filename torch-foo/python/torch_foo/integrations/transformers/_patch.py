@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from torch_foo.integrations.transformers import _recognize
-from torch_foo.integrations.transformers._decode import join_weights
+from torch_foo.integrations.transformers._cache import CACHE_DTYPES
 from torch_foo.integrations.transformers._forwards import causal_lm_loss
+from torch_foo.integrations.transformers._join import join_weights
 from torch_foo.integrations.transformers._quantize import (
     Rule,
     quantize_weights,
@@ -37,6 +39,7 @@ def patch(
     decode: bool = True,
     weights: Rule | None = None,
     keep: bool = False,
+    cache_dtype: torch.dtype | None = None,
 ) -> Report:
     """Let a model, or all models of a class, compute with torch_foo.
 
@@ -58,13 +61,13 @@ def patch(
             CPU, as in text generation, by :func:`torch_foo.linear`. This
             concerns the torch.nn.Linear modules of a model, so it has no effect
             on a class.
-        decode: Whether to compute the layers of generated tokens, for up to 16
-            sequences on the CPU, by torch_foo's operators in a row. This needs
-            all of `rms_norm`, `mlp`, `rope` and `linear`, and concerns models,
-            not classes. The weights of queries, keys and values become
-            neighbours in memory, as do those of gate and up. Where something
-            observes the inside of a layer, as hooks and gradients do, the
-            layer computes as without this.
+        decode: Whether to compute all layers of a generated token, for up to 16
+            sequences on the CPU, in one operator. This needs all of `rms_norm`,
+            `mlp`, `rope` and `linear`, and concerns models, not classes. The
+            weights of queries, keys and values become neighbours in memory, as
+            do those of gate and up. Where something observes the inside of a
+            layer, as hooks and gradients do, the layer computes as without
+            this.
         weights: The format to quantize weights to, as in
             :func:`torch_foo.quantize`, such as "q8_0"; or a dict of formats by
             name of module, such as ``{"lm_head": "q6_k", "*.mlp.*": "q4_0"}``,
@@ -77,6 +80,11 @@ def patch(
             they are tied, get the same format. None quantizes nothing.
         keep: Whether to keep the float weights beside the quantized ones, for
             :func:`unpatch` and other formats. Without this, they are gone.
+        cache_dtype: The dtype of the keys and values that `decode` appends to a
+            cache, where the model computes in float32: torch.float32, or
+            torch.float16 or torch.bfloat16, which take half of the memory and
+            of the time to read. None is float16 if the weights of all layers
+            are quantized, and float32 if not.
 
     Returns:
         What was replaced, and what was left alone and why. If nothing was
@@ -88,7 +96,8 @@ def patch(
             format nor a dict of formats.
         ValueError: `weights` is empty, or has an unknown format, a name that
             no linear layer or embedding has, or two formats for modules that
-            share a weight; or `keep` is true without `weights`.
+            share a weight; `keep` is true without `weights`; or `cache_dtype`
+            is another dtype than these.
     """
     _check("patch", model_or_class)
     report = Report(class_of(model_or_class).__name__)
@@ -96,6 +105,12 @@ def patch(
         raise ValueError(
             "torch_foo.integrations.transformers.patch: keep is for weights "
             "that are quantized, and weights is None"
+        )
+    if cache_dtype not in (None, *CACHE_DTYPES):
+        raise ValueError(
+            "torch_foo.integrations.transformers.patch: cache_dtype is "
+            f"{cache_dtype!r}, expected None, torch.float32, torch.float16 or "
+            "torch.bfloat16"
         )
     if weights is not None:
         if isinstance(model_or_class, type):
@@ -108,8 +123,9 @@ def patch(
     classes = {class_of(target) for target in targets}
     wanted = {"rms_norm": rms_norm, "mlp": mlp, "rope": rope, "linear": linear}
     wanted["decode"] = decode and all(wanted.values())
+    wanted["decode_model"] = False  # before its layers are replaced
     is_known = any(
-        kind not in ("linear", "decode")
+        kind not in ("linear", "decode", "decode_model")
         and REPLACEMENTS[kind].resembles(target)
         and not REPLACEMENTS[kind].refuse(target, classes)
         for kind in REPLACEMENTS
@@ -122,13 +138,21 @@ def patch(
             reason = replacement.refuse(target, classes)
             if kind == "linear" and not (reason or is_known):
                 reason = "no other module of the model is like one of Llama's"
-            reason = reason or replace_forward(target, kind)
+            option = cache_dtype if kind == "decode" else None
+            reason = reason or replace_forward(target, kind, option)
             if kind == "decode" and not reason:
                 join_weights(target)
             _note(report, kind, target, reason)
         if cross_entropy and _recognize.resembles_loss(target):
             reason = _replace_loss(target)
             _note(report, "cross_entropy", target, reason)
+    for target in targets if wanted["decode"] else ():
+        if _recognize.resembles_model(target):
+            reason = _recognize.refuse_model(class_of(target))
+            reason = reason or replace_forward(
+                target, "decode_model", cache_dtype
+            )
+            _note(report, "decode", target, reason)
     if not report:
         warnings.warn(f"torch_foo: {report}", stacklevel=2)
     return report

@@ -30,7 +30,7 @@ from torch_foo.integrations.transformers._equivalence import (
     names,
     reached,
 )
-from torch_foo.integrations.transformers._forwards import GATES, ROTATE
+from torch_foo.integrations.transformers._forwards import GATE_NAMES, ROTATE
 from torch_foo.integrations.transformers._rebind import with_global
 from torch_foo.nn import QuantizedLinear
 
@@ -84,6 +84,18 @@ _ATTENTIONS: dict[_Class, Callable[..., Any]] = {
         qwen2.Qwen2Attention,
         qwen3.Qwen3Attention,
         smollm3.SmolLM3Attention,
+    )
+}
+
+
+_MODELS: dict[_Class, Callable[..., Any]] = {
+    cls: forward_of(cls)
+    for cls in (
+        llama.LlamaModel,
+        mistral.MistralModel,
+        qwen2.Qwen2Model,
+        qwen3.Qwen3Model,
+        smollm3.SmolLM3Model,
     )
 }
 
@@ -172,7 +184,7 @@ def refuse_activation(target: Target, _: object = None) -> str | None:
     if isinstance(target, type):
         return None
     activation = type(target.act_fn)
-    if activation not in GATES:
+    if activation not in GATE_NAMES:
         name = activation.__name__
         return f"its activation is {name}, expected SiLU or GELU"
     return None
@@ -277,6 +289,35 @@ def refuse_layer(cls: _Class) -> str | None:
     return _differs(cls, forward_of(cls), llama.LlamaDecoderLayer, _LAYER)
 
 
+def resembles_model(target: Target) -> bool:
+    """Whether the target is a module with layers that are replaced already."""
+    return (
+        isinstance(target, nn.Module)
+        and target._modules.keys() >= {"embed_tokens", "layers", "rotary_emb"}
+        and any(MARK in vars(layer) for layer in layers_of(target))
+    )
+
+
+def layers_of(model: Any) -> list[Any]:
+    return [*model.layers.children()]
+
+
+def refuse_model(cls: _Class) -> str | None:
+    return _refuse_others(cls, _MODELS)
+
+
+def _refuse_others(
+    cls: _Class, known: dict[_Class, Callable[..., Any]]
+) -> str | None:
+    if any(
+        _differs(cls, forward_of(cls), other, expected) is None
+        for other, expected in known.items()
+    ):
+        return None
+    names = ", ".join(other.__name__ for other in known)
+    return f"its {cls.__name__} computes what none of {names} does"
+
+
 def refuse_step(layer: Any, classes: Collection[_Class] = ()) -> str | None:
     """Refuse what the decode step does not know in a layer like Llama's.
 
@@ -318,13 +359,9 @@ def _refused_parts(
 
 
 def _refuse_attention(attention: Any) -> str | None:
-    cls: _Class = type(attention)
-    if all(
-        _differs(cls, forward_of(cls), other, expected)
-        for other, expected in _ATTENTIONS.items()
-    ):
-        known = ", ".join(other.__name__ for other in _ATTENTIONS)
-        return f"its {cls.__name__} computes what none of {known} does"
+    reason = _refuse_others(type(attention), _ATTENTIONS)
+    if reason:
+        return reason
     found = attention.config._attn_implementation
     if found != "sdpa":
         return f"its attention is {found}, expected sdpa"

@@ -73,6 +73,12 @@ REPLACEMENTS = {
         _recognize.refuse_step,
         _decode.layer_forward,
     ),
+    "decode_model": Replacement(
+        _recognize.resembles_model,
+        _recognize.refuse_model,
+        lambda *_: None,
+        _decode.model_forward,
+    ),
 }
 
 
@@ -84,11 +90,13 @@ class Mark:
     again, and then that name stands for the new one.
     """
 
-    def __init__(self, target: Target, kind: str) -> None:
+    def __init__(self, target: Target, kind: str, option: Any = None) -> None:
         cls = class_of(target)
         self.target = target
         self.kind = kind
         self.enabled = True
+        #: What patch() was told about this kind.
+        self.option = option
         #: What the new forward has prepared for later calls.
         self.prepared: Any = None
         self.original = forward_of(cls)
@@ -100,7 +108,7 @@ class Mark:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _load, (self.target, self.kind, self.enabled)
+        return _load, (self.target, self.kind, self.enabled, self.option)
 
     def is_in_place(self) -> bool:
         """Whether `forward` is the new one, and not another library's."""
@@ -108,18 +116,19 @@ class Mark:
         return getattr(own, "__func__", own) is self.forward
 
 
-def replace_forward(target: Any, kind: str) -> str | None:
+def replace_forward(target: Any, kind: str, option: Any = None) -> str | None:
     """Replace the forward of a module or a class; or return why not."""
     cls = class_of(target)
     mark = vars(target).get(MARK)
     if mark is not None and (target is cls or not _is_untouched(target)):
         mark.enabled = True  # another library may call it
+        mark.option = option
     elif target is cls:
-        _put(Mark(target, kind))
+        _put(Mark(target, kind, option))
     elif forward_of(cls) is not cls.forward:
         pass  # the class is patched
     elif _is_untouched(target):
-        _put(Mark(target, kind))
+        _put(Mark(target, kind, option))
     else:
         return "its forward was already replaced by another library"
     return None
@@ -172,11 +181,13 @@ def _put(mark: Mark) -> None:
             vars(target)[method.__name__] = MethodType(method, target)
 
 
-def _load(module: nn.Module, kind: str, enabled: bool) -> Mark | None:
+def _load(
+    module: nn.Module, kind: str, enabled: bool, option: Any
+) -> Mark | None:
     """Replace the forward of a module of which only the class is known yet."""
     if REPLACEMENTS[kind].refuse_class(type(module)):
         return None  # this version of transformers computes something else
-    mark = Mark(module, kind)
+    mark = Mark(module, kind, option)
     mark.enabled = enabled
     _put(mark)
     return mark
