@@ -50,8 +50,8 @@ constexpr int kRows = 16;
 struct LinearBlock {
   int rows, columns;
   Row x[kRows];
-  bool x_is_new;  // since the kernel was called with this block
-  bool dots;      // whether the kernel has an instruction for x
+  bool x_is_new;  // since the last call of the kernel
+  bool dots;      // the kernel's: whether its instruction is exact for x
   MutableRow out[kRows];
   Row weight[kWeights];
   std::int64_t next;  // from a row of weight to the next
@@ -316,11 +316,11 @@ void LinearOf(LinearBlock& block, int64_t k) {
           const auto multiply = [&](auto rows, auto rows_ahead) HWY_ATTR {
             MultiplyBest<rows, rows_ahead>(block.dots, x, tile, to);
           };
-          const std::integral_constant<int, kQuad> all;
-          const std::integral_constant<int, 2> two;
-          const std::integral_constant<int, 1> one;
+          const std::integral_constant<int, kQuad> all{};
+          const std::integral_constant<int, 2> two{};
+          const std::integral_constant<int, 1> one{};
           if (count == kXs) {
-            const std::integral_constant<int, kXs> most;
+            const std::integral_constant<int, kXs> most{};
             passes == 1   ? multiply(most, all)
             : passes <= 3 ? multiply(most, two)
                           : multiply(most, one);
