@@ -30,7 +30,9 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("target", ["AVX3_DL", "AVX2", "SSE4", "SSE2"])
+@pytest.mark.parametrize(
+    "target", ["AVX3_ZEN4", "AVX3_DL", "AVX2", "SSE4", "SSE2"]
+)
 def test_values_at(target):
     if target == torch_foo.build_info().simd_target:
         pytest.skip(f"the other tests use {target}")

@@ -11,7 +11,7 @@
 // registers then, and are prefetched, because the hardware's prefetchers do not
 // follow many short rows at once. With many, they are unpacked to a buffer in
 // the L1 cache once for all rows of x.
-#define FOO_CORE_MULTIPLIES_BYTES
+#define FOO_CORE_MORE_TARGETS HWY_AVX3_DL
 
 #include <algorithm>
 #include <cmath>

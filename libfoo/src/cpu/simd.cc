@@ -1,7 +1,7 @@
 // The choice of a SIMD target: the best one that the CPU has, or the one that
 // FOO_CORE_SIMD_TARGET or set_simd_target names. A kernel reads one relaxed
 // atomic per call.
-#define FOO_CORE_MULTIPLIES_BYTES  // so that all targets are known here
+#define FOO_CORE_MORE_TARGETS (HWY_AVX3_ZEN4 | HWY_AVX3_DL)  // those of any
 #include "cpu/simd.h"
 
 #include <atomic>
@@ -18,12 +18,19 @@ namespace {
 
 // The targets in the order of FOO_CORE_DISPATCH's table, best first. Every CPU
 // of an architecture has the last one: SSE2, NEON without AES.
-constexpr std::int64_t kTargets[] = {HWY_AVX3_DL, HWY_AVX3, HWY_AVX2,
-                                     HWY_SSE4,    HWY_SSE2, HWY_STATIC_TARGET};
+constexpr std::int64_t kTargets[] = {HWY_AVX3_ZEN4,    HWY_AVX3_DL, HWY_AVX3,
+                                     HWY_AVX2,         HWY_SSE4,    HWY_SSE2,
+                                     HWY_STATIC_TARGET};
 constexpr int kCount = sizeof(kTargets) / sizeof(kTargets[0]);
 
 std::int64_t available() {
-  static const std::int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  static const std::int64_t targets = [] {
+    std::int64_t all = hwy::SupportedTargets();
+    // Highway keeps this target to AMD's CPUs for an instruction that we do not
+    // use. AVX3_SPR has all of its instructions.
+    if ((all & HWY_AVX3_SPR) != 0) all |= HWY_AVX3_ZEN4;
+    return all & HWY_TARGETS;
+  }();
   return targets;
 }
 

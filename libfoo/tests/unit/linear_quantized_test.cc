@@ -15,13 +15,6 @@ constexpr BlockFormat kFormats[] = {BlockFormat::kQ8_0, BlockFormat::kQ4_0,
                                     BlockFormat::kQ4_1, BlockFormat::kQ4_K,
                                     BlockFormat::kQ6_K};
 
-/// Those of the other kernels, and the one with an instruction for bytes.
-std::vector<std::string> byte_targets() {
-  auto targets = all_targets();
-  if (has_target("AVX3_DL")) targets.insert(targets.begin(), "AVX3_DL");
-  return targets;
-}
-
 class LinearQuantizedTest : public KernelTest {
  protected:
   Tensor blocks_of(BlockFormat format, std::int64_t n, std::int64_t k) {
@@ -107,10 +100,11 @@ class LinearQuantizedTest : public KernelTest {
     }
   }
 };
-INSTANTIATE_TEST_SUITE_P(All, LinearQuantizedTest,
-                         ::testing::Combine(::testing::ValuesIn(byte_targets()),
-                                            ::testing::ValuesIn(kAllDTypes)),
-                         kernel_test_name);
+INSTANTIATE_TEST_SUITE_P(
+    All, LinearQuantizedTest,
+    ::testing::Combine(::testing::ValuesIn(all_targets("AVX3_DL")),
+                       ::testing::ValuesIn(kAllDTypes)),
+    kernel_test_name);
 
 TEST_P(LinearQuantizedTest, EveryCountOfBlocks) {
   for (const BlockFormat format : kFormats) {

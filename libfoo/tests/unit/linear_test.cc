@@ -62,7 +62,7 @@ class LinearTest : public KernelTest {
                    product(x, weight, bias, std::move(out_strides)));
   }
 };
-FOO_CORE_KERNEL_TESTS(LinearTest);
+FOO_CORE_KERNEL_TESTS_AT(LinearTest, all_targets("AVX3_ZEN4"));
 
 TEST_P(LinearTest, EverySizeAroundTheVectors) {
   for (std::int64_t k = 0; k <= 140; ++k) {
@@ -174,15 +174,80 @@ TEST_P(LinearTest, RoundedOnce) {
 // A column does not depend on the thread that computes it, nor on the number of
 // columns that are computed with it.
 TEST_P(LinearTest, ThreadsChangeNothing) {
-  const Tensor x = make({3, 1300}).randomize(1);
   const Tensor weight = make({101, 1300}).randomize(2);
   const Tensor bias = make({101}).randomize(3);
   const ConstTensorView bias_view = bias;
-  const Tensor out = product(x, weight, &bias);
-  Tensor many = make({3, 101});
-  linear(x, weight, &bias_view, many, threads());
-  EXPECT_EQ(many.memory(), out.memory());
-  expect_product(x, weight, &bias, out);
+  for (const std::int64_t rows : {3, 16, 20}) {
+    const Tensor x = make({rows, 1300}).randomize(1);
+    const Tensor out = product(x, weight, &bias);
+    Tensor many = make({rows, 101});
+    linear(x, weight, &bias_view, many, threads());
+    EXPECT_EQ(many.memory(), out.memory());
+    expect_product(x, weight, &bias, out);
+  }
+}
+
+// A row does not depend on the number of rows that are computed with it, also
+// where an instruction for bfloat16 would take numbers for 0, and just above.
+TEST_P(LinearTest, RowsChangeNothing) {
+  const std::int64_t k = 1104, n = 21;
+  for (const double x_scale : {1.0, 0x1p-45, 0x1p-56, 0x1p-63, 0x1p-125}) {
+    for (const double scale : {1.0, 0x1p-45, 0x1p-56, 0x1p-63, 0x1p-125}) {
+      Tensor x = make({16, k}).randomize(1), weight = make({n, k}).randomize(2);
+      for (std::int64_t i = 0; i < x.numel(); ++i) {
+        const auto less = static_cast<int>(i % 13);
+        x.set(i, i % 3 == 0 ? 0 : std::ldexp(x.get(i) * x_scale, -less));
+      }
+      for (std::int64_t i = 0; i < weight.numel(); ++i) {
+        const auto less = static_cast<int>(i % 11);
+        weight.set(i,
+                   i % 5 == 0 ? 0 : std::ldexp(weight.get(i) * scale, -less));
+      }
+      // This bias leaves the bits that are rounded away in the first row.
+      Tensor bias = make({n});
+      const Tensor rounded = product(x, weight);
+      for (std::int64_t j = 0; j < n; ++j) bias.set(j, -rounded.get(j));
+      const Tensor all = product(x, weight, &bias);
+      for (std::int64_t row = 0; row < 16; ++row) {
+        Tensor one = make({1, k});
+        for (std::int64_t i = 0; i < k; ++i) one.set(i, x.get(row * k + i));
+        const Tensor alone = product(one, weight, &bias);
+        for (std::int64_t j = 0; j < n; ++j) {
+          ASSERT_EQ(all.get(row * n + j), alone.get(j))
+              << x_scale << " " << scale << " at " << row << ", " << j;
+        }
+      }
+    }
+  }
+}
+
+// Subnormal numbers, products and sums count.
+TEST_P(LinearTest, Subnormals) {
+  const auto expect_sum = [&](const std::vector<std::pair<double, double>>& of,
+                              double expected) {
+    for (const std::int64_t rows : {1, 5, 16}) {
+      Tensor x = make({rows, 70}), weight = make({18, 70});
+      for (Tensor* tensor : {&x, &weight}) {
+        for (std::int64_t i = 0; i < tensor->numel(); ++i) {
+          const auto term = static_cast<std::size_t>(i % 70 - 32);
+          tensor->set(i, term >= of.size() ? 0
+                         : tensor == &x    ? of[term].first
+                                           : of[term].second);
+        }
+      }
+      EXPECT_EQ(product(x, weight).values(),
+                Values(static_cast<std::size_t>(rows) * 18, expected));
+    }
+  };
+  const double tiny = ulp(dtype(), 0);  // the least number
+  expect_sum({{3 * tiny, 5}}, 15 * tiny);
+  expect_sum({{5, 3 * tiny}}, 15 * tiny);
+  const double root = std::ldexp(1, std::ilogb(tiny) / 2);
+  expect_sum({{root, 4 * tiny / root}}, 4 * tiny);
+  if (dtype() != DType::kBFloat16) return;
+  const double b = 0x1p-57, c = b * (1 + 0x1p-7), d = b * (1 + 0x1p-6);
+  expect_sum({{c, c}, {b, -d}}, 0x1p-128);
+  expect_sum({{2 * c, 2 * c}, {2 * b, -2 * d}}, 0x1p-126);
 }
 
 TEST(LinearChecksTest, Refuses) {

@@ -289,10 +289,12 @@ Executor meanwhile(const std::function<void()>& change) {
       const_cast<std::function<void()>*>(&change));
 }
 
-std::vector<std::string> all_targets() {
+std::vector<std::string> all_targets(const std::string& own) {
   if (on_cuda()) return {"CUDA"};
 #if defined(__x86_64__) || defined(_M_X64)
-  return {"AVX3", "AVX2", "SSE4", "SSE2"};
+  std::vector<std::string> all = {"AVX3", "AVX2", "SSE4", "SSE2"};
+  if (has_target(own)) all.insert(all.begin(), own);
+  return all;
 #else
   std::istringstream names(build_info().simd_targets);
   return {std::istream_iterator<std::string>(names), {}};

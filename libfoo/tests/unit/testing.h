@@ -97,8 +97,9 @@ Executor threads();
 Executor meanwhile(const std::function<void()>& change);
 constexpr std::int64_t kMostSerial = 32768;
 
-/// The names of all targets that this machine's architecture may have, or CUDA.
-std::vector<std::string> all_targets();
+/// The names of all targets that this machine's architecture may have, or CUDA,
+/// and `own`, which few kernels are compiled for, if this machine has it.
+std::vector<std::string> all_targets(const std::string& own = "");
 bool has_target(const std::string& name);
 
 /// The dtypes that all operators take.
@@ -129,12 +130,15 @@ class KernelTest
 std::string kernel_test_name(
     const ::testing::TestParamInfo<KernelTest::ParamType>& info);
 
-#define FOO_CORE_KERNEL_TESTS(Fixture)                             \
-  INSTANTIATE_TEST_SUITE_P(                                        \
-      All, Fixture,                                                \
-      ::testing::Combine(                                          \
-          ::testing::ValuesIn(::foo_core::testing::all_targets()), \
-          ::testing::ValuesIn(::foo_core::testing::kAllDTypes)),   \
+#define FOO_CORE_KERNEL_TESTS(Fixture) \
+  FOO_CORE_KERNEL_TESTS_AT(Fixture, ::foo_core::testing::all_targets())
+
+#define FOO_CORE_KERNEL_TESTS_AT(Fixture, targets)               \
+  INSTANTIATE_TEST_SUITE_P(                                      \
+      All, Fixture,                                              \
+      ::testing::Combine(                                        \
+          ::testing::ValuesIn(targets),                          \
+          ::testing::ValuesIn(::foo_core::testing::kAllDTypes)), \
       ::foo_core::testing::kernel_test_name)
 
 /// Skips a test of what CUDA does not do.

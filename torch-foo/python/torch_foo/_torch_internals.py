@@ -44,6 +44,9 @@ autocast_is_enabled = torch._C._is_any_autocast_enabled
 #: operations or make fake tensors: no public function tells.
 count_dispatch_modes = torch._C._len_torch_dispatch_stack
 
+#: None unless torch.jit traces; the public function has no type.
+tracing_state = torch._C._get_tracing_state
+
 #: torch.compiler._is_exporting_flag: an attribute costs 30 ns, and
 #: torch.compiler.is_exporting() 60.
 compiler_state = compiler

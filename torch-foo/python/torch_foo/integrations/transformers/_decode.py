@@ -32,6 +32,7 @@ from torch_foo._torch_internals import (
     forward_ad_state,
     global_hooks_are_set,
     operation,
+    tracing_state,
     transforms_are_active,
 )
 from torch_foo.integrations.transformers._cache import (
@@ -55,9 +56,6 @@ from torch_foo.integrations.transformers._recognize import (
     rotates,
 )
 from torch_foo.nn import QuantizedLinear
-
-# Rows (sequences times tokens) of a decode step.
-_MOST_ROWS = 16
 
 try:
     _capturing: Any = import_module("transformers.utils.output_capturing")
@@ -106,7 +104,7 @@ def _is_plain(x: Tensor) -> bool:
     return (
         type(x) is Tensor
         and x.dim() == 3
-        and x.numel() <= _MOST_ROWS * x.shape[-1]
+        and x.numel() <= MOST_ROWS * x.shape[-1]
         and x.is_cpu
         and _is_undisturbed()
     )
@@ -116,7 +114,7 @@ def _is_undisturbed() -> bool:
     """Whether nothing wants to know of operators, or to change them."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and tracing_state() is None
         and not torch.is_grad_enabled()
         and not transforms_are_active()
         and not count_dispatch_modes()
@@ -215,7 +213,7 @@ def _compute_model(
         or not input_ids.is_cpu
         or input_ids.dim() != 2
         or input_ids.shape[1] != 1
-        or not 0 < input_ids.shape[0] <= _MOST_ROWS
+        or not 0 < input_ids.shape[0] <= MOST_ROWS
         or inputs_embeds is not None
         or return_dict is False
         or not _are_known(more)
@@ -464,9 +462,9 @@ class _Plan:
     ) -> list[tuple[Any, Room]] | None:
         """Return the cache's layers, with room for more tokens.
 
-        The result is None if this is not the way for so many, or for the cache.
+        The result is None if this is not the way for the dtype or the cache.
         """
-        if not self.is_quantized and batch * seq > MOST_ROWS.get(self.dtype, 0):
+        if self.dtype == torch.float64 and not self.is_quantized:
             return None
         if not appends(cache):
             return None

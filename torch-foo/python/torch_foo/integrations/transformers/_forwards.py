@@ -60,15 +60,8 @@ ROTATE = "apply_rotary_pos_emb"
 # Another library may replace it later.
 _ROTATE_AS_LLAMA = llama.apply_rotary_pos_emb
 
-# With AVX-512, torch uses instructions for products of bfloat16.
-_IS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-#: torch_foo.linear beats torch up to this many rows.
-MOST_ROWS = {
-    torch.float32: 16,
-    torch.float16: 16,
-    torch.bfloat16: 8 if _IS_AVX512 else 16,
-}
+#: torch_foo.linear beats torch up to this many rows, but for float64.
+MOST_ROWS = 16
 
 _DEVICES = {"cpu", "foo"} | ({"cuda"} if build_info().cuda else set())
 
@@ -145,9 +138,9 @@ def linear_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:
         # Read once: a parametrization computes it, and may count how often.
         weight, bias = self.weight, self.bias
-        most = MOST_ROWS.get(input.dtype, 0)
         if (
-            input.numel() > most * weight.shape[-1]
+            input.numel() > MOST_ROWS * weight.shape[-1]
+            or input.dtype == torch.float64
             or not input.is_cpu
             or not (
                 _serves(input, weight)
