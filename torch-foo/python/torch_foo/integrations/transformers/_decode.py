@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from itertools import chain, repeat
 from operator import attrgetter, is_
@@ -439,7 +439,10 @@ class _Plan:
         count = HookHandle.next_id
         if self.hooks_seen != count:
             if any(self.hooks):
-                return _are_silent(self.hooks)
+                recorded = _recorded()
+                return _are_recorders(self.hooks) and not (
+                    recorded if self.uncalled else "attentions" in recorded
+                )
             self.hooks_seen = count
         return True
 
@@ -447,15 +450,6 @@ class _Plan:
     def dtype(self) -> torch.dtype:
         weight: Tensor = self.arguments[0][0]
         return weight.dtype
-
-    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype of keys and values in the cache."""
-        if dtype != torch.float32:
-            return dtype
-        wanted: torch.dtype | None = vars(self.owner)[MARK].option
-        if wanted is None:
-            return torch.float16 if self.is_quantized else dtype
-        return wanted
 
     def rooms(
         self, cache: Any, batch: int, seq: int
@@ -468,8 +462,11 @@ class _Plan:
             return None
         if not appends(cache):
             return None
-        like: Tensor = self.arguments[0][0]
-        new = New(batch, seq, like, self.cache_dtype(like.dtype))
+        dtype = self.dtype
+        if dtype == torch.float32:
+            narrow = torch.float16 if self.is_quantized else dtype
+            dtype = vars(self.owner)[MARK].option or narrow
+        new = New(batch, seq, self.arguments[0][0], dtype)
         rooms = []
         for attention, heads in zip(self.attentions, self.heads, strict=True):
             found = layer_with_room(
@@ -508,15 +505,19 @@ def _parts(layer: Any) -> list[Any]:
     return [*_modules(layer), layer.mlp.act_fn]
 
 
-def _are_silent(hooks: list[Any]) -> bool:
-    """Whether hooks are transformers' own, which record nothing now.
+def _recorded() -> Collection[str]:
+    """Return what transformers records now, such as "attentions"."""
+    if _capturing is None:
+        return ()
+    return _capturing._active_collector.get() or ()
+
+
+def _are_recorders(hooks: list[Any]) -> bool:
+    """Whether hooks are transformers' own.
 
     They stay on a model that was asked for attentions or hidden states once.
     """
-    if _capturing is None:
-        return False
-    recorded = _capturing._active_collector.get() or {}
-    return "attentions" not in recorded and all(
+    return _capturing is not None and all(
         getattr(hook, "__module__", None) == _capturing.__name__
         for registered in hooks
         for hook in registered.values()
