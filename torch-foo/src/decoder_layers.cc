@@ -238,8 +238,9 @@ class Step {
         layer.rows(kGate) != layer.rows(kUp)) {
       fail(std::string(kOp) + ": shapes do not fit");
     }
-    if (!attention_ || attention_->heads != heads)
+    if (!attention_ || attention_->heads != heads) {
       attention_.emplace(x_, heads);
+    }
     const Attention& now = *attention_;
 
     add_and_norm(layer, 0);
