@@ -289,7 +289,7 @@ Executor meanwhile(const std::function<void()>& change) {
       const_cast<std::function<void()>*>(&change));
 }
 
-std::vector<std::string> all_targets(const std::string& own) {
+std::vector<std::string> all_targets([[maybe_unused]] const std::string& own) {
   if (on_cuda()) return {"CUDA"};
 #if defined(__x86_64__) || defined(_M_X64)
   std::vector<std::string> all = {"AVX3", "AVX2", "SSE4", "SSE2"};
