@@ -19,6 +19,8 @@ constexpr const char* kOp = "decoder_layers";
 
 /// The linear layers of a layer, in their order.
 enum Linear { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kLinears };
+constexpr const char* kNames[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                  "gate_proj", "up_proj", "down_proj"};
 
 /// What a comma separates.
 std::vector<std::string> split(const std::string& text) {
@@ -45,6 +47,13 @@ struct Layer {
   const std::string& gate;
 
   std::int64_t rows(int i) const { return weights[i].sizes()[0]; }
+
+  void check_rows(int i, std::int64_t expected) const {
+    if (rows(i) == expected) return;
+    fail(std::string(kOp) + ": " + kNames[i] + " has a weight of " +
+         std::to_string(rows(i)) + " rows, expected " +
+         std::to_string(expected));
+  }
 
   std::int64_t rows(int begin, int end) const {
     std::int64_t sum = 0;
@@ -163,6 +172,10 @@ void append(const Tensor& from, const Tensor& to) {
 void multiply_by_gate(const std::string& gate, const Tensor& gate_up,
                       const Tensor& out) {
   if (gate == "silu") return silu_mul_out(gate_up, std::nullopt, out);
+  if (gate != "gelu" && gate != "gelu_tanh") {
+    fail(std::string(kOp) + ": gate is '" + gate +
+         "', expected 'silu', 'gelu' or 'gelu_tanh'");
+  }
   gelu_mul_out(gate_up, std::nullopt, gate == "gelu" ? "none" : "tanh", out);
 }
 
@@ -232,12 +245,18 @@ class Step {
     const Heads heads{size > 0 ? layer.rows(kQuery) / size : 0, key_heads,
                       size};
     if (n[0] != batch || begin < 0 || begin > end - seq || end > n[2] ||
-        steps[3] != 1 || layer.rows(kQuery) != heads.queries * size ||
-        layer.rows(kKey) != key_heads * size ||
-        layer.rows(kValue) != key_heads * size ||
-        layer.rows(kGate) != layer.rows(kUp)) {
-      fail(std::string(kOp) + ": shapes do not fit");
+        n[1] % 2 != 0 || steps[3] != 1) {
+      fail(std::string(kOp) + ": states have shape " + shape_text(n) +
+           ", which does not fit x of shape " + shape_text(x_.sizes()) +
+           " between " + std::to_string(begin) + " and " + std::to_string(end));
     }
+    // Otherwise memory beyond the results would be written.
+    layer.check_rows(kQuery, heads.queries * size);
+    layer.check_rows(kKey, key_heads * size);
+    layer.check_rows(kValue, key_heads * size);
+    layer.check_rows(kOutput, x_.sizes()[2]);
+    layer.check_rows(kUp, layer.rows(kGate));
+    layer.check_rows(kDown, x_.sizes()[2]);
     if (!attention_ || attention_->heads != heads) {
       attention_.emplace(x_, heads);
     }

@@ -729,6 +729,51 @@ def test_weights_that_become_views_of_themselves(steps):
     torch.testing.assert_close(step(model), step(other))
 
 
+@pytest.mark.parametrize("rows", [7, 4096])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    ],
+)
+def test_weights_of_another_size(name, rows, steps):
+    """Results of more rows would be written past their memory."""
+    model = make()
+    patch(model)
+    cache = DynamicCache(config=model.config)
+    ids = [*range(1, 20)]
+    tokens_after(model, cache, ids)
+    layer = model.model.layers[1]
+    part = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
+    weight = getattr(part, name).weight
+    before = weight.data
+    weight.data = torch.ones(rows, weight.shape[1])
+    # Queries of more heads are refused as an input of o_proj.
+    with pytest.raises(
+        RuntimeError, match=r"rows, expected|expected \(n, 4096"
+    ):
+        tokens_after(model, cache, [3])
+    weight.data = before
+    assert cache.get_seq_length() == len(ids)
+    actual = tokens_after(model, cache, [3])
+    fresh = DynamicCache(config=model.config)
+    expected = tokens_after(model, fresh, [*ids, 3])[-1:]
+    torch.testing.assert_close(actual, expected)
+    assert steps
+
+
+def test_gates_that_do_not_exist(monkeypatch):
+    model = make()
+    patch(model)
+    call = _decode._decoder_layers
+    monkeypatch.setattr(
+        _decode, "_decoder_layers", lambda *args: call(*args[:-1], "silu,sil")
+    )
+    with pytest.raises(RuntimeError, match="gate is 'sil', expected 'silu'"):
+        step(model)
+
+
 def test_weights_of_two_dtypes(steps):
     model, other = make(), make()
     for m in (model, other):
@@ -827,12 +872,11 @@ def test_saved_with_safetensors(tmp_path):
 
 def tokens_after(model, cache, ids: list[int]) -> torch.Tensor:
     """Return the logits of tokens that are given one by one."""
-    name = "cache" if "cache" in cached(model) else "past_key_values"
     with torch.no_grad():
         return torch.stack(
             [
                 model(
-                    torch.tensor([[i]]), use_cache=True, **{name: cache}
+                    torch.tensor([[i]]), use_cache=True, **{CACHE: cache}
                 ).logits.flatten()
                 for i in ids
             ]
@@ -993,12 +1037,11 @@ def test_a_window_slides(steps):
 
 def test_a_static_cache_given_by_the_user(steps):
     model = make()
-    name = "cache" if "cache" in cached(model) else "past_key_values"
     results = []
     for _ in range(2):
         cache = StaticCache(config=model.config, max_cache_len=32)
         with torch.no_grad():
-            results.append(model(torch.ones(1, 4).long(), **{name: cache}))
+            results.append(model(torch.ones(1, 4).long(), **{CACHE: cache}))
         patch(model)
     torch.testing.assert_close(*(r.logits for r in results))
     assert not steps
@@ -1030,9 +1073,8 @@ def regrown(model, cache) -> None:
 
 
 def continued(model, cache, ids: list[list[int]]) -> torch.Tensor:
-    name = "cache" if "cache" in cached(model) else "past_key_values"
     with torch.no_grad():
-        return model(torch.tensor(ids), use_cache=True, **{name: cache}).logits
+        return model(torch.tensor(ids), use_cache=True, **{CACHE: cache}).logits
 
 
 @pytest.mark.parametrize("change", [reordered, regrown])
