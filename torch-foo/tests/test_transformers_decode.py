@@ -632,6 +632,51 @@ def test_a_config_that_asks_for_hidden_states(calls):
     assert LAYERS not in calls
 
 
+def test_traces(calls):
+    model = make().requires_grad_(False)
+    patch(model)
+    arguments = cached(model)
+    calls.clear()
+
+    def run(ids):
+        return model(**arguments | {"input_ids": ids}).logits
+
+    with torch.no_grad():
+        torch.jit.trace(run, arguments["input_ids"], check_trace=False)
+    assert not calls
+
+
+def test_windows_of_some_layers(calls):
+    kinds = ["sliding_attention", "full_attention"]
+    settings = {"use_sliding_window": True, "sliding_window": 8}
+    model, inputs = make("qwen2", **settings, layer_types=kinds), prompt()
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    patch(model)
+    actual = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(actual, expected)
+    assert LAYERS not in calls
+
+
+def test_numbers_that_change(calls):
+    model, other = make(), make()
+    patch(model)
+    step(model)
+    for m in (model, other):
+        m.model.layers[0].input_layernorm.variance_epsilon = 0.5
+    torch.testing.assert_close(step(model), step(other))
+    for m in (model, other):
+        m.model.layers[1].self_attn.scaling = -3.0
+    torch.testing.assert_close(step(model), step(other))
+    assert calls
+
+
+def test_a_cache_that_offloads_does_more_than_append():
+    cache = DynamicCache()
+    assert _cache.appends(cache)
+    cache.offloading = True
+    assert not _cache.appends(cache)
+
+
 def test_a_cache_that_is_missing_or_another_models(calls):
     model, other = make(), make(num_key_value_heads=4)
     ids = torch.ones(1, 1, dtype=torch.int64)

@@ -65,10 +65,7 @@ class Room:
             layer.keys is self.keys
             and layer.values is self.values
             and self.end + new.seq <= self.capacity
-            and self.states.shape[0] == new.batch
             and self.states.dtype == new.dtype
-            # These may change in inference mode only.
-            and self.states.is_inference() <= torch.is_inference_mode_enabled()
         )
 
     @property

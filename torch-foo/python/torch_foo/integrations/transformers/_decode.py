@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from itertools import chain, repeat
 from operator import attrgetter, is_
@@ -439,10 +439,7 @@ class _Plan:
         count = HookHandle.next_id
         if self.hooks_seen != count:
             if any(self.hooks):
-                recorded = _recorded()
-                return _are_recorders(self.hooks) and not (
-                    recorded if self.uncalled else "attentions" in recorded
-                )
+                return _are_silent(self.hooks)
             self.hooks_seen = count
         return True
 
@@ -505,19 +502,15 @@ def _parts(layer: Any) -> list[Any]:
     return [*_modules(layer), layer.mlp.act_fn]
 
 
-def _recorded() -> Collection[str]:
-    """Return what transformers records now, such as "attentions"."""
-    if _capturing is None:
-        return ()
-    return _capturing._active_collector.get() or ()
-
-
-def _are_recorders(hooks: list[Any]) -> bool:
-    """Whether hooks are transformers' own.
+def _are_silent(hooks: list[Any]) -> bool:
+    """Whether hooks are transformers' own, which record nothing now.
 
     They stay on a model that was asked for attentions or hidden states once.
     """
-    return _capturing is not None and all(
+    if _capturing is None:
+        return False
+    recorded = _capturing._active_collector.get() or {}
+    return "attentions" not in recorded and all(
         getattr(hook, "__module__", None) == _capturing.__name__
         for registered in hooks
         for hook in registered.values()

@@ -86,8 +86,6 @@ _ATTENTIONS: dict[_Class, Callable[..., Any]] = {
         smollm3.SmolLM3Attention,
     )
 }
-
-
 _MODELS: dict[_Class, Callable[..., Any]] = {
     cls: forward_of(cls)
     for cls in (
