@@ -559,6 +559,18 @@ def test_layers_that_are_left_out_or_swapped(calls):
     assert calls
 
 
+def before_and_after(calls, arguments):
+    """Return a model's results for a token without and with patch()."""
+    model, results = make(), []
+    for _ in range(2):
+        inputs = cached(model) | arguments
+        calls.clear()
+        with torch.no_grad():
+            results.append(model.model(**inputs))
+        patch(model)
+    return results
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -574,15 +586,7 @@ def test_layers_that_are_left_out_or_swapped(calls):
     ids=lambda arguments: ", ".join(arguments),
 )
 def test_arguments_of_a_model(arguments, calls):
-    model = make()
-    results = []
-    for _ in range(2):
-        inputs = cached(model) | arguments
-        calls.clear()
-        with torch.no_grad():
-            results.append(model.model(**inputs))
-        patch(model)
-    expected, actual = results
+    expected, actual = before_and_after(calls, arguments)
     assert calls
     assert type(actual) is type(expected)
     assert actual.keys() == expected.keys()
@@ -602,15 +606,7 @@ def test_arguments_of_a_model(arguments, calls):
     ids=lambda arguments: ", ".join(arguments),
 )
 def test_what_a_model_does_itself(arguments, calls):
-    model = make()
-    results = []
-    for _ in range(2):
-        inputs = cached(model) | arguments
-        calls.clear()
-        with torch.no_grad():
-            results.append(model.model(**inputs))
-        patch(model)
-    expected, actual = results
+    expected, actual = before_and_after(calls, arguments)
     assert LAYERS not in calls
     assert type(actual) is type(expected)
     assert len(actual) == len(expected)
